@@ -1,0 +1,1 @@
+"""Files and processes: records, configs, checkpoints, logs and ranks. No neural networks."""

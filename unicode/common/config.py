@@ -1,0 +1,67 @@
+"""Configs: a dataclass of defaults, a YAML file of differences, `a.b=c` from the command line -> one checked dataclass."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unicode.common.records import atomic_write
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Build an instance of the dataclass `schema` from defaults, then a YAML file, then `key.sub=value` overrides.
+
+    Raises:
+        FileNotFoundError: there is no such YAML file.
+        ValueError: an unknown key (the message names the nearest one), a value of the wrong type, or a value that a
+            dataclass's own `__post_init__` refuses.
+    """
+    base = OmegaConf.structured(schema)
+    layers: list[tuple[str, Any]] = []
+    if path is not None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no config file {path}; the ones that come with the project lie in configs/")
+        try:
+            layers.append((str(path), OmegaConf.load(path)))
+        except Exception as error:  # the YAML parser has a family of errors of its own
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"'{override}' is not an override; write key.sub=value, for example train.steps=100")
+        layers.append((override, OmegaConf.from_dotlist([override])))
+    for source, layer in layers:
+        _check_keys(schema, OmegaConf.to_container(layer), source)
+        try:
+            base = OmegaConf.merge(base, layer)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
+    try:
+        return OmegaConf.to_object(base)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error
+        raise ValueError(str(cause).splitlines()[0]) from error
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a config dataclass as YAML, atomically."""
+    with atomic_write(path) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
+    """Raise ValueError at the first key of `values` that the dataclass `schema` does not have."""
+    if not dataclasses.is_dataclass(schema) or not isinstance(values, dict):
+        return
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for key, value in values.items():
+        if key not in fields:
+            nearest = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.3)
+            hint = f"did you mean '{prefix}{nearest[0]}'?" if nearest else f"known here: {', '.join(sorted(fields))}"
+            raise ValueError(f"{source}: unknown config key '{prefix}{key}'; {hint}")
+        _check_keys(fields[key].type, value, source, f"{prefix}{key}.")

@@ -1,0 +1,92 @@
+"""JSON, JSON Lines and plain lists on disk: whatever is written is whole or not there at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes its name only when the block ends well.
+
+    The content goes to a hidden file in the same folder, is flushed to disk and then renamed. When the block raises, the
+    hidden file is removed and an older file of that name stays as it was.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the message names the path that was to be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, f"could not write ({error.strerror}); nothing that was there before is lost", str(path)) from error
+        raise
+
+
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON; the message names the file and the position.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_jsonl(path: str | Path) -> Iterator[Any]:
+    """Yield the object of each non-empty line.
+
+    Raises:
+        ValueError: a line is not JSON; the message names the file and the line.
+    """
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+
+
+def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
+    """Write one JSON object a line, atomically."""
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_list(path: str | Path) -> list[str]:
+    """Return the non-empty lines of a text file without their line ends."""
+    with open(path, encoding="utf-8") as file:
+        return [line.rstrip("\r\n") for line in file if line.strip()]
+
+
+def write_list(path: str | Path, lines: Iterable[str]) -> None:
+    """Write one string a line, atomically."""
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n" for line in lines)
