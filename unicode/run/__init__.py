@@ -1,0 +1,1 @@
+"""The commands: one per file; each reads its arguments, builds, calls and reports."""

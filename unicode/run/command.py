@@ -1,0 +1,45 @@
+"""What every command shares: messages switched on, a user's mistake ends in one line and exit code 2, never in a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from unicode.common.log import setup_logging
+
+Main = Callable[[list[str] | None], int]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Wrap the `main(argv) -> exit code` of a command.
+
+    ValueError and OSError (with it FileNotFoundError and a full disk) are the user's to mend: they become one line `error: ...` on
+    standard error and exit code 2. Ctrl-C becomes 130. Anything else is a mistake of ours and keeps its traceback.
+    With UNICODE_TRACEBACK=1 in the environment the traceback of a user's error is shown too.
+    """
+
+    @wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        setup_logging()
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            if os.environ.get("UNICODE_TRACEBACK") == "1":
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+
+    return run
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line; the bare path of an OSError gets its reason in words."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
