@@ -1,0 +1,1 @@
+"""Codes <-> vocabulary ids: their order, their text form and their files."""
