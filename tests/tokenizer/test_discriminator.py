@@ -1,0 +1,102 @@
+"""PatchGAN, its losses, LeCam, the adaptive weight and the schedule against values worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from unicode.tokenizer.discriminator import (
+    DiscriminatorConfig,
+    LeCam,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    discriminator_trains,
+    generator_loss,
+    generator_weight,
+)
+
+
+def test_published_layout() -> None:
+    model = PatchDiscriminator(DiscriminatorConfig())
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert shapes == {
+        "main.0.weight": (64, 3, 4, 4),
+        "main.0.bias": (64,),
+        "main.2.weight": (128, 64, 4, 4),
+        "main.3.weight": (128,),
+        "main.3.bias": (128,),
+        "main.5.weight": (256, 128, 4, 4),
+        "main.6.weight": (256,),
+        "main.6.bias": (256,),
+        "main.8.weight": (1, 256, 4, 4),
+        "main.8.bias": (1,),
+    }
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(0.663e6, rel=0.01)
+    assert abs(model.main[2].weight.std().item() - 0.02) < 1e-3
+    with torch.device("meta"):
+        assert PatchDiscriminator(DiscriminatorConfig())(torch.empty(2, 3, 256, 256)).shape == (2, 1, 62, 62)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_any_depth_and_norm(norm: str, num_layers: int) -> None:
+    model = PatchDiscriminator(DiscriminatorConfig(norm=norm, num_layers=num_layers, channels=8))
+    logits = model(torch.zeros(2, 3, 32, 32))
+    assert logits.shape[:2] == (2, 1)
+    assert f"main.{3 * num_layers + 2}.weight" in model.state_dict()
+    assert ("main.2.bias" in model.state_dict()) == (norm == "none")
+
+
+def test_hinge_losses() -> None:
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 1.0])
+    assert discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.25 + 1.0))
+    assert generator_loss(fake).item() == pytest.approx(1.0)
+
+
+def test_lecam() -> None:
+    lecam = LeCam(decay=0.5)
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-4.0, 0.0])
+    lecam.update_(real, fake)
+    assert lecam.real_mean.item() == pytest.approx(0.5)
+    assert lecam.fake_mean.item() == pytest.approx(-1.0)
+    # relu(real + 1)^2 = 9, 1; relu(0.5 - fake)^2 = 20.25, 0.25
+    assert lecam(real, fake).item() == pytest.approx(5.0 + 10.25)
+    assert set(lecam.state_dict()) == {"real_mean", "fake_mean"}
+
+
+def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
+    torch.manual_seed(0)
+    body, last = nn.Linear(3, 4), nn.Linear(4, 2)
+    output = last(torch.tanh(body(torch.randn(5, 3))))
+    nll, g_loss = output.square().mean(), -output.sum() * 0.1
+    of_nll, of_g = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in (nll, g_loss))
+    weight = adaptive_weight(nll, g_loss, last.weight, maximum=100.0)
+    torch.testing.assert_close(weight, of_nll.norm() / (of_g.norm() + 1e-4))
+    assert not weight.requires_grad
+    (nll + weight * g_loss).backward()  # both graphs are still there, and nothing was accumulated before
+    torch.testing.assert_close(last.weight.grad, of_nll + weight * of_g)
+
+
+def test_adaptive_weight_is_clamped_on_both_sides() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    large, small = weight.sum() * 1e3, weight.sum() * 1e-6
+    assert adaptive_weight(large, small, weight, maximum=7.0, minimum=0.5).item() == 7.0
+    assert adaptive_weight(small, large, weight, maximum=7.0, minimum=0.5).item() == 0.5
+
+
+def test_schedule() -> None:
+    config = DiscriminatorConfig(start=10, alone_steps=5, ramp_steps=4, weight=0.8)
+    assert [discriminator_trains(step, config) for step in (9, 10, 100)] == [False, True, True]
+    assert [generator_weight(step, config) for step in (0, 14, 15, 16, 17, 19, 1000)] == pytest.approx([0, 0, 0, 0.2, 0.4, 0.8, 0.8])
+    assert generator_weight(15, DiscriminatorConfig(start=10, alone_steps=5, ramp_steps=0, weight=0.8)) == 0.8
+    off = DiscriminatorConfig(enabled=False, start=0)
+    assert generator_weight(10**6, off) == 0.0 and not discriminator_trains(10**6, off)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"start": -1}, {"weight": float("nan")}, {"norm": "batch"}, {"num_layers": 0}, {"lecam_decay": 1.0}, {"adaptive_minimum": 2.0, "adaptive_maximum": 1.0}],
+)
+def test_nonsense_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=f"discriminator.{list(wrong)[-1]}"):
+        DiscriminatorConfig(**wrong)

@@ -1,0 +1,158 @@
+"""The adversarial part of tokenizer training: PatchGAN, hinge losses, LeCam, the adaptive weight and its schedule.
+
+Images (B, 3, H, W) in [-1, 1] enter, one logit per overlapping patch (B, 1, h, w) leaves. The discriminator first trains
+alone, then its say in the generator's loss ramps up from 0: switched on at once it ruins a good generator.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unicode.common.ranks import all_reduce_sum_, world_size
+
+NORMS = ("group", "none")
+
+
+@dataclass
+class DiscriminatorConfig:
+    """When and how a discriminator takes part. Steps are optimizer steps of the generator."""
+
+    enabled: bool = True  # False: reconstruction losses only, no discriminator is built
+    start: int = 10000  # first step at which the discriminator itself trains
+    alone_steps: int = 1000  # steps it then trains alone before the generator hears of it
+    ramp_steps: int = 2000  # steps over which its weight in the generator's loss then rises from 0 to `weight`
+    weight: float = 0.75  # final factor of the adversarial loss, on top of the adaptive weight
+    adaptive: bool = True  # balance the adversarial gradient against the reconstruction's at the last layer
+    adaptive_minimum: float = 0.01  # lower clamp of the adaptive weight: the adversarial loss never vanishes ...
+    adaptive_maximum: float = 100.0  # upper clamp: ... and never takes over when its own gradient is tiny
+    norm: str = "group"  # "group" | "none"; no batch normalization, its statistics would differ from rank to rank
+    num_layers: int = 2  # convolutions of stride 2; more = larger patches
+    channels: int = 64  # channels of the first convolution, doubled by each layer up to eightfold
+    lecam_weight: float = 0.0  # factor of the LeCam regularizer in the discriminator's loss; 0 = off, 0.001-0.05 usual
+    lecam_decay: float = 0.999  # decay of LeCam's running means of the logits
+
+    def __post_init__(self) -> None:
+        for name in ("start", "alone_steps", "ramp_steps", "weight", "lecam_weight", "adaptive_minimum"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"discriminator.{name} is {value}; it has to be a finite number, 0 or above")
+        if not self.adaptive_minimum <= self.adaptive_maximum:
+            raise ValueError(
+                f"discriminator.adaptive_maximum is {self.adaptive_maximum}, below adaptive_minimum {self.adaptive_minimum}; raise it or lower the other"
+            )
+        if self.norm not in NORMS:
+            raise ValueError(f"discriminator.norm is '{self.norm}'; it has to be one of {', '.join(NORMS)}")
+        if self.num_layers < 1 or self.channels < 1:
+            raise ValueError(f"discriminator.num_layers ({self.num_layers}) and channels ({self.channels}) have to be at least 1")
+        if not 0 <= self.lecam_decay < 1:
+            raise ValueError(f"discriminator.lecam_decay is {self.lecam_decay}; it has to be in [0, 1), for example 0.999")
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017, arXiv 1611.07004) with the key layout of the published tokenizers' discriminators.
+
+    `main.0` convolution, then per layer a convolution, a norm and an activation (`main.2`, `main.3`, `main.5`, `main.6`, ...),
+    at the end one convolution to a single channel. With norm "none" the norm's place in the sequence stays, empty.
+    """
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        widths = [config.channels * min(2**layer, 8) for layer in range(config.num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), 1):
+            stride = 2 if index < config.num_layers else 1
+            layers.append(nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=config.norm == "none"))
+            layers.append(_norm(config.norm, after))
+            layers.append(nn.LeakyReLU(0.2))
+        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        self.apply(_init_weights_)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]; high = taken for real. 256 px and two layers give 62 x 62."""
+        return self.main(images)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6) if kind == "group" else nn.Identity()
+
+
+def _init_weights_(module: nn.Module) -> None:
+    """Normal weights of deviation 0.02, as PatchGAN's authors start theirs."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator, (mean relu(1 - D(x)) + mean relu(1 + D(x'))) / 2: a scalar from logits of any shape."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Hinge loss of the generator, -mean D(x'): a scalar from logits of any shape."""
+    return -fake.mean()
+
+
+class LeCam(nn.Module):
+    """LeCam regularizer (Tseng et al. 2021, arXiv 2104.03310, eq. 3): keeps the discriminator from running away.
+
+    Real logits are drawn below the running mean of the fake ones and fake logits above that of the real ones, quadratically.
+    """
+
+    def __init__(self, *, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real_mean", torch.zeros(()))
+        self.register_buffer("fake_mean", torch.zeros(()))
+        self.real_mean: Tensor
+        self.fake_mean: Tensor
+
+    @torch.no_grad()
+    def update_(self, real: Tensor, fake: Tensor) -> None:
+        """Move the running means towards the logits of this step's images on all ranks; a collective call."""
+        means = all_reduce_sum_(torch.stack([real.detach().float().mean(), fake.detach().float().mean()])) / world_size()
+        self.real_mean.lerp_(means[0].to(self.real_mean), 1 - self.decay)
+        self.fake_mean.lerp_(means[1].to(self.fake_mean), 1 - self.decay)
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """mean relu(D(x) - mean fake)^2 + mean relu(mean real - D(x'))^2, a scalar; changes nothing."""
+        return F.relu(real - self.fake_mean).square().mean() + F.relu(self.real_mean - fake).square().mean()
+
+
+def adaptive_weight(nll: Tensor, g_loss: Tensor, last_layer_weight: Tensor, *, maximum: float, minimum: float = 0.0) -> Tensor:
+    """||grad nll|| / (||grad g_loss|| + 1e-4) at the decoder's last layer, clamped (Esser et al. 2021, arXiv 2012.09841, eq. 7).
+
+    The gradients are averaged over the ranks first, so the weight is that of the whole batch and equal everywhere; a
+    collective call, without a wait for the device. Keeps both graphs for the backward that follows.
+
+    Args:
+        nll: reconstruction loss, a scalar that depends on `last_layer_weight`.
+        g_loss: adversarial loss of the generator, likewise.
+
+    Returns:
+        A detached float32 scalar in [minimum, maximum].
+    """
+    gradients = [torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach().float() for loss in (nll, g_loss)]
+    of_nll, of_g = all_reduce_sum_(torch.stack(gradients)) / world_size()
+    return (of_nll.norm() / (of_g.norm() + 1e-4)).clamp(minimum, maximum)
+
+
+def discriminator_trains(step: int, config: DiscriminatorConfig) -> bool:
+    """Whether the discriminator is updated at this optimizer step."""
+    return config.enabled and step >= config.start
+
+
+def generator_weight(step: int, config: DiscriminatorConfig) -> float:
+    """Factor of the adversarial loss at this optimizer step: 0 up to `start + alone_steps`, then a ramp up to `weight`."""
+    since = step - config.start - config.alone_steps
+    if not config.enabled or since < 0:
+        return 0.0
+    return config.weight * min(1.0, since / config.ramp_steps) if config.ramp_steps else config.weight
