@@ -1,0 +1,28 @@
+# Sourced by the training and encoding scripts, from the root of the repository. Defines
+#   launch MODULE ARGS...
+# which replaces the shell by `python -m MODULE ARGS...`, once for each GPU that CUDA_VISIBLE_DEVICES leaves visible.
+#   no GPU                     one process on the CPU, or NUM_RANKS of them
+#   several machines           NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT say which; started once on each of them
+
+. scripts/environment.sh
+
+launch() {
+    num_gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
+    if [ "$num_gpus" -gt 0 ]; then
+        ranks=$num_gpus
+    else
+        ranks=${NUM_RANKS:-1}
+        export DS_ACCELERATOR=cpu ACCELERATE_USE_CPU=true
+        if [ "$ranks" -gt 1 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
+    fi
+    if [ "${NNODES:-1}" -gt 1 ]; then
+        exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" \
+            --master-port "$MASTER_PORT" --nproc-per-node "$ranks" --module "$@"
+    elif [ "$ranks" -gt 1 ] && [ "$num_gpus" -gt 0 ]; then
+        exec "$PYTHON" -m deepspeed.launcher.runner --no_local_rank --master_port "${MASTER_PORT:-29500}" --module "$@"
+    elif [ "$ranks" -gt 1 ]; then
+        exec "$PYTHON" -m deepspeed.launcher.runner --num_accelerators "$ranks" --no_local_rank --master_port "${MASTER_PORT:-29500}" --module "$@"
+    else
+        exec "$PYTHON" -m "$@"
+    fi
+}

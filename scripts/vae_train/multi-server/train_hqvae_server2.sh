@@ -1,0 +1,6 @@
+#!/bin/sh
+# Server 2 of several that train one HQ-VAE together; server.sh beside this file says which variables they need.
+#   sh scripts/vae_train/multi-server/train_hqvae_server2.sh [CONFIG.yaml] [key.sub=value ...]
+cd "$(dirname "$0")/../../.." || exit 1
+SERVER=2
+. scripts/vae_train/multi-server/server.sh
