@@ -90,12 +90,20 @@ def test_schedule() -> None:
     assert [generator_weight(step, config) for step in (0, 14, 15, 16, 17, 19, 1000)] == pytest.approx([0, 0, 0, 0.2, 0.4, 0.8, 0.8])
     assert generator_weight(15, DiscriminatorConfig(start=10, alone_steps=5, ramp_steps=0, weight=0.8)) == 0.8
     off = DiscriminatorConfig(enabled=False, start=0)
-    assert generator_weight(10**6, off) == 0.0 and not discriminator_trains(10**6, off)
+    assert generator_weight(10**6, off) == 0.0
+    assert not discriminator_trains(10**6, off)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"start": -1}, {"weight": float("nan")}, {"norm": "batch"}, {"num_layers": 0}, {"lecam_decay": 1.0}, {"adaptive_minimum": 2.0, "adaptive_maximum": 1.0}],
+    [
+        {"start": -1},
+        {"weight": float("nan")},
+        {"norm": "batch"},
+        {"num_layers": 0},
+        {"lecam_decay": 1.0},
+        {"adaptive_minimum": 2.0, "adaptive_maximum": 1.0},
+    ],
 )
 def test_nonsense_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=f"discriminator.{list(wrong)[-1]}"):

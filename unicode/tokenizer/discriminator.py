@@ -4,6 +4,7 @@ Images (B, 3, H, W) in [-1, 1] enter, one logit per overlapping patch (B, 1, h, 
 alone, then its say in the generator's loss ramps up from 0: switched on at once it ruins a good generator.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -40,9 +41,8 @@ class DiscriminatorConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"discriminator.{name} is {value}; it has to be a finite number, 0 or above")
         if not self.adaptive_minimum <= self.adaptive_maximum:
-            raise ValueError(
-                f"discriminator.adaptive_maximum is {self.adaptive_maximum}, below adaptive_minimum {self.adaptive_minimum}; raise it or lower the other"
-            )
+            bounds = f"{self.adaptive_maximum}, below adaptive_minimum {self.adaptive_minimum}"
+            raise ValueError(f"discriminator.adaptive_maximum is {bounds}; raise it or lower the other")
         if self.norm not in NORMS:
             raise ValueError(f"discriminator.norm is '{self.norm}'; it has to be one of {', '.join(NORMS)}")
         if self.num_layers < 1 or self.channels < 1:
@@ -62,7 +62,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [config.channels * min(2**layer, 8) for layer in range(config.num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), 1):
+        for index, (before, after) in enumerate(itertools.pairwise(widths), 1):
             stride = 2 if index < config.num_layers else 1
             layers.append(nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=config.norm == "none"))
             layers.append(_norm(config.norm, after))

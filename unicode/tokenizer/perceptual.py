@@ -39,6 +39,8 @@ class PerceptualLoss(nn.Module):
     `.to()` and its relatives do. Precision is the caller's: float32 as it is, or whatever autocast is in force.
     """
 
+    network: nn.Module
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "network", network.eval().requires_grad_(False))
@@ -118,5 +120,6 @@ def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> 
         found = state.get(name) if isinstance(state, dict) else None
         if not isinstance(found, Tensor) or found.shape != wanted[key].shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else "nothing"
-            raise ValueError(f"{source}: expected {name} of shape {tuple(wanted[key].shape)}, found {shape}; this is not torchvision's file")
+            expected = f"{name} of shape {tuple(wanted[key].shape)}"
+            raise ValueError(f"{source}: expected {expected}, found {shape}; this is not torchvision's file")
     trunk.load_state_dict({key: state[name] for key, name in renamed.items()})
