@@ -84,6 +84,20 @@ def test_adaptive_weight_is_clamped_on_both_sides() -> None:
     assert adaptive_weight(small, large, weight, maximum=7.0, minimum=0.5).item() == 0.5
 
 
+def test_ranks_share_the_weight_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+
+    def losses(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (part @ last.T).square().mean(), -(part @ last.T).sigmoid().mean()
+
+    whole = adaptive_weight(*losses(inputs), last, maximum=1e4)
+    of_other = torch.stack([torch.autograd.grad(loss, last)[0] for loss in losses(inputs[3:])])
+    monkeypatch.setattr("unicode.tokenizer.discriminator.all_reduce_sum_", lambda tensor: tensor.add_(of_other))
+    monkeypatch.setattr("unicode.tokenizer.discriminator.world_size", lambda: 2)
+    torch.testing.assert_close(adaptive_weight(*losses(inputs[:3]), last, maximum=1e4), whole)
+
+
 def test_schedule() -> None:
     config = DiscriminatorConfig(start=10, alone_steps=5, ramp_steps=4, weight=0.8)
     assert [discriminator_trains(step, config) for step in (9, 10, 100)] == [False, True, True]

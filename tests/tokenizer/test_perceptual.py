@@ -82,7 +82,7 @@ def test_weight_zero_builds_nothing() -> None:
 
 
 def test_missing_file_names_setting_and_file() -> None:
-    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af\.pth there or correct perceptual\.vgg_path"):
+    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af\.pth \(perceptual\.vgg_path\) is expected there"):
         build_perceptual(PerceptualConfig(vgg_path="nowhere/vgg.pth"))
 
 

@@ -5,7 +5,6 @@ download) and keeps the network out of everything that is trained or saved.
 """
 
 import math
-import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+from unicode.common.tensors import read_tensors
 
 # the library's name of a trunk -> torchvision's weights of it
 TRUNKS: dict[str, Any] = {"vgg": VGG16_Weights.IMAGENET1K_V1, "alex": AlexNet_Weights.IMAGENET1K_V1}
@@ -104,12 +105,7 @@ def _trunk_state(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor
                 f"LPIPS needs {name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
                 f"put the file at {place} or name it in {setting}"
             ) from error
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no LPIPS trunk weights at {path}; put torchvision's {name} there or correct {setting}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a file of plain tensors; {setting} wants torchvision's {name}") from error
+    return read_tensors(path, wanted=f"torchvision's {name} ({setting})")
 
 
 def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
