@@ -1,0 +1,116 @@
+"""Checkpoints that are whole or do not count: folders named by step, with the size and checksum of each file beside them."""
+
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unicode.common.log import get_logger
+from unicode.common.records import atomic_write, read_json, write_json
+
+MANIFEST = "manifest.json"
+logger = get_logger(__name__)
+
+
+def save_checkpoint(folder: str | Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Write a checkpoint folder `step_00001234` and drop the oldest beyond `keep`.
+
+    The files go to a hidden folder, are listed with size and checksum, and the folder is renamed when everything is on disk. A
+    failure leaves the checkpoints that were there as they were.
+
+    Args:
+        folder: where the checkpoints of a run lie.
+        step: number of finished optimizer steps.
+        write: writes the files into the folder that it is given.
+        keep: how many checkpoints to keep, at least 1.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    folder = Path(folder)
+    target, hidden = folder / f"step_{step:08d}", folder / f".step_{step:08d}"
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    try:
+        write(hidden)
+        files = {str(path.relative_to(hidden)): _describe(path) for path in sorted(hidden.rglob("*")) if path.is_file()}
+        write_json(hidden / MANIFEST, files)
+        shutil.rmtree(target, ignore_errors=True)
+        hidden.rename(target)
+    except BaseException as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"could not save the checkpoint of step {step} ({error.strerror}); older checkpoints are whole", str(target)) from error
+        raise
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """Return the newest whole checkpoint, or None; damaged ones are named in a warning and passed over."""
+    for candidate in sorted(Path(folder).glob("step_*"), reverse=True):
+        fault = _find_fault(candidate)
+        if fault is None:
+            return candidate
+        logger.warning("checkpoint %s is damaged (%s); taking the one before it", candidate, fault)
+    return None
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return the step that a checkpoint folder's name gives."""
+    return int(path.name.removeprefix("step_"))
+
+
+def save_tensors(path: str | Path, content: Any) -> None:
+    """Write a structure of plain tensors, numbers, strings, lists and dictionaries, atomically."""
+    with atomic_write(path, "wb") as file:
+        torch.save(content, file)
+
+
+def load_tensors(path: str | Path) -> Any:
+    """Read a file of `torch.save` that holds plain tensors and nothing that could run code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or a pickle of something else than plain tensors.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise errors of their own
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"{path} cannot be read as plain tensors ({reason}). A pickle that holds other objects is refused, because loading it could run "
+            "code; save the file again as a dictionary of tensors"
+        ) from error
+
+
+def _describe(path: Path) -> dict[str, int]:
+    """Return size and CRC-32 of a file."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return {"bytes": path.stat().st_size, "crc32": checksum}
+
+
+def _find_fault(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None."""
+    try:
+        files = read_json(checkpoint / MANIFEST)
+    except (OSError, ValueError):
+        return f"no readable {MANIFEST}"
+    for name, described in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != described["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, expected {described['bytes']}"
+        if _describe(path) != described:
+            return f"{name} has other content than was saved"
+    return None

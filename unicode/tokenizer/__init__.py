@@ -1,0 +1,1 @@
+"""Images to codes and back: HQ-VAE and RQ-VAE, what they are trained against, and other people's weights."""

@@ -1,0 +1,136 @@
+"""The convolutional encoder and decoder around the codebook: (B, 3, H, W) <-> (B, latent_channels, H / stride, W / stride)."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unicode.tokenizer.blocks import AttnBlock, Downsample, ResBlock, Upsample, group_norm
+
+
+@dataclass
+class AutoencoderConfig:
+    """Widths and depths of encoder and decoder."""
+
+    channels: int = 128
+    """Channels at full resolution; level i has `channels * multipliers[i]`."""
+    multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    """One per resolution, finest first; each but the last is followed by a halving."""
+    num_res_blocks: int = 2
+    """Residual blocks per resolution in the encoder; the decoder has one more."""
+    latent_channels: int = 256
+    """Channels of the latent map."""
+    downsample_input: bool = True
+    """Halve the sides in the very first convolution too (4x4, stride 2), which saves the cost of full resolution."""
+    encoder_attention: list[int] = field(default_factory=list)
+    """Sides of feature maps, at the config's image size, after whose blocks the encoder attends; the middle always does."""
+    decoder_attention: list[int] = field(default_factory=lambda: [16])
+    """The same for the decoder."""
+    dropout: float = 0.0
+    """Dropout in residual blocks."""
+
+    def __post_init__(self) -> None:
+        """Reject values that make no sense."""
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"autoencoder.multipliers {list(self.multipliers)} must be one or more positive whole numbers")
+        if self.channels < 1 or self.num_res_blocks < 1 or self.latent_channels < 1:
+            raise ValueError("autoencoder.channels, num_res_blocks and latent_channels must be at least 1")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell and side."""
+        return int(2 ** (len(self.multipliers) - 1 + int(self.downsample_input)))
+
+
+class _Resolution(nn.Module):
+    """Blocks of one resolution: `block.{j}`, `attn.{j}` where it attends, and the change of size."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, *, attend: bool, dropout: float) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * blocks
+        self.block = nn.ModuleList(ResBlock(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False))
+        self.attn = nn.ModuleList(AttnBlock(channels_out) for _ in range(blocks if attend else 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[index](x)
+        return x
+
+
+class _Middle(nn.Module):
+    """Block, attention, block at the coarsest resolution."""
+
+    def __init__(self, channels: int, *, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, dropout=dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResBlock(channels, channels, dropout=dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]
+
+
+def _sides(config: AutoencoderConfig, image_size: int) -> list[int]:
+    """Return the side of the feature maps at each resolution, finest first."""
+    first = image_size // 2 if config.downsample_input else image_size
+    return [first // 2**level for level in range(len(config.multipliers))]
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> latent map (B, latent_channels, H / stride, W / stride)."""
+
+    def __init__(self, config: AutoencoderConfig, *, image_size: int) -> None:
+        super().__init__()
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        first = nn.Conv2d(3, config.channels, 4, stride=2, padding=1) if config.downsample_input else nn.Conv2d(3, config.channels, 3, padding=1)
+        self.conv_in = first
+        self.down = nn.ModuleList()
+        for level, (side, width) in enumerate(zip(_sides(config, image_size), widths, strict=True)):
+            before = widths[level - 1] if level else config.channels
+            stage = _Resolution(before, width, config.num_res_blocks, attend=side in config.encoder_attention, dropout=config.dropout)
+            if level < len(widths) - 1:
+                stage.downsample = Downsample(width)
+            self.down.append(stage)
+        self.mid = _Middle(widths[-1], dropout=config.dropout)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, latent_channels, H / stride, W / stride)."""
+        h = self.conv_in(images)
+        for stage in self.down:
+            h = stage(h)
+            if hasattr(stage, "downsample"):
+                h = stage.downsample(h)  # type: ignore[operator]
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Latent map (B, latent_channels, h, w) -> images (B, 3, h * stride, w * stride)."""
+
+    def __init__(self, config: AutoencoderConfig, *, image_size: int) -> None:
+        super().__init__()
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = _Middle(widths[-1], dropout=config.dropout)
+        self.up = nn.ModuleList()
+        for level, (side, width) in enumerate(zip(_sides(config, image_size), widths, strict=True)):
+            before = widths[min(level + 1, len(widths) - 1)]
+            stage = _Resolution(before, width, config.num_res_blocks + 1, attend=side in config.decoder_attention, dropout=config.dropout)
+            if level > 0 or config.downsample_input:
+                stage.upsample = Upsample(width)
+            self.up.append(stage)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, latent_channels, h, w) -> (B, 3, h * stride, w * stride), about [-1, 1], not clamped."""
+        h = self.mid(self.conv_in(latents))
+        for stage in reversed(self.up):
+            h = stage(h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)  # type: ignore[operator]
+        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]

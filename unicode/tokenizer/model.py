@@ -1,0 +1,279 @@
+"""The image tokenizer: (B, 3, H, W) in [-1, 1] <-> codes <-> vocabulary ids of the language model."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import save
+from torch import nn
+
+from unicode.codebook.base import Codebook
+from unicode.codebook.stack import Stack
+from unicode.codebook.table import LanguageTable
+from unicode.common.records import atomic_write, read_json, write_json
+from unicode.ids.layout import Layout
+from unicode.tokenizer.autoencoder import Decoder, Encoder
+from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.stacks import build_stack
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = "unicode-tokenizer-1"
+TRAINING_ONLY = (".ema.",)  # parts of state-dict names that a saved tokenizer does not keep
+NOT_IN_FINGERPRINT = (".projection", ".steps", ".scale_steps", ".ratio", ".strength")  # ends of names that no code depends on
+
+
+@dataclass
+class Reconstruction:
+    """What one training forward gives.
+
+    Attributes:
+        images: (B, 3, H, W) reconstructions.
+        codes: one (B, n) int64 per level.
+        commitment: (L,) commitment loss per level.
+        entropy: () entropy term.
+    """
+
+    images: torch.Tensor
+    codes: list[torch.Tensor]
+    commitment: torch.Tensor
+    entropy: torch.Tensor
+
+
+class ImageTokenizer(nn.Module):
+    """Encoder, stacked codebooks, decoder.
+
+    Args:
+        config: what to build.
+        table: the language model's table, for training in a mode that needs one.
+        training: build codebooks that can learn; `from_pretrained` builds plain ones.
+        widths: widths of the codebooks' rows, when `training` is off.
+
+    Raises:
+        ValueError: the table is missing, too small or of another width; sizes that do not fit.
+    """
+
+    def __init__(
+        self, config: TokenizerConfig, table: LanguageTable | None = None, *, training: bool = True, widths: list[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(config.autoencoder, image_size=config.image_size)
+        self.quant_conv = nn.Conv2d(config.autoencoder.latent_channels, config.map_channels, 1)
+        self.stack: Stack = build_stack(config, table, training=training, widths=widths)
+        self.post_quant_conv = nn.Conv2d(self.stack.out_channels, config.autoencoder.latent_channels, 1)
+        self.decoder = Decoder(config.autoencoder, image_size=config.image_size)
+        # The config of a tokenizer describes what was built: how many rows, and not where on this machine they came from.
+        self.config = replace(config, codebook=replace(config.codebook, num_rows=self.num_rows, table=""))
+        self.table_model = table.model if table is not None else ""
+        self.table_digest = table.digest if table is not None else ""
+
+    @property
+    def type(self) -> str:
+        """`hqvae` or `rqvae`."""
+        return self.config.type
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the ids of an image of the config's size."""
+        return self.config.layout(self.config.image_size, self.config.image_size)
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of an HQ-VAE, passes of an RQ-VAE."""
+        return self.stack.num_levels
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """The codebooks, coarse to fine; one only where the passes of an RQ-VAE share it."""
+        return list(self.stack.codebooks)  # type: ignore[arg-type]
+
+    @property
+    def row_ids(self) -> torch.Tensor:
+        """(K,) int64: the vocabulary id of each code."""
+        return self.codebooks[0].row_ids
+
+    @property
+    def num_rows(self) -> int:
+        """Rows K of the codebook."""
+        return self.codebooks[0].num_rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.post_quant_conv.weight.device
+
+    def forward(self, images: torch.Tensor) -> Reconstruction:
+        """Encode, quantize and decode (B, 3, H, W) images in [-1, 1]."""
+        stacked = self.stack(self.quant_conv(self.encoder(images)))
+        return Reconstruction(self.decoder(self.post_quant_conv(stacked.features)), stacked.codes, stacked.commitment, stacked.entropy)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the codes of images.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], sides multiples of `config.stride`.
+
+        Returns:
+            (B, N) int64 rows of the codebook in canonical order: HQ coarse raster, then finer; RQ cells raster, depth fastest.
+
+        Raises:
+            ValueError: the stride does not divide a side.
+        """
+        layout = self.config.layout(images.shape[2], images.shape[3])
+        with _inference(self):
+            return layout.join(self.stack(self.quant_conv(self.encoder(images.to(self.device)))).codes)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, *, levels: int | None = None, layout: Layout | None = None) -> torch.Tensor:
+        """Return the images of codes.
+
+        Args:
+            codes: (B, N) int64 in canonical order.
+            levels: use the first so many levels or passes only; 1 is the coarse map alone.
+            layout: layout of images of another size than the config's.
+
+        Returns:
+            (B, 3, H, W), about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: a code that the codebook does not have, or a number of codes that the layout does not have.
+        """
+        layout = layout or self.layout
+        codes = codes.to(self.device)
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_rows:
+            raise ValueError(f"codes range from {int(codes.min())} to {int(codes.max())}, but the codebook has rows 0 to {self.num_rows - 1}")
+        parts = layout.split(codes)[:levels]
+        grids = list(layout.grids) * (layout.depth if layout.kind == "residual" else 1)
+        with _inference(self):
+            return self.decoder(self.post_quant_conv(self.stack.decode(parts, grids)))  # type: ignore[no-any-return]
+
+    def to_ids(self, codes: torch.Tensor, *, layout: Layout | None = None) -> torch.Tensor:
+        """(B, N) codes in canonical order -> (B, N) int64 vocabulary ids in the tokenizer's id order."""
+        return (layout or self.layout).arrange(self.row_ids.to(codes.device)[codes])
+
+    def from_ids(self, ids: torch.Tensor, *, layout: Layout | None = None) -> torch.Tensor:
+        """(B, N) vocabulary ids in id order -> (B, N) int64 codes in canonical order; inverts `to_ids`.
+
+        Raises:
+            ValueError: an id that no row of the codebook stands for.
+        """
+        known, order = self.row_ids.to(ids.device).sort()
+        places = torch.searchsorted(known, ids.contiguous()).clamp_max(len(known) - 1)
+        wrong = known[places] != ids
+        if wrong.any():
+            raise ValueError(f"{int(ids[wrong][0])} is not an image id of this tokenizer ({int(wrong.sum())} such ids)")
+        return (layout or self.layout).restore(order[places])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when the config or a weight that encoding or decoding uses changes."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.inference_state().items()):
+            if name.endswith(NOT_IN_FINGERPRINT):
+                continue
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def inference_state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that a saved tokenizer keeps, on the CPU."""
+        state = {name: tensor for name, tensor in self.state_dict().items() if not any(part in name for part in TRAINING_ONLY)}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors into the folder `path`; each file is whole or not there.
+
+        Raises:
+            OSError: the disk is full; files of an earlier save stay.
+        """
+        state = self.inference_state()
+        with atomic_write(Path(path) / WEIGHTS_FILE, "wb") as file:
+            file.write(save(state, {"format": "pt"}))
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "tokenizer": dataclasses.asdict(self.config),
+            "widths": [codebook.width for codebook in self.codebooks],
+            "language_model": self.table_model,
+            "table_sha256": self.table_digest,
+        }
+        write_json(Path(path) / CONFIG_FILE, content)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "ImageTokenizer":
+        """Read a folder that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged or of another architecture.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(path)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
+        content = read_json(folder / CONFIG_FILE)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{folder / CONFIG_FILE} does not describe a tokenizer of this project (format {FORMAT!r} expected)")
+        config = parse_config(content["tokenizer"], source=str(folder / CONFIG_FILE))
+        tokenizer = cls(config, training=False, widths=content["widths"])
+        tokenizer.table_model, tokenizer.table_digest = content.get("language_model", ""), content.get("table_sha256", "")
+        try:
+            state = load_file(folder / WEIGHTS_FILE)
+        except Exception as error:  # safetensors has an error type of its own for damaged files
+            raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}); save the tokenizer again or take an older checkpoint") from error
+        tokenizer.load_inference_state(state, source=str(folder / WEIGHTS_FILE))
+        return tokenizer.eval()
+
+    def load_inference_state(self, state: dict[str, torch.Tensor], *, source: str) -> None:
+        """Take tensors by name, all of them of the right shape; a projection, which only training uses, may be left over.
+
+        Raises:
+            ValueError: names or shapes that do not fit this config.
+        """
+        expected = {name: tuple(tensor.shape) for name, tensor in self.inference_state().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state.items() if name in expected or not name.endswith(".projection")}
+        if given != expected:
+            missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+            other = [name for name in expected.keys() & given.keys() if given[name] != expected[name]]
+            first = (missing and f"'{missing[0]}' is missing") or (extra and f"'{extra[0]}' is unknown")
+            first = first or f"'{other[0]}' has shape {given[other[0]]}, expected {expected[other[0]]}"
+            raise ValueError(f"{source} holds another architecture than its config: {first} ({len(missing)} missing, {len(extra)} unknown)")
+        self.load_state_dict({name: tensor for name, tensor in state.items() if name in expected}, strict=False)
+        self.__dict__.pop("fingerprint", None)
+
+
+class _inference:
+    """Run a block of a module in evaluation mode and float32 statistics, then give the mode back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.mode = module, module.training
+
+    def __enter__(self) -> None:
+        if self.mode:
+            self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        if self.mode:
+            self.module.train()
+
+
+def parse_config(values: Any, *, source: str) -> TokenizerConfig:
+    """Return the config in a dictionary read from JSON.
+
+    Raises:
+        ValueError: an unknown key or a value that makes no sense; the message names `source`.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TokenizerConfig), OmegaConf.create(values))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
