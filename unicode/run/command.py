@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
+from torch import distributed
+
 from unicode.common.log import setup_logging
 
 Main = Callable[[list[str] | None], int]
@@ -18,12 +20,14 @@ def command(main: Main) -> Callable[..., int]:
 
     ValueError and OSError (with it FileNotFoundError and a full disk) are the user's to mend: they become one line `error: ...` on
     standard error and exit code 2. Ctrl-C becomes 130. Anything else is a mistake of ours and keeps its traceback.
-    With UNICODE_TRACEBACK=1 in the environment the traceback of a user's error is shown too.
+    With UNICODE_TRACEBACK=1 in the environment the traceback of a user's error is shown too. A process group that the command opened is
+    closed: threads that outlive the interpreter abort now and then, and the launcher would take that for a failure.
     """
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> int:
         setup_logging()
+        alone = not distributed.is_initialized()
         try:
             return main(argv)
         except (ValueError, OSError) as error:
@@ -34,6 +38,9 @@ def command(main: Main) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
+        finally:
+            if alone and distributed.is_initialized():
+                distributed.destroy_process_group()
 
     return run
 
