@@ -1,0 +1,197 @@
+"""Images inside tar shards (WebDataset) and LMDB files (LSUN), read at random: keys once, bytes by index."""
+
+import json
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from glob import glob
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from unicode.common.log import get_logger
+from unicode.common.records import atomic_write, read_list, write_list
+from unicode.images.decode import UnreadableImageError
+from unicode.images.listing import EXTENSIONS, LAYOUTS, check_folder
+from unicode.images.packed import PackedStrings
+
+MAX_OPEN = 64  # shards that one process keeps open
+log = get_logger(__name__)
+
+
+class TarShards:
+    """The images of uncompressed tar files. A key is "SHARD/MEMBER"; the members' offsets are kept in SHARD.index.json."""
+
+    def __init__(self, pattern: str, root: str = "") -> None:
+        """Find the shards of a pattern (braces {000..127} and globs, relative to `root`) and their members.
+
+        Raises:
+            FileNotFoundError: no shard matches, or one of a brace range is missing.
+            ValueError: a shard is compressed or damaged, or none holds an image.
+        """
+        self._paths = find_shards(pattern, root)
+        base = root or os.path.dirname(self._paths[0])
+        names, shards, offsets, sizes = [], [], [], []
+        for number, path in enumerate(self._paths):
+            for member, offset, size in _shard_index(path):
+                names.append(f"{os.path.relpath(path, base)}/{member}".replace(os.sep, "/"))
+                shards.append(number)
+                offsets.append(offset)
+                sizes.append(size)
+        if not names:
+            raise ValueError(f"no images in the {len(self._paths)} shards of {pattern}; {LAYOUTS}")
+        rows = {name: row for row, name in enumerate(names)}  # of a member that was appended again, the last one counts, as in tar
+        self.keys = PackedStrings(rows)
+        self._place = np.array([(shards[row], offsets[row], sizes[row]) for row in rows.values()], np.int64)
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._pid = os.getpid()
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of image `index`; UnreadableImageError if the shard ends before it does."""
+        shard, offset, size = (int(value) for value in self._place[index])
+        try:
+            data = os.pread(self._file(shard).fileno(), size, offset)
+        except OSError as error:
+            raise UnreadableImageError(f"unreadable shard: {self._paths[shard]}: {error.strerror}") from error
+        if len(data) < size:
+            raise UnreadableImageError(f"truncated shard: {self._paths[shard]}")
+        return data
+
+    def _file(self, shard: int) -> BinaryIO:
+        if self._pid != os.getpid():  # a forked worker opens its own
+            self._open, self._pid = OrderedDict(), os.getpid()
+        if shard not in self._open:
+            if len(self._open) >= MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+            self._open[shard] = open(self._paths[shard], "rb")  # noqa: SIM115, it stays open for the next image
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}
+
+
+def find_shards(pattern: str, root: str = "") -> list[str]:
+    """Expand one brace range and globs of a shard pattern, relative to `root`.
+
+    Raises:
+        FileNotFoundError: nothing matches, or a shard of a brace range is missing.
+    """
+    pattern = os.path.join(root, pattern)
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        paths = sorted(glob(pattern))
+        if not paths:
+            raise FileNotFoundError(f"no tar shard matches {pattern}; set data.root and data.path, {LAYOUTS}")
+        return paths
+    low, high = match.groups()
+    numbers = range(int(low), int(high) + 1)
+    paths = [f"{pattern[: match.start()]}{number:0{len(low)}d}{pattern[match.end() :]}" for number in numbers]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing or not paths:
+        names = ", ".join(missing[:3])
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} shards of {pattern} are missing: {names}; correct the range in data.path")
+    return paths
+
+
+def _shard_index(path: str) -> list[tuple[str, int, int]]:
+    """Return (member, offset, size) of the images of a shard, from its index file if that is newer than the shard's last change."""
+    status = os.stat(path)
+    stamp = [status.st_size, status.st_mtime_ns]
+    cache = f"{path}.index.json"
+    try:
+        with open(cache, encoding="utf-8") as file:
+            content = json.load(file)
+        if content["shard"] == stamp:
+            return [(name, offset, size) for name, offset, size in content["images"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # absent or not ours: made again below
+    images = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isfile() and os.path.splitext(member.name)[1].lower() in EXTENSIONS:
+                    images.append((member.name, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not an uncompressed tar file ({error}); unpack it, or leave it out of data.path") from error
+    try:
+        with atomic_write(cache) as file:
+            json.dump({"shard": stamp, "images": images}, file)
+    except OSError:
+        log.info("the index of %s cannot be kept beside it; it is made again at every start", path)
+    return images
+
+
+class Lmdb:
+    """The images of an LMDB folder as LSUN ships it: keys are ASCII, values image files. The keys are kept in FOLDER.keys.txt."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the folder and list its keys.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or no data.mdb in it.
+            ValueError: it is empty, is not an LMDB, or the package lmdb is missing.
+        """
+        self._path = str(path)
+        check_folder(path)
+        if not Path(path, "data.mdb").is_file():
+            raise FileNotFoundError(f"there is no data.mdb in {path}; set data.path to the ..._lmdb folder, {LAYOUTS}")
+        self._environment: Any = None
+        self._pid = -1
+        self._names = PackedStrings(self._list_keys())
+        if not len(self._names):
+            raise ValueError(f"{path} holds no image; {LAYOUTS}")
+        self.keys = PackedStrings(f"{Path(path).name}/{name}" for name in self._names)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of image `index`; UnreadableImageError if the file has lost it."""
+        with self._begin() as transaction:
+            data = transaction.get(_lmdb_key(self._names[index]))
+        if data is None:
+            raise UnreadableImageError("missing record")
+        return data
+
+    def _begin(self) -> Any:
+        if self._pid != os.getpid():  # an environment must not cross a fork
+            self._environment, self._pid = _open_lmdb(self._path), os.getpid()
+        return self._environment.begin()
+
+    def _list_keys(self) -> list[str]:
+        cache = f"{self._path.rstrip('/')}.keys.txt"
+        with self._begin() as transaction:
+            entries = transaction.stat()["entries"]
+            if os.path.isfile(cache):
+                names = read_list(cache)
+                if len(names) == entries:
+                    return names
+            names = [_lmdb_name(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+        try:
+            write_list(cache, names)
+        except OSError:
+            log.info("the keys of %s cannot be kept beside it; they are listed again at every start", self._path)
+        return names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_environment": None, "_pid": -1}
+
+
+def _open_lmdb(path: str) -> Any:
+    try:
+        import lmdb  # only LSUN needs it
+    except ImportError as error:
+        raise ValueError("reading LSUN needs the package lmdb: pip install lmdb") from error
+    try:
+        return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1024)
+    except lmdb.Error as error:
+        raise ValueError(f"{path} is not an LMDB: {error}") from error
+
+
+def _lmdb_name(key: bytes) -> str:
+    text = key.decode("ascii", "replace")
+    return text if re.fullmatch(r"[\w.-]+", text, re.ASCII) and not text.startswith("hex.") else f"hex.{key.hex()}"
+
+
+def _lmdb_key(name: str) -> bytes:
+    return bytes.fromhex(name[4:]) if name.startswith("hex.") else name.encode("ascii")

@@ -1,0 +1,190 @@
+"""Where the image files are: folders, lists and annotation files -> a root folder and unique keys relative to it."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unicode.common.log import get_logger
+from unicode.common.records import read_json
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}
+LAYOUTS = "DATA_VAE.md shows the layout of every data set"
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a data set: `root / key` is the file of a key; keys have forward slashes and occur once."""
+
+    root: Path
+    keys: list[str]
+
+
+def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Listing:
+    """List the images under a folder, recursively, sorted; links are followed, hidden files and other extensions left out.
+
+    Args:
+        root: what the keys are relative to; the folder itself if None.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no image in it.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    found, seen = [], set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder already walked
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = os.path.relpath(where, root or folder)
+        prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
+        found += [prefix + name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
+    if not found:
+        raise ValueError(f"no images in {folder} (looked for {', '.join(sorted(EXTENSIONS))}, also in its subfolders); {LAYOUTS}")
+    return Listing(Path(root or folder), sorted(found))
+
+
+def list_lines(path: str | Path, root: str, *, folder: str = "", separator: str | None = None) -> Listing:
+    """List the images that a text file names, one a line, in its order; what follows `separator` in a line is left out.
+
+    Relative lines start at `root / folder`, at the folder of the list file if `root` is empty. Absolute lines must lie under
+    `root`; with an empty `root` they may lie anywhere, and all keys are then relative to "/".
+
+    Raises:
+        FileNotFoundError: there is no such list or root.
+        ValueError: the list is empty, or a line leaves the root.
+    """
+    check_file(path)
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        texts = [(line.split(separator)[0] if separator else line).strip() for line in file]
+    lines = [(f"{path}, line {number}", text) for number, text in enumerate(texts, 1) if text]
+    if not root:
+        here = Path(path).absolute().parent
+        if any(text.startswith("/") for _, text in lines):
+            root, folder = "/", str(here / folder).lstrip("/")
+        else:
+            root = str(here)
+    return _gather(path, lines, root, folder)
+
+
+def list_llava(path: str | Path, root: str, *, folder: str = "") -> Listing:
+    """List the images of a LLaVA annotation file, a JSON list of records whose "image" is a path, several, or absent (text only).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a list, no record has an image, or a path leaves the root.
+    """
+    check_file(path)
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise ValueError(f"{path} is not a LLaVA annotation file: a list of records was expected, not {type(records).__name__}")
+    names: list[tuple[str, str]] = []
+    for number, record in enumerate(records):
+        images = record.get("image") if isinstance(record, dict) else record
+        if images is None:
+            continue
+        for name in images if isinstance(images, list) else [images]:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{path}, record {number}: 'image' must be a path or a list of paths, not {name!r}")
+            names.append((f"{path}, record {number}", name))
+    return _gather(path, names, root or str(Path(path).parent), folder)
+
+
+def list_coco(root: str, split: str, path: str = "") -> Listing:
+    """List the images of COCO: those an annotation file names ("images" with "file_name"), or a split's whole folder.
+
+    The pictures lie in `root/val2017` or `root/images/val2017` (or 2014, or train); the year of an annotation file is in its name.
+
+    Raises:
+        FileNotFoundError: no annotation file, or no folder of pictures.
+        ValueError: the annotation file has no images.
+    """
+    if not path:
+        for year in ("2017", "2014"):
+            for folder in (Path(root, f"{split}{year}"), Path(root, "images", f"{split}{year}")):
+                if folder.is_dir():
+                    return list_folder(folder, root=root)
+        raise FileNotFoundError(f"no folder {split}2017, {split}2014, images/{split}2017 or images/{split}2014 in {root}; {LAYOUTS}")
+    check_file(path)
+    content = read_json(path)
+    images: Any = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(isinstance(image, dict) and isinstance(image.get("file_name"), str) for image in images):
+        raise ValueError(f"{path} is not a COCO annotation file: an object with a list 'images' of objects with 'file_name' was expected")
+    match = re.search(r"(train|val|test)(2014|2015|2017)", Path(path).name)
+    folders = [match.group(), f"images/{match.group()}"] if match else [f"{split}2017", f"{split}2014"]
+    present = [name for name in folders if Path(root, name).is_dir()]
+    if not present:
+        raise FileNotFoundError(f"the pictures of {path} lie neither in {folders[0]} nor in {folders[1]} of {root}; {LAYOUTS}")
+    names = [(f"{path}, image {number}", image["file_name"]) for number, image in enumerate(images)]
+    return _gather(path, names, root, present[0])
+
+
+def join(listings: Sequence[Listing]) -> Listing:
+    """Put listings of one root together, keeping the first of equal keys."""
+    keys = list(dict.fromkeys(key for listing in listings for key in listing.keys))
+    return Listing(listings[0].root, keys)
+
+
+def check_files(listing: Listing, number: int, source: str) -> None:
+    """Look whether `number` files, evenly spread over the listing (all if negative), exist.
+
+    Raises:
+        FileNotFoundError: some do not; the message names the first three and tells how many of how many.
+    """
+    total = len(listing.keys)
+    looked = range(total) if number < 0 or number >= total else [index * total // number for index in range(number)]
+    missing = [listing.keys[index] for index in looked if not os.path.exists(listing.root / listing.keys[index])]
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(looked)} files looked for, of the {total} that {source} names, are not in {listing.root}: {names}; "
+            "set data.root to the folder that they start from, or data.check_files=0 to skip what is missing"
+        )
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise FileNotFoundError unless `folder` is a folder."""
+    if not Path(folder).is_dir():
+        what = "is not a folder" if Path(folder).exists() else "does not exist"
+        raise FileNotFoundError(f"the image folder '{folder}' {what}; set data.root, {LAYOUTS}")
+
+
+def check_file(path: str | Path) -> None:
+    """Raise FileNotFoundError unless `path` is a file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; set data.path (relative to data.root), {LAYOUTS}")
+
+
+def key_under(root: str | Path, folder: str, name: str, where: str) -> str:
+    """Return the key of a file named `name`, relative to `root/folder` or absolute; links are not resolved.
+
+    Raises:
+        ValueError: the file would lie outside `root`; the message starts with `where`.
+    """
+    plain = f"{folder}/{name}" if folder else name
+    if not name.startswith("/") and all(part not in ("", ".", "..") for part in plain.split("/")):
+        return plain  # nothing to resolve: the usual case, fast
+    base = os.path.normpath(os.path.abspath(root))
+    full = os.path.normpath(os.path.join(base, folder, name))
+    if os.path.commonpath([base, full]) != base or full == base:
+        raise ValueError(f"{where}: '{name}' leaves the image root {base}; correct the line or set data.root")
+    return os.path.relpath(full, base).replace(os.sep, "/")
+
+
+def _gather(source: str | Path, names: Iterable[tuple[str, str]], root: str, folder: str) -> Listing:
+    check_folder(root)
+    keys = [key_under(root, folder, name, where) for where, name in names]
+    if not keys:
+        raise ValueError(f"{source} names no image; {LAYOUTS}")
+    unique = list(dict.fromkeys(keys))
+    if len(unique) < len(keys):
+        log.info("%s names %d images %d times; each is used once", source, len(unique), len(keys))
+    return Listing(Path(root), unique)
+

@@ -1,0 +1,174 @@
+"""A data set and lists of what to fetch -> batches on the wanted device, made by worker processes, and a report of what was skipped.
+
+Workers hand over uint8, a quarter of the bytes of float32; the batch becomes float where it is used. A batch is a function of
+its list alone: neither the number of workers nor what was fetched before changes a bit of it.
+"""
+
+import hashlib
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unicode.common.records import write_jsonl
+from unicode.images.datasets import Draw, ImageDataset, Skipped
+from unicode.images.transforms import to_float
+
+MAX_TRIES = 20  # pictures in a row that cannot be read before training stops
+Request = Sequence[int] | Sequence[Draw]
+
+
+@dataclass
+class Batch:
+    """Pictures of one list of requests, in its order."""
+
+    images: Tensor  # (B, 3, H, W) float32 in [-1, 1]; B may be 0 in evaluation, where nothing could be read
+    keys: list[str]
+    indices: list[int]
+    skipped: list[Skipped]  # what could not be read: left out in evaluation, replaced by other pictures in training
+
+
+def build_loader(
+    dataset: ImageDataset,
+    batches: Iterable[Request],
+    *,
+    num_workers: int,
+    device: str | torch.device = "cpu",
+    pin_memory: bool | None = None,
+    prefetch: int = 2,
+) -> "ImageLoader":
+    """Return an iterable of batches, one per list of `batches`, in order.
+
+    Args:
+        batches: lists of int (evaluation: what cannot be read is left out) or of Draw (training: it is replaced by another
+            picture that the Draw alone determines). Iterated anew for every pass.
+        num_workers: processes that read and decode; 0: this one does.
+        device: where the images go.
+        pin_memory: page-locked memory for the way to a GPU; None: if `device` is one.
+        prefetch: batches that each worker prepares ahead.
+    """
+    device = torch.device(device)
+    loader = DataLoader(
+        _Fetcher(dataset),
+        sampler=cast(Iterable[int], batches),  # each "index" is a whole list
+        batch_size=None,
+        collate_fn=cast(Callable[[list[Any]], Any], _same),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda" if pin_memory is None else pin_memory,
+        multiprocessing_context=_context() if num_workers else None,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch if num_workers else None,
+    )
+    return ImageLoader(loader, device)
+
+
+class ImageLoader:
+    """Iterates over batches; the workers stay alive between passes."""
+
+    def __init__(self, loader: "DataLoader[_RawBatch]", device: torch.device) -> None:
+        self._loader = loader
+        self._device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for raw in self._loader:
+            images = to_float(raw.images.to(self._device, non_blocking=True))
+            yield Batch(images, raw.keys, raw.indices, raw.skipped)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+class SkipReport:
+    """Collects the pictures that could not be used."""
+
+    def __init__(self) -> None:
+        self._skipped: dict[str, Skipped] = {}  # by key: a picture that is met again counts once
+
+    def add(self, skipped: Iterable[Skipped]) -> None:
+        """Take over the skipped pictures of a batch."""
+        for entry in skipped:
+            self._skipped.setdefault(entry.key, entry)
+
+    def __len__(self) -> int:
+        return len(self._skipped)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many pictures were skipped for each kind of reason, the most frequent first."""
+        return dict(Counter(entry.reason.split(":")[0] for entry in self._skipped.values()).most_common())
+
+    def summary(self) -> str:
+        """Return one line: how many, why, and the first of them."""
+        if not self._skipped:
+            return "no image skipped"
+        first = next(iter(self._skipped.values()))
+        reasons = ", ".join(f"{number} {kind}" for kind, number in self.counts().items())
+        return f"{len(self)} image{'s' if len(self) > 1 else ''} skipped ({reasons}); the first: {first.key} ({first.reason})"
+
+    def write(self, path: str | Path) -> None:
+        """Write one JSON object per skipped picture, in the order of the data set, atomically."""
+        write_jsonl(path, (asdict(entry) for entry in sorted(self._skipped.values(), key=lambda entry: entry.index)))
+
+
+class _RawBatch(Batch):
+    """A batch whose images are still uint8."""
+
+    def pin_memory(self) -> "_RawBatch":
+        """Move the images to page-locked memory; the DataLoader calls this in a thread of its own."""
+        self.images = self.images.pin_memory()
+        return self
+
+
+class _Fetcher(Dataset[_RawBatch]):
+    """A data set whose items are whole batches: a worker fetches and stacks, and only one tensor crosses to the main process."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, items: Request) -> _RawBatch:
+        size = self._dataset.image_size
+        pixels: list[Tensor] = []
+        indices: list[int] = []
+        skipped: list[Skipped] = []
+        for item in items:
+            fetched: Tensor | Skipped = self._dataset.pixels(item)
+            tries = 1
+            while isinstance(fetched, Skipped):
+                skipped.append(fetched)
+                if not isinstance(item, Draw):
+                    break
+                if tries == MAX_TRIES:
+                    what = f"the last: {fetched.key} ({fetched.reason})"
+                    raise ValueError(f"{tries} images in a row could not be read, {what}; look at the data under data.root")
+                item = _another(item, tries, len(self._dataset))
+                fetched = self._dataset.pixels(item)
+                tries += 1
+            if isinstance(fetched, Tensor):
+                pixels.append(fetched)
+                indices.append(item.index if isinstance(item, Draw) else item)
+        images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return _RawBatch(images, [self._dataset.key(index) for index in indices], indices, skipped)
+
+
+def _another(draw: Draw, tries: int, total: int) -> Draw:
+    """Return the picture to take instead of an unreadable one: a function of the request alone."""
+    digest = hashlib.blake2b(f"{draw.index}/{draw.seed}/{tries}".encode(), digest_size=8).digest()
+    return Draw(int.from_bytes(digest, "little") % total, draw.seed)
+
+
+def _same(batch: _RawBatch) -> _RawBatch:
+    return batch
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how workers start: from a clean server process, as forking one with threads or a GPU may hang; it imports torch once."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["unicode.images.loader"])
+    return context

@@ -1,0 +1,139 @@
+"""The parts of the shapes world: its settings, its names, the things in it, and which combinations training never sees."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 45, 40), "green": (45, 165, 65), "blue": (45, 85, 225), "yellow": (245, 215, 50),
+    "purple": (150, 55, 175), "white": (245, 245, 245), "orange": (245, 130, 25), "cyan": (60, 205, 215),
+}  # fmt: skip
+BACKGROUND = (44, 46, 52)
+SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
+SIZES = {1: ("large",), 2: ("small", "large"), 3: ("small", "medium", "large")}
+PLACES = {
+    2: ("top left", "top right", "bottom left", "bottom right"),
+    3: ("top left", "top center", "top right", "center left", "center", "center right", "bottom left", "bottom center", "bottom right"),
+}
+
+
+@dataclass
+class ShapesConfig:
+    """Settings of the generated world. The defaults are the embedded default of the project: few, predictable pictures."""
+
+    image_size: int = 32  # side in pixels; a data set's own image_size replaces it
+    colours: int = 6  # how many colours there are, 2 to 8
+    shapes: int = 3  # how many shapes there are, 2 to 6
+    places: int = 2  # places along a side: 2 (four places) or 3 (nine)
+    sizes: int = 1  # 1 (never mentioned), 2 (small, large) or 3 (small, medium, large)
+    min_objects: int = 1  # fewest objects of a scene
+    max_objects: int = 3  # most objects of a scene; each has a place of its own
+    jitter: int = 0  # an object is moved up to so many pixels from the middle of its place, in x and in y
+    noise: float = 0.0  # standard deviation of the background's pixels, 0 to 0.2 of the range from black to white
+    grid: int = 8  # places start at multiples of so many pixels: the side of a tokenizer's finest patch
+    holdout: float = 0.15  # share of the combinations (colour, shape, place) that only validation scenes contain
+    num_train: int = 20000  # scenes of the split "train"
+    num_val: int = 1000  # scenes of the split "val"
+    seed: int = 0  # scene i of a split is a function of this seed, the split and i
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("colours", 2, len(COLOURS)), ("shapes", 2, len(SHAPES)), ("places", 2, 3), ("sizes", 1, 3)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"shapes.{name} is {getattr(self, name)}; it must be {low} to {high}")
+        if not 1 <= self.min_objects <= self.max_objects <= self.places**2:
+            limits = f"shapes.min_objects {self.min_objects} and shapes.max_objects {self.max_objects}"
+            raise ValueError(f"{limits} must satisfy 1 <= min <= max <= {self.places**2} places")
+        if not 0 <= self.noise <= 0.2:
+            raise ValueError(f"shapes.noise is {self.noise}; it must be 0 to 0.2 so that every object can still be told")
+        if not 0 < self.holdout < 0.5:
+            raise ValueError(f"shapes.holdout is {self.holdout}; it must lie between 0 and 0.5")
+        if min(self.num_train, self.num_val) < 1:
+            raise ValueError(f"shapes.num_train {self.num_train} and shapes.num_val {self.num_val} must be at least 1")
+        if self.grid < 1 or self.cell < 8:
+            what = f"shapes.image_size {self.image_size} leaves {self.cell} px for each of {self.places} places in a row"
+            raise ValueError(f"{what}; 8 px is the least, set a larger image_size")
+        if not 0 <= self.jitter <= self.cell // 4:
+            raise ValueError(f"shapes.jitter is {self.jitter}; places of {self.cell} px allow 0 to {self.cell // 4}")
+
+    @property
+    def cell(self) -> int:
+        """Side of a place in pixels: the largest multiple of `grid` that fits."""
+        return self.image_size // self.places // self.grid * self.grid
+
+    @property
+    def colour_names(self) -> tuple[str, ...]:
+        """Names of the colours of this world."""
+        return tuple(COLOURS)[: self.colours]
+
+    @property
+    def shape_names(self) -> tuple[str, ...]:
+        """Names of the shapes of this world."""
+        return SHAPES[: self.shapes]
+
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """Names of the sizes of this world, smallest first."""
+        return SIZES[self.sizes]
+
+    @property
+    def place_names(self) -> tuple[str, ...]:
+        """Names of the places of this world, in reading order."""
+        return PLACES[self.places]
+
+    def corner(self, place: str) -> tuple[int, int]:
+        """Top left pixel (y, x) of a place; the places are spread over the whole picture, each on a multiple of `grid`."""
+        row, column = divmod(self.place_names.index(place), self.places)
+        step = (self.image_size - self.cell) / (self.places - 1)
+        return round(row * step / self.grid) * self.grid, round(column * step / self.grid) * self.grid
+
+
+class Thing(NamedTuple):
+    """One object of a scene, in words."""
+
+    colour: str
+    shape: str
+    size: str
+    place: str
+
+
+class Combinations(NamedTuple):
+    """(colour, shape) pairs by place, for training and for validation."""
+
+    seen: dict[str, list[tuple[str, str]]]  # what training scenes are made of
+    held: list[tuple[str, str, str]]  # (colour, shape, place) that no training scene contains
+
+
+def combinations(config: ShapesConfig) -> Combinations:
+    """Divide the combinations (colour, shape, place) of a world into seen ones and held-out ones.
+
+    The choice depends on the names alone, not on a seed: in the order of a hash, a combination is held out if training keeps
+    each of its pairs (colour, shape), (colour, place) and (shape, place) in another combination.
+    """
+    return _combinations(config.colour_names, config.shape_names, config.place_names, config.holdout)
+
+
+@lru_cache(maxsize=16)
+def _combinations(colours: tuple[str, ...], shapes: tuple[str, ...], places: tuple[str, ...], share: float) -> Combinations:
+    every = list(product(colours, shapes, places))
+    count: dict[tuple[int, str, str], int] = {}
+    for combination in every:
+        for pair in _pairs(combination):
+            count[pair] = count.get(pair, 0) + 1
+    held: set[tuple[str, str, str]] = set()
+    for combination in sorted(every, key=lambda names: hashlib.sha1("/".join(names).encode()).digest()):
+        if len(held) < max(1, round(share * len(every))) and all(count[pair] > 1 for pair in _pairs(combination)):
+            held.add(combination)
+            for pair in _pairs(combination):
+                count[pair] -= 1
+    if not held:
+        size = f"{len(colours)} colours and {len(shapes)} shapes"
+        raise ValueError(f"a world of {size} is too small to hold a combination out; add colours or shapes")
+    seen = {place: [(c, s) for c, s, p in every if p == place and (c, s, p) not in held] for place in places}
+    return Combinations(seen, [combination for combination in every if combination in held])
+
+
+def _pairs(combination: tuple[str, str, str]) -> list[tuple[int, str, str]]:
+    colour, shape, place = combination
+    return [(0, colour, shape), (1, colour, place), (2, shape, place)]
