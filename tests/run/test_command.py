@@ -25,7 +25,10 @@ def test_exit_code_and_arguments_pass_through():
     assert main(["a"]) == 7
 
 
-@pytest.mark.parametrize("error", [ValueError("bad\n  value 3"), FileNotFoundError("no folder x"), OSError(errno.ENOSPC, "No space left", "out/model")])
+MISTAKES = [ValueError("bad\n  value 3"), FileNotFoundError("no folder x"), OSError(errno.ENOSPC, "No space left", "out/model")]
+
+
+@pytest.mark.parametrize("error", MISTAKES)
 def test_a_users_mistake_is_one_line(error, capsys, monkeypatch):
     monkeypatch.delenv("UNICODE_TRACEBACK", raising=False)
     assert run(error) == 2

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 
 from unicode.common.records import atomic_write
+from unicode.common.stable_tensors import stable_bytes
 
 FORMAT = "unicode-table-1"
 
@@ -68,7 +68,7 @@ def save_table(path: str | Path, rows: torch.Tensor, excluded_ids: torch.Tensor,
     """
     rows = rows.detach().float().cpu().contiguous()
     metadata = {"format": FORMAT, "model": model, "vocab_size": str(len(rows)), "width": str(rows.shape[1]), "sha256": row_digest(rows)}
-    content = save({"rows": rows, "excluded_ids": excluded_ids.long().cpu().contiguous()}, metadata)
+    content = stable_bytes({"rows": rows, "excluded_ids": excluded_ids.long().cpu().contiguous()}, metadata)
     with atomic_write(path, "wb") as file:
         file.write(content)
 

@@ -1,0 +1,55 @@
+"""Take the input-embedding table out of a language model: HF folder or GGUF file -> one safetensors file that tokenizers are built on.
+
+    python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out outputs/tables/vicuna-7b.safetensors
+"""
+
+import argparse
+from pathlib import Path
+
+from unicode.codebook.table import load_table, save_table
+from unicode.common.log import get_logger
+from unicode.llm.embedding import Embedding, load_embedding
+from unicode.run.command import command
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_codebook", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of a Hugging Face causal LM, or a .gguf file")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write: rows and excluded ids")
+    parser.add_argument("--dry-run", action="store_true", help="read and report, write nothing")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
+    embedding = load_embedding(arguments.model)
+    excluded = embedding.excluded_ids()
+    print(report(embedding))
+    if len(excluded) == len(embedding.rows):
+        raise ValueError(f"no row of {arguments.model} may stand for a piece of an image; the model looks untrained")
+    if arguments.dry_run:
+        return 0
+    save_table(arguments.out, embedding.rows, excluded, model=embedding.model)
+    log.info("wrote %s, sha256 of the rows %s", arguments.out, load_table(arguments.out).digest)
+    return 0
+
+
+def report(embedding: Embedding) -> str:
+    """Return the text that says what the table holds and which of its rows are left out, why and how many."""
+    count, width = embedding.rows.shape
+    lines = [f"{embedding.model}: {count} rows of width {width}, mean norm {embedding.rows.norm(dim=1).mean():.4g}"]
+    for reason, ids in embedding.excluded.items():
+        if ids:
+            samples = ", ".join(f"{index} {embedding.tokens.get(index, '')!r}" for index in ids[:4])
+            lines.append(f"  excluded {len(ids):>6}  {reason}: {samples}{', ...' if len(ids) > 4 else ''}")
+    lines.append(f"  eligible {count - len(embedding.excluded_ids()):>6}  may stand for a piece of an image")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
