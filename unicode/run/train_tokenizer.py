@@ -1,0 +1,40 @@
+"""Train an image tokenizer: `python -m unicode.run.train_tokenizer CONFIG.yaml [a.b=c ...]`; the same command resumes."""
+
+import argparse
+
+from unicode.common.config import load_config
+from unicode.common.log import get_logger
+from unicode.run.command import command
+
+logger = get_logger(__name__)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Read the config, build everything, train."""
+    parser = argparse.ArgumentParser(prog="unicode.run.train_tokenizer", description=__doc__)
+    parser.add_argument("config", help="YAML file; every key is a field of unicode.train.config.TrainTokenizerConfig")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file, for example train.steps=100")
+    parser.add_argument("--dry-run", action="store_true", help="read config, data and table, build the model, then stop")
+    args = parser.parse_intermixed_args(argv)
+
+    from unicode.train.config import TrainTokenizerConfig
+
+    config = load_config(TrainTokenizerConfig, args.config, args.overrides)
+
+    from unicode.train.tokenizer import TokenizerTrainer
+
+    trainer = TokenizerTrainer(config)
+    size = sum(parameter.numel() for parameter in trainer.tokenizer.parameters()) / 1e6
+    layout = trainer.tokenizer.layout
+    logger.info("%s, %.1f M parameters, %d ids per image from %d rows; %d images, %d steps on %s", config.model.type, size, layout.num_codes,
+                trainer.tokenizer.num_rows, len(trainer.dataset), trainer.steps, trainer.device)
+    if args.dry_run:
+        return 0
+    checkpoint = trainer.run()
+    logger.info("done: %s", checkpoint)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

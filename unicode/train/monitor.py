@@ -1,0 +1,129 @@
+"""What a training run says of itself: averages between log lines, codebook usage, pictures; metrics.jsonl, TensorBoard, one progress bar."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+from unicode.codebook.base import Codebook
+from unicode.common.log import get_logger
+from unicode.common.ranks import all_reduce_sum_, is_main, world_size
+
+logger = get_logger(__name__)
+
+
+class Monitor:
+    """Collects on the device, asks for numbers only at log lines.
+
+    Args:
+        folder: run folder.
+        accelerator: gives TensorBoard.
+        steps: length of the run.
+        start_step: where the bar starts.
+        batch_size: images per step, for images/s.
+        usage_alarm: share of usable rows below which a level raises the alarm.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, *, steps: int, start_step: int, batch_size: int, usage_alarm: float) -> None:
+        self.folder, self.accelerator, self.batch_size, self.usage_alarm = folder, accelerator, batch_size, usage_alarm
+        self.bar = tqdm(total=steps, initial=start_step, disable=not is_main(), unit="step", dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 30)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.steps_seen, self.since, self.alarmed = 0, time.perf_counter(), set[int]()
+        _forget_lines_after(folder / "metrics.jsonl", start_step)
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        """Take the scalars of one micro-batch; they stay on the device."""
+        for name, part in parts.items():
+            value = part.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def tick(self) -> None:
+        """Count one finished step."""
+        self.steps_seen += 1
+        self.bar.update()
+
+    def flush(self, step: int, codebooks: list[Codebook], *, extra: dict[str, float]) -> dict[str, float]:
+        """Write the averages since the last call, over all ranks, and the usage of each codebook; call on every rank.
+
+        Raises:
+            ValueError: a loss is NaN or infinite; the message names the step.
+        """
+        names = list(self.sums)
+        averages = torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.zeros(0)
+        values = (all_reduce_sum_(averages) / world_size()).tolist()
+        line = dict(zip(names, values, strict=True)) | extra
+        broken = [name for name, value in line.items() if not math.isfinite(value)]
+        if broken:
+            raise ValueError(
+                f"{', '.join(broken)} became NaN or infinite between steps {step - self.steps_seen} and {step}; the last good checkpoint is kept. "
+                "Lower optimizer.lr, lengthen optimizer.warmup_steps, or set run.precision=float32, and start the same command again"
+            )
+        for level, codebook in enumerate(codebooks):
+            line |= self._usage(level, codebook)
+        seconds = time.perf_counter() - self.since
+        line["images_per_second"] = self.steps_seen * self.batch_size / max(seconds, 1e-9)
+        self.write(step, line)
+        self.bar.set_postfix({"loss": f"{line.get('loss', math.nan):.4f}", "images/s": f"{line['images_per_second']:.0f}"}, refresh=False)
+        self.sums, self.counts, self.steps_seen, self.since = {}, {}, 0, time.perf_counter()
+        return line
+
+    def _usage(self, level: int, codebook: Codebook) -> dict[str, float]:
+        """Return usage and perplexity of one codebook since the last line, over all ranks; warn when it has collapsed."""
+        usage = all_reduce_sum_(codebook.take_usage()).double()
+        total = usage.sum().clamp_min(1)
+        share = usage / total
+        used, entropy = int((usage > 0).sum()), float(-(share * share.clamp_min(1e-300).log()).sum())
+        possible = min(codebook.num_rows, int(total))
+        if used < max(2, self.usage_alarm * possible) and level not in self.alarmed and is_main():
+            self.alarmed.add(level)
+            logger.warning(
+                "usage alarm: codebook %d uses %d of %d rows. It has collapsed; try codebook.mode=projected, a larger codebook.entropy_weight, "
+                "train.fade_in=0.1 or a lower learning rate", level, used, possible,
+            )
+        elif used >= max(2, self.usage_alarm * possible):
+            self.alarmed.discard(level)
+        return {f"usage_{level}": used / codebook.num_rows, f"perplexity_{level}": math.exp(entropy)}
+
+    def write(self, step: int, line: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl and TensorBoard, on the main rank."""
+        if is_main():
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in line.items()}) + "\n")
+        self.accelerator.log(line, step=step)
+
+    def picture(self, step: int, rows: list[torch.Tensor]) -> None:
+        """Write a grid to pictures/ and TensorBoard: `rows` of (B, 3, H, W) in [-1, 1], originals first, then more and more levels."""
+        if not is_main():
+            return
+        grid = make_grid(torch.cat([row.float().cpu().clamp(-1, 1) for row in rows]), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        save_image(grid, self.folder / "pictures" / f"step_{step:08d}.png")
+        for tracker in self.accelerator.trackers:
+            tracker.writer.add_image("originals, coarse to all levels", grid, step)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """End the bar and the TensorBoard files."""
+        self.bar.close()
+        self.accelerator.end_training()
+
+
+def _forget_lines_after(path: Path, step: int) -> None:
+    """Drop lines of steps that a resumed run will do again."""
+    if is_main() and path.is_file():
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                keep = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
+                keep = False
+            if keep:
+                lines.append(line + "\n")
+        path.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,335 @@
+"""Training of an image tokenizer on any number of devices: a config in, a run folder with checkpoints out; the same call resumes."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from omegaconf import OmegaConf
+from torch import nn
+
+from unicode.codebook.table import load_table
+from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint, save_tensors
+from unicode.common.config import save_config
+from unicode.common.log import get_logger
+from unicode.common.ranks import all_reduce_sum_, barrier, is_main, rank, world_size
+from unicode.common.tensors import read_tensors
+from unicode.images.datasets import build_dataset
+from unicode.images.loader import Batch, SkipReport, build_loader
+from unicode.tokenizer.discriminator import LeCam, PatchDiscriminator, discriminator_loss, discriminator_trains, generator_weight
+from unicode.tokenizer.load import TOKENIZER_FOLDER
+from unicode.tokenizer.model import ImageTokenizer
+from unicode.tokenizer.objective import Objective, image_psnr
+from unicode.train.averaging import WeightAverage
+from unicode.train.config import TrainTokenizerConfig, split_batch
+from unicode.train.monitor import Monitor
+from unicode.train.sampler import StepSampler
+from unicode.train.schedule import language_ratio, learning_rate, quantization_strength
+
+STATE_FILE = "training.pt"
+PICTURES = 8
+logger = get_logger(__name__)
+
+
+class TokenizerTrainer:
+    """Builds everything that a config names, then trains.
+
+    Everything that depends on chance is seeded by the step, so a resumed run needs no random state and ends with the same bits.
+
+    Raises:
+        ValueError, FileNotFoundError: whatever in the config, the data, the table or the run folder does not fit, before work starts.
+    """
+
+    def __init__(self, config: TrainTokenizerConfig) -> None:
+        self.config, self.folder = config, Path(config.run.dir)
+        self.accelerator = build_accelerator(config)
+        self.device = self.accelerator.device
+        self.accumulation = split_batch(config.train, world_size())
+        torch.manual_seed(config.run.seed)
+        book = config.model.codebook
+        if book.mode != "free" and not book.table:
+            raise ValueError(f"codebook.mode {book.mode} needs model.codebook.table; make one with: python -m unicode.run.export_codebook --model HF_DIR --out FILE")
+        table = load_table(book.table) if book.mode != "free" else None
+        self.tokenizer = ImageTokenizer(config.model, table).to(self.device)
+        self.objective = Objective(config.objective, entropy_weight=book.entropy_weight).to(self.device)
+        judge = config.objective.discriminator
+        self.discriminator = PatchDiscriminator(judge).to(self.device) if judge.enabled else None
+        self.lecam = LeCam(decay=judge.lecam_decay).to(self.device) if judge.enabled and judge.lecam_weight > 0 else None
+        self.dataset = build_dataset(config.data, image_size=config.model.image_size, train=True)
+        split = config.train.val_split
+        self.val = build_dataset(replace(config.data, split=split), image_size=config.model.image_size, train=False) if split else None
+        per_epoch = len(self.dataset) / config.train.batch_size
+        self.steps = config.train.steps or max(1, round(config.train.epochs * per_epoch))
+        self.average = WeightAverage(self.tokenizer, decay=config.train.average_decay) if config.train.average_decay > 0 else None
+        self._prepare_for_device()
+        self.skipped = SkipReport()
+
+    def _prepare_for_device(self) -> None:
+        """Memory format, compilation, DDP and optimizers."""
+        config, options = self.config, self.config.optimizer
+        networks = [self.tokenizer.encoder, self.tokenizer.decoder, self.discriminator]
+        for network in filter(None, networks):
+            if config.run.channels_last:
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if config.run.compile:
+                network.compile()
+        if config.run.compile and self.objective.perceptual is not None:
+            self.objective.perceptual.compile()
+        betas = (options.betas[0], options.betas[1])
+        self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, betas=betas, weight_decay=options.weight_decay, fused=True)
+        self.generator: nn.Module = self.accelerator.prepare_model(self.tokenizer)
+        self.judge: nn.Module | None = None
+        if self.discriminator is not None:
+            self.judge_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=options.discriminator_lr, betas=betas, fused=True)
+            self.judge = self.accelerator.prepare_model(self.discriminator)
+
+    def run(self) -> Path:
+        """Train from the newest whole checkpoint, or from the start, to the end; return the folder of the last checkpoint.
+
+        Raises:
+            ValueError: a loss became NaN or infinite, or the run folder belongs to another architecture.
+            OSError: the disk is full; the checkpoints that were there stay.
+        """
+        checkpoint = self._open_folder()
+        start = checkpoint_step(checkpoint) if checkpoint else 0
+        if checkpoint and start >= self.steps:
+            logger.info("%s has finished its %d steps", self.folder, self.steps)
+            return checkpoint
+        loop = self.config.train
+        sampler = StepSampler(
+            len(self.dataset), batch_size=loop.batch_size, accumulation=self.accumulation, rank=rank(), world_size=world_size(),
+            seed=self.config.run.seed, start_step=start, stop_step=self.steps,
+        )
+        batches = iter(build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device))
+        self.monitor = Monitor(self.folder, self.accelerator, steps=self.steps, start_step=start, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm)
+        for step in range(start, self.steps):
+            micro = [next(batches) for _ in range(self.accumulation)]
+            if step == 0:
+                self._warm_up(micro[0])
+            self._train_step(step, micro)
+            done = step + 1
+            if done % loop.log_every == 0 or done == self.steps or (loop.save_every and done % loop.save_every == 0):
+                self.monitor.flush(done, self.tokenizer.codebooks, extra={"lr": self.optimizer.param_groups[0]["lr"]})
+            if done == self.steps or (loop.eval_every and done % loop.eval_every == 0):
+                self._validate(done)
+            if done == self.steps or (loop.save_every and done % loop.save_every == 0):
+                checkpoint = self._save(done)
+        self.monitor.close()
+        assert checkpoint is not None
+        return checkpoint
+
+    def _train_step(self, step: int, micro: list[Batch]) -> None:
+        """One optimizer step: the generator runs forward once per micro-batch, the discriminator reuses its detached pictures."""
+        self._set_schedules(step)
+        judge_config, judging = self.config.objective.discriminator, False
+        if self.discriminator is not None:
+            judging = discriminator_trains(step, judge_config)
+        for index, batch in enumerate(micro):
+            self.skipped.add(batch.skipped)
+            images = self._arrange(batch.images)
+            with self._sync(self.generator, index):
+                fakes = self._backward_generator(images, weight=generator_weight(step, judge_config))
+            if judging:
+                assert self.judge is not None
+                with self._sync(self.judge, index):
+                    self._backward_discriminator(images, fakes)
+        self._step_optimizer(self.optimizer, self.tokenizer, "generator")
+        if judging:
+            assert self.discriminator is not None
+            self._step_optimizer(self.judge_optimizer, self.discriminator, "discriminator")
+        self.tokenizer.stack.update_()
+        if self.average is not None:
+            self.average.update_()
+        self.monitor.tick()
+
+    def _backward_generator(self, images: torch.Tensor, *, weight: float) -> torch.Tensor:
+        """Add the generator's gradients of one micro-batch; return its pictures, detached."""
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)
+        with self.accelerator.autocast():
+            made = self.generator(images)
+            last = self.tokenizer.decoder.conv_out.weight
+            losses = self.objective(made, images, discriminator=self.discriminator, adversarial_weight=weight, last_weight=last)
+        self.accelerator.backward(losses.total / self.accumulation)
+        self.monitor.add(losses.parts)
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(True)
+        return made.images.detach()  # type: ignore[no-any-return]
+
+    def _backward_discriminator(self, images: torch.Tensor, fakes: torch.Tensor) -> None:
+        """Add the discriminator's gradients of one micro-batch of pictures and their reconstructions."""
+        assert self.judge is not None
+        with self.accelerator.autocast():
+            real, fake = self.judge(torch.cat([images, fakes.to(images.dtype)])).float().chunk(2)
+            loss = discriminator_loss(real, fake)
+            if self.lecam is not None:
+                loss = loss + self.config.objective.discriminator.lecam_weight * self.lecam(real, fake)
+                self.lecam.update_(real, fake)
+        self.accelerator.backward(loss / self.accumulation)
+        accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        self.monitor.add({"discriminator": loss, "discriminator_accuracy": accuracy})
+
+    def _step_optimizer(self, optimizer: torch.optim.Optimizer, module: nn.Module, name: str) -> None:
+        """Clip the gradients, step, clear."""
+        limit = self.config.optimizer.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+        self.monitor.add({f"{name}_gradient": norm})
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _set_schedules(self, step: int) -> None:
+        """Seed the step; set learning rates, r and the strength of quantization."""
+        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 4099 + rank())
+        options, loop = self.config.optimizer, self.config.train
+        for optimizer, peak in [(self.optimizer, options.lr)] + ([(self.judge_optimizer, options.discriminator_lr)] if self.judge else []):
+            rate = learning_rate(step, peak=peak, minimum=options.min_lr * peak / options.lr, warmup_steps=options.warmup_steps, steps=self.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.tokenizer.stack.set_schedule_(
+            ratio=language_ratio(step, steps=self.steps, tail=loop.language_tail),
+            strength=quantization_strength(step, steps=self.steps, fade_in=loop.fade_in),
+        )
+
+    @torch.no_grad()
+    def _warm_up(self, batch: Batch) -> None:
+        """Let normalizations, scales and averages see the first batch before the first step, level after level."""
+        with self.accelerator.autocast():
+            for _ in range(self.tokenizer.num_levels + 1):
+                self.tokenizer(self._arrange(batch.images))
+                self.tokenizer.stack.update_()
+        for codebook in self.tokenizer.codebooks:
+            codebook.take_usage()
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> None:
+        """Measure PSNR and L1 on the validation split, each image once over all ranks, and draw a grid of pictures per level."""
+        if self.val is None:
+            return
+        loop = self.config.train
+        total = min(len(self.val), loop.val_images or len(self.val))
+        mine = list(range(rank(), total, world_size()))
+        batches = [mine[begin : begin + loop.val_batch_size] for begin in range(0, len(mine), loop.val_batch_size)]
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.tokenizer.eval()
+        with self.average.applied() if self.average else nullcontext(), self.accelerator.autocast():
+            for index, batch in enumerate(build_loader(self.val, batches, num_workers=0, device=self.device)):
+                images = self._arrange(batch.images)
+                made = self.tokenizer(images).images.float()
+                error = (made.clamp(-1, 1) - images).abs().flatten(1).mean(1)
+                sums += torch.stack([image_psnr(made, images).double().sum(), error.double().sum(), error.new_tensor(len(images)).double()])
+                if index == 0:
+                    self._draw(step, images[:PICTURES])
+        self.tokenizer.train()
+        psnr, l1, count = all_reduce_sum_(sums).tolist()
+        if count:
+            self.monitor.write(step, {"val_psnr": psnr / count, "val_l1": l1 / count, "val_images": count})
+            logger.info("step %d: PSNR %.2f dB on %d images", step, psnr / count, int(count))
+
+    def _draw(self, step: int, images: torch.Tensor) -> None:
+        """Draw originals and what the first level, the first two, ... make of them."""
+        codes = self.tokenizer.encode(images)
+        rows = [self.tokenizer.decode(codes, levels=levels) for levels in range(1, self.tokenizer.num_levels + 1)]
+        self.monitor.picture(step, [images, *rows])
+
+    def _arrange(self, images: torch.Tensor) -> torch.Tensor:
+        """Bring images into the memory order that the run asks for."""
+        return images.contiguous(memory_format=torch.channels_last) if self.config.run.channels_last else images
+
+    def _sync(self, module: nn.Module, index: int) -> AbstractContextManager[Any]:
+        """Exchange gradients with the other ranks at the last micro-batch only."""
+        return self.accelerator.no_sync(module) if index < self.accumulation - 1 else nullcontext()
+
+    def _open_folder(self) -> Path | None:
+        """Prepare the run folder; load its newest whole checkpoint, if there is one, and return it."""
+        checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is not None:
+            self._check_same_run()
+            self._load(checkpoint)
+            logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
+        barrier()
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_config(self.config, self.folder / "config.yaml")
+        self.accelerator.init_trackers("tensorboard")
+        return checkpoint
+
+    def _check_same_run(self) -> None:
+        """Raise ValueError when the run folder was made with another model; say when other settings differ."""
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            return
+        before, now = _flatten(OmegaConf.to_container(OmegaConf.load(path))), _flatten(asdict(self.config))
+        changed = [key for key in now if before.get(key) != now[key] and not key.startswith("run.dir")]
+        for key in changed:
+            if key.startswith("model.") and key != "model.codebook.table":
+                raise ValueError(f"{self.folder} holds a run with {key}={before.get(key)}, this one has {now[key]}; choose another run.dir or take the old value")
+        if changed:
+            logger.warning("continuing %s under other settings: %s", self.folder, ", ".join(f"{key}={now[key]} (was {before.get(key)})" for key in changed))
+
+    def _save(self, step: int) -> Path | None:
+        """Write a checkpoint on the main rank: everything that training depends on, and the tokenizer ready for use."""
+
+        def write(folder: Path) -> None:
+            state: dict[str, Any] = {"step": step, "model": self.tokenizer.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state["table_sha256"] = self.tokenizer.table_digest
+            if self.discriminator is not None:
+                state |= {"discriminator": self.discriminator.state_dict(), "discriminator_optimizer": self.judge_optimizer.state_dict()}
+            if self.lecam is not None:
+                state["lecam"] = self.lecam.state_dict()
+            if self.average is not None:
+                state["average"] = self.average.averages
+            save_tensors(folder / STATE_FILE, state)
+            with self.average.applied() if self.average else nullcontext():
+                self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+
+        path = self.folder / "checkpoints" / f"step_{step:08d}"
+        if is_main():
+            path = save_checkpoint(path.parent, step, write, keep=self.config.train.keep)
+            if len(self.skipped):
+                self.skipped.write(self.folder / "skipped.jsonl")
+                logger.warning("%s", self.skipped.summary())
+        barrier()
+        return path
+
+    def _load(self, checkpoint: Path) -> None:
+        """Take a checkpoint of this run."""
+        state = read_tensors(checkpoint / STATE_FILE, wanted="the state of a training run")
+        if state["table_sha256"] != self.tokenizer.table_digest:
+            raise ValueError(f"{checkpoint} was trained with another embedding table than {self.config.model.codebook.table}; give that one, or choose another run.dir")
+        try:
+            self.tokenizer.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.discriminator is not None:
+                self.discriminator.load_state_dict(state["discriminator"])
+                self.judge_optimizer.load_state_dict(state["discriminator_optimizer"])
+            if self.lecam is not None:
+                self.lecam.load_state_dict(state["lecam"])
+            if self.average is not None:
+                self.average.load_(state["average"])
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{checkpoint} does not fit this config: {reason}; choose another run.dir") from error
+
+
+def build_accelerator(config: TrainTokenizerConfig) -> Accelerator:
+    """Return the accelerator of a run: device, precision, DDP without buffer broadcasts (codebooks are kept equal by their update)."""
+    cpu = config.run.device == "cpu" or (config.run.device == "auto" and not torch.cuda.is_available())
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device is cuda, but there is no GPU here; set run.device=auto")
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(
+        cpu=cpu, mixed_precision="bf16" if bf16 else "no", log_with="tensorboard", project_dir=config.run.dir, kwargs_handlers=[ddp], step_scheduler_with_optimizer=False
+    )
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix[:-1]: list(values) if isinstance(values, tuple) else values}
+    return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}
