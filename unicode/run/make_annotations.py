@@ -1,0 +1,107 @@
+"""Annotations and image lists, each made by the function that --func names: ids and captions in, conversations out.
+
+    python -m unicode.run.make_annotations --func NAME --root DIR --ids STORE [STORE ...] --out DIR [--seed N]
+    python -m unicode.run.make_annotations --func NAME --help        what it does, which files it reads and writes, its options
+"""
+
+import argparse
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unicode.annotations.image_ids import VIEWS, open_image_ids
+from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
+from unicode.annotations.instructions import concat_llava_anno, get_llava_uni_anno
+from unicode.annotations.mix import concat_uni_anno
+from unicode.annotations.report import Report
+from unicode.annotations.text_to_image import get_t2v_anno
+from unicode.annotations.wordless import get_decompression_anno, get_uncond_anno
+from unicode.run.command import command
+
+FUNCTIONS: dict[str, Callable[..., Report]] = {
+    function.__name__: function
+    for function in (
+        get_t2v_anno,
+        get_llava_uni_anno,
+        get_decompression_anno,
+        get_uncond_anno,
+        concat_llava_anno,
+        concat_uni_anno,
+        concat_vae_with_mix,
+        concat_vae_with_vqabench,
+    )
+}
+SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
+ANNO = "FILE[@FOLDER]"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "root": {"help": "folder of the input files; default: the environment's DATA_ROOT, else the sample that comes with the code"},
+    "out": {"default": "outputs/annotations", "help": "folder of the output, or the path of the main .json file; default: %(default)s"},
+    "seed": {"type": int, "help": "fixes every draw and the order of the output; default: %(default)s"},
+    "anno": {"metavar": ANNO, "help": "annotation file @ folder of the image root where its paths start; default: '%(default)s'"},
+    "annos": {"flag": "--anno", "nargs": "+", "metavar": ANNO, "help": "several such files; default: see above"},
+    "weights": {"nargs": "+", "type": float, "metavar": "W", "help": "how often a record of each file occurs on average; default: 1"},
+    "parts": {"type": int, "help": "part records per image; default: %(default)s"},
+    "share": {"type": float, "help": "share of the images; default: %(default)s"},
+    "val_share": {"type": float, "help": "share of the val list; default: %(default)s"},
+    "bench": {"help": "folder of the benchmarks below --root; default: %(default)s"},
+    "allow_test_images": {"action": "store_true", "help": "train the tokenizer on test images; scores are then not on unseen images"},
+    "dry_run": {"action": "store_true", "help": "read the first records, check everything, write nothing"},
+}
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run one annotation function; see the module's docstring."""
+    chooser = argparse.ArgumentParser(prog="make_annotations", add_help=False)
+    chooser.add_argument("--func", choices=FUNCTIONS)
+    chosen = chooser.parse_known_args(argv)[0].func
+    parser = function_parser(chosen) if chosen else overview_parser()
+    options = vars(parser.parse_args(argv))
+    function = FUNCTIONS[options.pop("func")]
+    root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or SAMPLE)
+    inputs: list[Any] = [root]
+    ids = options.pop("ids")
+    if "images" in inspect.signature(function).parameters:
+        inputs.append(open_image_ids(ids or [root / "ids"], view=options.pop("view"), seed=options["seed"]))
+    function(*inputs, options.pop("out"), **options)
+    return 0
+
+
+def overview_parser() -> argparse.ArgumentParser:
+    """The parser that shows all functions, for a command line without --func."""
+    firsts = [f"  {name:26}{(inspect.getdoc(function) or '').splitlines()[0]}" for name, function in FUNCTIONS.items()]
+    parser = argparse.ArgumentParser(
+        prog="make_annotations", description=__doc__, epilog="\n".join(["functions:", *firsts]), formatter_class=_formatter
+    )
+    parser.add_argument("--func", required=True, choices=FUNCTIONS, metavar="NAME", help="one of the functions below")
+    return parser
+
+
+def function_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one function: an option for each of its parameters, its docstring as description."""
+    description = (inspect.getdoc(FUNCTIONS[name]) or "").split("\nArgs:")[0]
+    parser = argparse.ArgumentParser(prog=f"make_annotations --func {name}", description=description, formatter_class=_formatter)
+    parser.add_argument("--func", choices=FUNCTIONS, metavar="NAME", help=argparse.SUPPRESS)
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    reads_ids = "images" in parameters
+    what = "stores of ids, or folders of stores; default: ids below --root" if reads_ids else "not read by this function"
+    parser.add_argument("--ids", nargs="+", metavar="STORE", help=what)
+    if reads_ids:
+        parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="crop or flip where a store has several; default: %(default)s")
+    for parameter in (parameter for parameter in parameters.values() if parameter.name != "images"):
+        settings = dict(OPTIONS[parameter.name])
+        flag = settings.pop("flag", "--" + parameter.name.replace("_", "-"))
+        if parameter.default is not inspect.Parameter.empty:
+            settings["default"] = parameter.default
+        parser.add_argument(flag, dest=parameter.name, **settings)
+    return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, width=140)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
