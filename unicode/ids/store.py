@@ -92,10 +92,14 @@ class Store:
         found = self._row(row) if row >= 0 else None
         return None if found is None or self._is_empty(found) else found[0].astype(np.int64)
 
-    def keys(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:
         """Keys of all images that have ids, in the order of the list they were made from."""
         skipped = self.skipped
         return (key for key in self.index if key not in skipped)
+
+    def keys(self) -> Iterator[str]:
+        """As iterating over the store."""
+        return iter(self)
 
     @cached_property
     def skipped(self) -> dict[str, str]:

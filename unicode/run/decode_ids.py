@@ -1,0 +1,54 @@
+"""Write the ids of a store, or of the runs in an annotation file, back as pictures.
+
+python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/photos --out pictures
+"""
+
+import argparse
+
+from unicode.common.log import get_logger
+from unicode.ids.decode import DecodeReport, decode_runs, open_runs
+from unicode.run.command import command
+from unicode.run.job import open_job
+from unicode.tokenizer.load import load_tokenizer
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.decode_ids", description="Write ids back as pictures.")
+    parser.add_argument("--ckpt", required=True, help="tokenizer that made the ids")
+    parser.add_argument("--ids", required=True, help="store of ids, or an annotation file (.json, .jsonl) with <vistok> runs")
+    parser.add_argument("--out", required=True, help="folder of the PNG files; each lies at the path of its key")
+    parser.add_argument("--view", type=int, default=0, help="which view, where a store has several (default: %(default)s)")
+    parser.add_argument("--levels", type=int, default=None, help="use the first so many levels only; 1: the coarse picture (default: all)")
+    parser.add_argument("--limit", type=int, default=0, help="decode only the first so many pictures (default: all)")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures per forward pass (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, open the ids, write nothing")
+    return parser
+
+
+def summarize(report: DecodeReport, out: str) -> str:
+    """Return one line on what was done."""
+    partial = f", {report.partial} runs of ids are no whole picture and were left out" if report.partial else ""
+    return f"{out}: {report.pictures} pictures{partial}"
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    device = open_job(args.device)
+    tokenizer = load_tokenizer(args.ckpt).to(device)
+    runs = open_runs(args.ids, tokenizer, view=args.view)
+    if args.dry_run:
+        log.info("%s: %s", args.ids, runs.layout.describe())
+        return 0
+    report = decode_runs(tokenizer, runs, args.out, levels=args.levels, batch_size=args.batch_size, limit=args.limit)
+    log.info("%s", summarize(report, args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Encode images into a store of ids. The same command finishes what a stopped one began.
+
+python -m unicode.run.encode_images --ckpt outputs/hqvae --images photos/ --out outputs/hqvae/ids/photos
+"""
+
+import argparse
+import os
+
+from unicode.common.config import load_config
+from unicode.common.log import get_logger
+from unicode.common.ranks import world_size
+from unicode.ids.encode import EncodeConfig, EncodeReport, describe_origin, encode_images
+from unicode.ids.manifest import PRECISIONS
+from unicode.images.config import DataConfig
+from unicode.images.datasets import ImageDataset, build_dataset, open_images
+from unicode.run.command import command
+from unicode.run.job import open_job
+from unicode.tokenizer.load import load_tokenizer
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.encode_images", description="Encode images into a store of ids.")
+    parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
+    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; without it the settings say")
+    parser.add_argument("--out", required=True, help="folder of the store")
+    parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
+    parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8, by the processors)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the encoder (default: %(default)s)")
+    parser.add_argument("--views", default="whole", help="what to encode of each image: whole, flip, crop; as whole,flip,crop,crop")
+    parser.add_argument("--shard-size", type=int, default=0, help="images per shard (default: by the number of images)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, find the images, write nothing")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set, as limit=100 resize=bilinear")
+    return parser
+
+
+def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:
+    """Return the data set that the arguments name, and its config."""
+    data = load_config(DataConfig, None, [*args.settings, *([f"root={args.root}"] if args.root and not args.images else [])])
+    crops = "crop" in args.views.split(",")
+    if args.images and crops:
+        needed = "settings instead of --images, as name=folder root=DIR"
+        raise ValueError(f"the view crop needs the training transform of a data set; give {needed}")
+    if args.images:
+        return open_images(args.images, image_size=image_size, root=args.root or data.root, config=data), data
+    if not args.settings:
+        raise ValueError("no images named; give --images DIR_OR_LIST, or the settings of a data set, as name=coco root=DIR split=val")
+    return build_dataset(data, image_size=image_size, train=crops), data
+
+
+def default_workers() -> int:
+    """Processes that read images: this rank's share of the processors, 8 at most, one of them left to the encoder."""
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return max(1, min(8, share - 1))
+
+
+def summarize(report: EncodeReport, out: str) -> str:
+    """Return one line on what was done."""
+    rate = f", {report.images / report.seconds:.1f} images/s" if report.images else ""
+    skipped = f", {report.skipped} of the store could not be read (skipped.jsonl says why)" if report.skipped else ""
+    already = f" ({report.already} were there)" if report.already else ""
+    return f"{out}: {report.images} images encoded{already}{rate}{skipped}"
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    device = open_job(args.device)
+    tokenizer = load_tokenizer(args.ckpt).to(device)
+    side = args.image_size or tokenizer.config.image_size
+    layout = tokenizer.config.layout(side, side)
+    dataset, data = find_images(args, side)
+    crop = ("resized" if data.name == "ffhq" else "random") if data.crop == "auto" else data.crop
+    config = EncodeConfig(
+        batch_size=args.batch_size,
+        num_workers=default_workers() if args.workers < 0 else args.workers,
+        precision=args.precision,
+        views=tuple(view for view in args.views.split(",") if view),
+        crop=f"{crop}, mirrored at random" if data.flip else crop,
+        shard_size=args.shard_size,
+        layout=layout,
+    )
+    if args.dry_run:
+        origin = describe_origin(tokenizer, dataset, config)
+        log.info("%d images in %d shards, %s, %s", origin.num_images, origin.num_shards, origin.dtype.name, layout.describe())
+        return 0
+    log.info("%s", summarize(encode_images(tokenizer, dataset, args.out, config=config, device=device), args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
