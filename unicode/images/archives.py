@@ -5,6 +5,7 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,8 +139,6 @@ class Lmdb:
         check_folder(path)
         if not Path(path, "data.mdb").is_file():
             raise FileNotFoundError(f"there is no data.mdb in {path}; set data.path to the ..._lmdb folder, {LAYOUTS}")
-        self._environment: Any = None
-        self._pid = -1
         self._names = PackedStrings(self._list_keys())
         if not len(self._names):
             raise ValueError(f"{path} holds no image; {LAYOUTS}")
@@ -154,9 +153,7 @@ class Lmdb:
         return data
 
     def _begin(self) -> Any:
-        if self._pid != os.getpid():  # an environment must not cross a fork
-            self._environment, self._pid = _open_lmdb(self._path), os.getpid()
-        return self._environment.begin()
+        return _environment(os.path.realpath(self._path), os.getpid()).begin()
 
     def _list_keys(self) -> list[str]:
         cache = f"{self._path.rstrip('/')}.keys.txt"
@@ -173,11 +170,10 @@ class Lmdb:
             log.info("the keys of %s cannot be kept beside it; they are listed again at every start", self._path)
         return names
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None, "_pid": -1}
 
-
-def _open_lmdb(path: str) -> Any:
+@cache
+def _environment(path: str, _pid: int) -> Any:
+    """Open an LMDB once per process: LMDB allows neither a second time nor across a fork."""
     try:
         import lmdb  # only LSUN needs it
     except ImportError as error:

@@ -1,5 +1,6 @@
 """Bytes of an image file -> an upright RGB picture, or the reason why not. Every kind of odd or broken file is settled here."""
 
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def decode_image(data: bytes, *, shorter: int = 0, max_pixels: int = 89_478_485)
     """
     if not data:
         raise UnreadableImageError("empty file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags would fill the log, once a file and worker
+        return _decode(data, shorter, max_pixels)
+
+
+def _decode(data: bytes, shorter: int, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(BytesIO(data))
     except UnidentifiedImageError as error:

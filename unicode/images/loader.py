@@ -64,6 +64,7 @@ def build_loader(
         multiprocessing_context=_context() if num_workers else None,
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch if num_workers else None,
+        generator=torch.Generator(),  # starting a pass draws a number: not from the generator that a resumed run must find unchanged
     )
     return ImageLoader(loader, device)
 

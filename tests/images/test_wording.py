@@ -1,0 +1,96 @@
+"""The world in words: captions determine their scene, every question has the one answer that it comes with."""
+
+import re
+from collections import Counter
+from random import Random
+
+import pytest
+
+from unicode.images.scene import ShapesConfig, Thing
+from unicode.images.shapes import draw_scene
+from unicode.images.wording import CAPTIONS, KINDS, caption, fact, questions
+
+WORLDS = [
+    ShapesConfig(),
+    ShapesConfig(colours=8, shapes=4, sizes=2, max_objects=4),
+    ShapesConfig(image_size=64, places=3, colours=8, shapes=6, max_objects=6),
+]
+
+
+def understood(text: str, config: ShapesConfig) -> set[Thing]:
+    """Read a caption: nouns and places, each noun beside its own place."""
+    places = "|".join(sorted(config.place_names, key=len, reverse=True))
+    noun = rf"an? (?:(small|large) )?({'|'.join(config.colour_names)}) ({'|'.join(config.shape_names)})"
+    forward = re.findall(rf"{noun}(?: is)? (?:at|in) the ({places})", text, re.IGNORECASE)
+    backward = [(*found[1:], found[0]) for found in re.findall(rf"at the ({places}) (?:there )?is {noun}", text, re.IGNORECASE)]
+    return {Thing(colour, shape, size or "large", place) for size, colour, shape, place in (backward or forward)}
+
+
+def answer(text: str, things: tuple[Thing, ...], config: ShapesConfig) -> str:
+    """Answer a question of the world by looking at its things."""
+    words = text.rstrip("?")
+    colour = next((name for name in config.colour_names if re.search(rf"\b{name}\b", words)), None)
+    shape = next((name for name in config.shape_names if re.search(rf"\b{name}(s|es)?\b", words)), None)
+    place = next((name for name in sorted(config.place_names, key=len, reverse=True) if words.replace(f"the {name}", "") != words), None)
+    wanted = {"colour": colour, "shape": shape, "place": place}
+    match = [thing for thing in things if all(getattr(thing, name) == value for name, value in wanted.items() if value)]
+    if words.startswith("How many"):
+        return str(len(match))
+    if words.startswith("Is "):
+        return "yes" if match else "no"
+    assert len(match) == 1, f"'{text}' is about {len(match)} things"
+    start = {"What color": "colour", "What is the color": "colour", "What shape": "shape", "Where": "place", "What size": "size"}
+    return str(getattr(match[0], next(name for words, name in start.items() if text.startswith(words))))
+
+
+@pytest.mark.parametrize("config", WORLDS)
+def test_captions_determine_their_scene(config: ShapesConfig) -> None:
+    rng = Random(0)
+    for index in range(300):
+        scene = draw_scene(config, "train", index)
+        for text in (caption(scene.things, config), caption(scene.things, config, rng)):
+            assert understood(text, config) == set(scene.things), text
+
+
+def test_every_template_occurs_and_starts_like_a_sentence() -> None:
+    scene = draw_scene(ShapesConfig(), "train", 4)
+    texts = [caption(scene.things, scene.config, Random(seed)) for seed in range(300)]
+    assert len({text.split()[0] for text in texts}) >= 4
+    assert len(CAPTIONS) >= 6
+    assert all(text[0].isupper() and text.endswith(".") for text in texts)
+    assert caption([], ShapesConfig()) == "There is nothing."
+    assert "an orange" in caption([Thing("orange", "ring", "large", "top left")], ShapesConfig(colours=8, shapes=6)).lower()
+
+
+@pytest.mark.parametrize("config", WORLDS)
+def test_answers_are_right(config: ShapesConfig) -> None:
+    rng = Random(0)
+    for index in range(300):
+        scene = draw_scene(config, "val", index)
+        asked = questions(scene.things, config, rng)
+        assert len({question.text for question in asked}) == len(asked)
+        for question in asked:
+            assert question.answer == answer(question.text, scene.things, config), (question, scene.things)
+
+
+def test_kinds_take_turns_and_yes_is_as_frequent_as_no() -> None:
+    config = ShapesConfig()
+    answers: Counter[str] = Counter()
+    for index in range(500):
+        asked = questions(draw_scene(config, "train", index).things, config, Random(index))
+        assert {question.kind for question in asked[:5]} >= {"colour", "shape", "count", "yesno"}
+        assert {question.kind for question in asked} <= set(KINDS) - {"size"}
+        answers.update(question.answer for question in asked if question.kind == "yesno")
+    assert 0.45 < answers["yes"] / answers.total() < 0.58
+
+
+def test_sizes_are_asked_for_where_there_are_some() -> None:
+    config = ShapesConfig(sizes=2)
+    assert "size" in {question.kind for question in questions(draw_scene(config, "train", 0).things, config, Random(0))}
+
+
+def test_facts_are_sentences() -> None:
+    rng = Random(0)
+    texts = {fact(ShapesConfig(), rng) for _ in range(500)}
+    assert len(texts) > 40
+    assert all(text[0].isupper() and text.endswith(".") for text in texts)
