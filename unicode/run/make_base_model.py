@@ -1,0 +1,46 @@
+"""Make the embedded default language model: a small LLaMA and its tokenizer, pre-trained on text about the shapes world.
+
+    python -m unicode.run.make_base_model --out outputs/base
+"""
+
+import argparse
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from unicode.common.log import get_logger
+from unicode.llm.base import BaseConfig, is_made, make_base_model
+from unicode.run.command import command
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments: one for each setting of the base model."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.make_base_model", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model and its tokenizer; kept if whole")
+    for field in fields(BaseConfig):
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(field.default), default=field.default, help="(default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="check the settings and the folder, make nothing")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    arguments = build_parser().parse_args(argv)
+    config = BaseConfig(**{field.name: getattr(arguments, field.name) for field in fields(BaseConfig)})
+    if is_made(arguments.out, config):
+        log.info("%s holds this base model already", arguments.out)
+        return 0
+    if arguments.dry_run:
+        return 0
+    start = time.monotonic()
+    loss = make_base_model(arguments.out, config)
+    log.info("wrote %s: loss %.3f nats a token after %d steps, %.0f s", arguments.out, loss, config.steps, time.monotonic() - start)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
