@@ -71,25 +71,6 @@ def save_tensors(path: str | Path, content: Any) -> None:
         torch.save(content, file)
 
 
-def load_tensors(path: str | Path) -> Any:
-    """Read a file of `torch.save` that holds plain tensors and nothing that could run code.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or a pickle of something else than plain tensors.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise errors of their own
-        reason = str(error).splitlines()[0][:200]
-        raise ValueError(
-            f"{path} cannot be read as plain tensors ({reason}). A pickle that holds other objects is refused, because loading it could run "
-            "code; save the file again as a dictionary of tensors"
-        ) from error
-
-
 def _describe(path: Path) -> dict[str, int]:
     """Return size and CRC-32 of a file."""
     checksum = 0

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from unicode.codebook.base import CodebookConfig
-from unicode.common.checkpoint import load_tensors
+from unicode.common.tensors import read_tensors
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.model import ImageTokenizer
@@ -52,7 +52,7 @@ def load_published(folder: str | Path) -> ImageTokenizer:
         raise FileNotFoundError(f"{folder} has no config.yaml with one of {', '.join(CHECKPOINTS)} beside it")
     content = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=True)
     assert isinstance(content, dict)
-    state = _generator_state(load_tensors(weights), source=str(weights))
+    state = _generator_state(read_tensors(weights, wanted="a published tokenizer"), source=str(weights))
     try:
         if "stage1" in content:
             published = _convert_hq(content["stage1"], state)

@@ -1,0 +1,35 @@
+"""Exact nearest-row search against the definition."""
+
+import pytest
+import torch
+
+from unicode.codebook import nearest
+from unicode.codebook.nearest import half_row_squares, nearest_rows
+
+
+@pytest.mark.parametrize(("count", "rows", "width"), [(1, 1, 1), (300, 50, 8), (1000, 3, 64)])
+def test_equals_the_smallest_distance(count: int, rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, table = torch.randn(count, width, generator=generator), torch.randn(rows, width, generator=generator)
+    assert torch.equal(nearest_rows(vectors, table), torch.cdist(vectors.double(), table.double()).argmin(1))
+
+
+def test_chunks_and_given_squares_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, table = torch.randn(200, 16), torch.randn(40, 16)
+    whole = nearest_rows(vectors, table)
+    monkeypatch.setattr(nearest, "CPU_SCORES", 40 * 7)
+    assert torch.equal(nearest_rows(vectors, table), whole)
+    assert torch.equal(nearest_rows(vectors, table, half_squares=half_row_squares(table)), whole)
+
+
+def test_runs_in_float32_under_autocast_and_takes_no_vectors() -> None:
+    vectors, table = torch.randn(500, 256), torch.randn(300, 256)
+    exact = nearest_rows(vectors, table)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_rows(vectors, table), exact)
+    assert nearest_rows(vectors[:0], table).shape == (0,)
+
+
+def test_a_row_is_nearest_to_itself() -> None:
+    table = torch.randn(64, 4)
+    assert torch.equal(nearest_rows(table, table), torch.arange(64))

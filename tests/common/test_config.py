@@ -1,0 +1,58 @@
+"""Configs: defaults, a file, overrides; whatever does not fit is named."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from unicode.common.config import load_config, save_config
+
+
+@dataclass
+class Inner:
+    """A group."""
+
+    width: int = 3
+    words: list[str] = field(default_factory=lambda: ["a"])
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"inner.width {self.width} must be positive")
+
+
+@dataclass
+class Outer:
+    """A config."""
+
+    name: str = "x"
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_file_then_overrides(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("inner:\n  width: 5\n")
+    config = load_config(Outer, tmp_path / "c.yaml", ["name=y", "inner.words=[b, c]"])
+    assert config == Outer("y", Inner(5, ["b", "c"]))
+    save_config(config, tmp_path / "again.yaml")
+    assert load_config(Outer, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.widht=3", "unknown config key 'inner.widht'; did you mean 'inner.width'"),
+        ("inner.width=wide", "width"),
+        ("inner.width=0", "must be positive"),
+        ("name", "not an override"),
+    ],
+)
+def test_what_does_not_fit_is_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(Outer, None, [override])
+
+
+def test_missing_and_malformed_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="configs/"):
+        load_config(Outer, tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_config(Outer, tmp_path / "bad.yaml")

@@ -1,0 +1,186 @@
+"""Training runs of a few steps: resume, kill, ranks, alarms and what is refused before work starts."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unicode import load_tokenizer
+from unicode.common.checkpoint import newest_checkpoint
+from unicode.common.config import load_config
+from unicode.train.config import TrainTokenizerConfig, split_batch
+from unicode.train.tokenizer import STATE_FILE, TokenizerTrainer
+
+ROOT = Path(__file__).parents[2]
+MODULE = "unicode.run.train_tokenizer"
+
+
+def train(overrides: list[str], *changes: str) -> Path:
+    return TokenizerTrainer(load_config(TrainTokenizerConfig, None, [*overrides, *changes])).run()
+
+
+def state_of(checkpoint: Path | None) -> dict[str, Any]:
+    assert checkpoint is not None
+    return torch.load(checkpoint / STATE_FILE, weights_only=True)  # type: ignore[no-any-return]
+
+
+def largest_difference(first: Any, second: Any) -> float:
+    """Return the largest absolute difference of two nested structures of tensors."""
+    if isinstance(first, torch.Tensor):
+        return float((first.double() - second.double()).abs().max()) if first.numel() else 0.0
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        return max((largest_difference(first[key], second[key]) for key in first), default=0.0)
+    if isinstance(first, list | tuple):
+        return max((largest_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
+    assert first == second or isinstance(first, float)
+    return 0.0
+
+
+def command(config: Path, overrides: list[str]) -> list[str]:
+    return [sys.executable, "-m", MODULE, str(config), *overrides]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def empty_config(tmp_path: Path) -> Path:
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    return tmp_path / "empty.yaml"
+
+
+def test_a_run_leaves_everything_a_user_expects(overrides: list[str], tmp_path: Path) -> None:
+    checkpoint = train(overrides, "train.average_decay=0.9", "train.keep=2", "train.fade_in=0.2")
+    run = tmp_path / "run"
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_00000012", "step_00000016"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert list(losses) == [4, 8, 12, 16]
+    assert losses[16] < losses[4]
+    assert {"usage_0", "perplexity_1", "images_per_second", "lr"} <= lines[0].keys()
+    assert any("val_psnr" in line for line in lines)
+    assert (run / "pictures" / "step_00000016.png").is_file()
+    assert list((run / "tensorboard").rglob("events*")) or list(run.rglob("events*"))
+    assert load_tokenizer(run).fingerprint == load_tokenizer(checkpoint).fingerprint
+    assert train(overrides, "train.average_decay=0.9", "train.keep=2", "train.fade_in=0.2") == checkpoint
+
+
+def test_language_mode_ends_with_the_rows_of_the_language_model(overrides: list[str]) -> None:
+    run = TokenizerTrainer(load_config(TrainTokenizerConfig, None, [*overrides, "model.codebook.mode=language", "model.codebook.width=0"]))
+    tokenizer = load_tokenizer(run.run())
+    for codebook in tokenizer.codebooks:
+        assert torch.equal(codebook.rows, run.tokenizer.codebooks[0].target)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["language", "projected"])
+def test_killed_and_started_again_it_ends_with_the_same_bits(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
+    settings = [*overrides, f"model.codebook.mode={mode}", f"model.codebook.width={4 if mode == 'projected' else 0}", "objective.discriminator.enabled=true"]
+    settings += ["objective.discriminator.start=4", "objective.discriminator.alone_steps=2", "objective.discriminator.lecam_weight=0.01", "train.average_decay=0.9"]
+    whole = state_of(train(settings, f"run.dir={tmp_path / 'whole'}"))
+    process = subprocess.Popen(command(empty_config, settings), env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "run" / "checkpoints").glob("step_0000000[48]")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+    resumed = subprocess.run(command(empty_config, settings), env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "resuming" in resumed.stderr or "has finished" in resumed.stderr
+    assert largest_difference(whole, state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))) == 0.0
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    newest = train(overrides)
+    whole = state_of(newest)
+    file = newest / STATE_FILE
+    file.write_bytes(file.read_bytes()[:-100])
+    with caplog.at_level("WARNING"):
+        again = train(overrides)
+    assert "step_00000016" in caplog.text
+    assert largest_difference(whole, state_of(again)) == 0.0
+
+
+def run_two_ranks(config: Path, overrides: list[str], port: int) -> None:
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(port), "--module", MODULE]
+    extra = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launcher, str(config), *overrides], env=environment() | extra, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("mode", ["language", "projected"])
+def test_two_ranks_equal_one(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
+    settings = [*overrides, f"model.codebook.mode={mode}", f"model.codebook.width={4 if mode == 'projected' else 0}", "train.steps=20", "train.save_every=0"]
+    one = state_of(train(settings, f"run.dir={tmp_path / 'one'}", "train.micro_batch_size=8"))
+    run_two_ranks(empty_config, settings, 29611)
+    two = state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))
+    assert largest_difference(one["model"], two["model"]) < 1e-4
+
+
+def test_accumulation_equals_one_batch(overrides: list[str], tmp_path: Path) -> None:
+    settings = [*overrides, "model.codebook.entropy_weight=0"]
+    whole = state_of(train(settings, f"run.dir={tmp_path / 'whole'}"))
+    parts = state_of(train(settings, f"run.dir={tmp_path / 'parts'}", "train.micro_batch_size=2"))
+    assert largest_difference(whole["model"], parts["model"]) < 1e-3
+
+
+def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(overrides: list[str], tmp_path: Path) -> None:
+    trainer = TokenizerTrainer(load_config(TrainTokenizerConfig, None, overrides))
+    step = trainer._train_step
+
+    def poisoned(number: int, micro: Any) -> None:
+        if number == 9:
+            torch.nn.init.constant_(trainer.tokenizer.decoder.conv_out.bias, float("nan"))  # type: ignore[arg-type]
+        step(number, micro)
+
+    trainer._train_step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"loss.*NaN or infinite between steps 8 and 12.*checkpoint is kept"):
+        trainer.run()
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step_00000008"
+
+
+def test_usage_alarm(overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        train(overrides, "train.usage_alarm=1.0", "train.steps=4")
+    assert re.search(r"usage alarm: codebook \d uses \d+ of \d+ rows", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.codebook.table="], "export_codebook"),
+        (["model.codebook.num_rows=97"], "96 eligible rows"),
+        (["model.image_size=36"], "stride 8"),
+        (["train.batch_size=9", "train.micro_batch_size=2"], "multiple of 2"),
+        (["data.name=folder", "data.root=/nowhere/at/all"], "nowhere"),
+        (["train.step=3"], "did you mean 'train.steps'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_work_starts(overrides: list[str], changes: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(overrides, *changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_architecture_in_the_run_folder_is_refused(overrides: list[str]) -> None:
+    train(overrides, "train.steps=4")
+    with pytest.raises(ValueError, match=r"model\.autoencoder\.channels=8, this one has 16; choose another run\.dir"):
+        train(overrides, "train.steps=4", "model.autoencoder.channels=16")
+
+
+def test_batches_are_split_evenly(config: TrainTokenizerConfig) -> None:
+    loop = config.train
+    assert split_batch(loop, 1) == 1
+    loop.micro_batch_size = 2
+    assert split_batch(loop, 2) == 2
