@@ -34,11 +34,11 @@ class ImageIds:
         self.stores, self.view, self.seed = list(stores), view, seed
         for store in stores[1:]:
             stores[0].layout.check_same(store.layout)
-        made_by = {store.origin.tokenizer: store.path for store in stores if store.origin.tokenizer}
+        made_by = {store.origin.tokenizer: store.path for store in stores}
         if len(made_by) > 1:
-            named = ", ".join(f"{path} by {fingerprint}" for fingerprint, path in made_by.items())
+            named = ", ".join(f"{path} by {fingerprint or 'an unknown one'}" for fingerprint, path in made_by.items())
             raise ValueError(f"the stores were made by different tokenizers: {named}; their ids do not mix")
-        self.tokenizer = next(iter(made_by), "")
+        self.tokenizer = stores[0].origin.tokenizer
 
     @property
     def layout(self) -> Layout:
