@@ -92,20 +92,23 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
     return PerceptualLoss(network)
 
 
+def trunk_file(trunk: str) -> Path:
+    """Where torchvision keeps the weights of a trunk, or would put them after its download."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[trunk].url.rsplit("/", 1)[-1]
+
+
 def _trunk_state(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor]:
     """Read the state dict of a trunk from `path`, or from torchvision's cache or download."""
-    weights = TRUNKS[trunk]
-    name = weights.url.rsplit("/", 1)[-1]
-    if not path:
-        try:
-            return weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            place = Path(torch.hub.get_dir()) / "checkpoints" / name
-            raise FileNotFoundError(
-                f"LPIPS needs {name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
-                f"put the file at {place} or name it in {setting}"
-            ) from error
-    return read_tensors(path, wanted=f"torchvision's {name} ({setting})")
+    place = trunk_file(trunk)
+    if path:
+        return read_tensors(path, wanted=f"torchvision's {place.name} ({setting})")
+    try:
+        return TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
+            f"put the file at {place} or name it in {setting}"
+        ) from error
 
 
 def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> None:

@@ -1,0 +1,101 @@
+"""Measure a tokenizer on images: PSNR, SSIM, L1, L2, LPIPS, rFID, use of the codebook, coarse-only PSNR, and a picture of examples.
+
+python -m unicode.run.eval_tokenizer --ckpt outputs/hqvae --images photos/ --out outputs/hqvae/eval/metrics.json
+"""
+
+import argparse
+from pathlib import Path
+
+from unicode.common.log import get_logger
+from unicode.common.ranks import is_main
+from unicode.common.records import write_json
+from unicode.metrics.entry import format_report
+from unicode.metrics.reconstruction import ReconstructionMetrics
+from unicode.run.command import command
+from unicode.run.encode_images import default_workers, find_images
+from unicode.run.evaluation import feed_metrics, gather_skipped, write_grid
+from unicode.run.job import open_job
+from unicode.run.judges import load_judges, missing_files
+from unicode.tokenizer.load import load_tokenizer
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_tokenizer", description="Measure a tokenizer's reconstructions.")
+    parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
+    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; without it the settings say")
+    parser.add_argument("--out", required=True, help="JSON file of the report; grid.png and skipped.jsonl go beside it")
+    parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
+    parser.add_argument("--type", choices=("hqvae", "rqvae"), help="refuse a tokenizer of another type")
+    parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--workers", "--num-workers", type=int, default=-1, help="processes per rank that read images (default: up to 8, by the processors)"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="only so many images, evenly spread (default: all)")
+    parser.add_argument("--grid", type=int, default=8, help="examples in grid.png, 0 for none (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of the tokenizer (default: %(default)s)")
+    parser.add_argument("--inception", default="", help="file of torch-fidelity's Inception weights, for rFID")
+    parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
+    parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
+    parser.add_argument("--dry-run", action="store_true", help="load everything, say what could not be computed, measure nothing")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set, as name=imagenet root=DIR split=val")
+    parser.set_defaults(views="whole")  # `find_images` asks for it; an evaluation has no training crops
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    out = Path(args.out)
+    if out.is_dir() or min(args.batch_size - 1, args.limit, args.grid) < 0:
+        raise ValueError(f"--out ({out}) has to be a file, --batch-size ({args.batch_size}) at least 1, --limit and --grid not negative")
+    device = open_job(args.device)
+    tokenizer = load_tokenizer(args.ckpt).to(device)
+    if args.type not in (None, tokenizer.type):
+        raise ValueError(f"{args.ckpt} is of type {tokenizer.type}, not {args.type}; give --type {tokenizer.type} or another checkpoint")
+    args.settings += [f"limit={args.limit}"] if args.limit else []
+    dataset, data = find_images(args, args.image_size or tokenizer.config.image_size)
+    judges = load_judges(device=device, vgg=args.vgg, alex=args.alex, inception=args.inception)
+    metrics = ReconstructionMetrics(
+        image_size=dataset.image_size,
+        num_rows=tokenizer.num_rows,
+        num_levels=tokenizer.num_levels,
+        coarse=tokenizer.num_levels > 1,
+        lpips=judges.lpips,
+        inception=judges.inception,
+        device=device,
+    )
+    if args.dry_run:
+        log.info("%d images, %s; not to be computed: %s", len(dataset), dataset.protocol, " | ".join(missing_files(judges)) or "nothing")
+        return 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    num_workers = default_workers() if args.workers < 0 else args.workers
+    skipped, examples = feed_metrics(
+        tokenizer, dataset, metrics, batch_size=args.batch_size, num_workers=num_workers, precision=args.precision, num_examples=args.grid
+    )
+    protocol = {
+        "image_set": args.images or f"{data.name} {data.root} {data.path} {data.split}",
+        "num_skipped": gather_skipped(skipped, out.with_name("skipped.jsonl")),
+        "image_size": dataset.image_size,
+        "transform": dataset.protocol,
+        "tokenizer": {"path": args.ckpt, "type": tokenizer.type, "fingerprint": tokenizer.fingerprint},
+        "precision": args.precision,
+        "device": device.type,
+    }
+    report = metrics.compute(protocol)
+    if is_main():
+        write_json(out, report)
+        if examples.numel():
+            write_grid(examples, out.with_name("grid.png"))
+        print(format_report(report))
+        log.info("%s: %d images", out, report["protocol"]["num_images"])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
