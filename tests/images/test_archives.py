@@ -30,6 +30,11 @@ def test_shards(tmp_path: Path) -> None:
     assert [shards.read(index)[:1] for index in (3, 0, 2, 1)] == [b"D", b"A", b"C", b"B"]
     assert pickle.loads(pickle.dumps(shards)).read(0) == b"A" * 700
     assert list(TarShards(str(tmp_path / "*.tar")).keys) == list(shards.keys)
+    (tmp_path / "more").mkdir()
+    make_shard(tmp_path / "more/t-000.tar", {"a.jpg": b"E"})
+    for root in ("", str(tmp_path / "more")):  # keys never start with "../"
+        everywhere = TarShards(f"{tmp_path}/**/t-000.tar", root)
+        assert list(everywhere.keys) == ["more/t-000.tar/a.jpg", "t-000.tar/a.jpg", "t-000.tar/b.png"]
 
 
 def test_the_index_is_kept_and_renewed(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class TarShards:
             ValueError: a shard is compressed or damaged, or none holds an image.
         """
         self._paths = find_shards(pattern, root)
-        base = root or os.path.dirname(self._paths[0])
+        base = _base(self._paths, root)
         names, shards, offsets, sizes = [], [], [], []
         for number, path in enumerate(self._paths):
             for member, offset, size in _shard_index(path):
@@ -83,7 +83,7 @@ def find_shards(pattern: str, root: str = "") -> list[str]:
     pattern = os.path.join(root, pattern)
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
-        paths = sorted(glob(pattern))
+        paths = sorted(glob(pattern, recursive=True))
         if not paths:
             raise FileNotFoundError(f"no tar shard matches {pattern}; set data.root and data.path, {LAYOUTS}")
         return paths
@@ -95,6 +95,13 @@ def find_shards(pattern: str, root: str = "") -> list[str]:
         names = ", ".join(missing[:3])
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} shards of {pattern} are missing: {names}; correct the range in data.path")
     return paths
+
+
+def _base(paths: list[str], root: str) -> str:
+    """Return the folder that the keys of shards start from: the root if they lie in it, else the folder they have in common."""
+    folders = [os.path.abspath(os.path.dirname(path)) for path in paths]
+    top = os.path.abspath(root)
+    return top if root and os.path.commonpath([top, *folders]) == top else os.path.commonpath(folders)
 
 
 def _shard_index(path: str) -> list[tuple[str, int, int]]:

@@ -29,6 +29,11 @@ class DataConfig:
     check_files: int = 100  # how many files of a list are looked for at the start; -1: all, 0: none
     shapes: ShapesConfig = field(default_factory=ShapesConfig)  # the generated world of name=shapes
 
+    @property
+    def training_crop(self) -> str:
+        """The crop that training takes: `crop`, or what "auto" means for this data set."""
+        return ("resized" if self.name == "ffhq" else "random") if self.crop == "auto" else self.crop
+
     def __post_init__(self) -> None:
         for name, allowed in (("name", NAMES), ("crop", CROPS), ("resize", RESIZES)):
             value = getattr(self, name)

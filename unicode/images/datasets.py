@@ -104,12 +104,11 @@ class FileImages(ImageDataset):
         super().__init__(kept, image_size=image_size, protocol=protocol)
         self._source = source
         self._max_pixels = config.max_pixels
-        crop = ("resized" if config.name == "ffhq" else "random") if config.crop == "auto" else config.crop
-        self._train = train_transform(image_size, crop=crop, flip=config.flip, resize=config.resize)
+        self._train = train_transform(image_size, crop=config.training_crop, flip=config.flip, resize=config.resize)
         self._eval = eval_transform(image_size, resize=config.resize)
         self._use_train = train
         self._shorter = math.ceil(config.draft * image_size)
-        self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if crop == "resized" else 1))
+        self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
 
     def pixels(self, item: int | Draw) -> Tensor | Skipped:
         """Return picture `item` as (3, H, W) uint8, or why there is none."""

@@ -31,7 +31,7 @@ class ShapesConfig:
     min_objects: int = 1  # fewest objects of a scene
     max_objects: int = 3  # most objects of a scene; each has a place of its own
     jitter: int = 0  # an object is moved up to so many pixels from the middle of its place, in x and in y
-    noise: float = 0.0  # standard deviation of the background's pixels, 0 to 0.2 of the range from black to white
+    noise: float = 0.0  # standard deviation of the background's pixels, 0 to 0.1 of the range from black to white
     grid: int = 8  # places start at multiples of so many pixels: the side of a tokenizer's finest patch
     holdout: float = 0.15  # share of the combinations (colour, shape, place) that only validation scenes contain
     num_train: int = 20000  # scenes of the split "train"
@@ -45,8 +45,8 @@ class ShapesConfig:
         if not 1 <= self.min_objects <= self.max_objects <= self.places**2:
             limits = f"shapes.min_objects {self.min_objects} and shapes.max_objects {self.max_objects}"
             raise ValueError(f"{limits} must satisfy 1 <= min <= max <= {self.places**2} places")
-        if not 0 <= self.noise <= 0.2:
-            raise ValueError(f"shapes.noise is {self.noise}; it must be 0 to 0.2 so that every object can still be told")
+        if not 0 <= self.noise <= 0.1:
+            raise ValueError(f"shapes.noise is {self.noise}; it must be 0 to 0.1 so that every object can still be told")
         if not 0 < self.holdout < 0.5:
             raise ValueError(f"shapes.holdout is {self.holdout}; it must lie between 0 and 0.5")
         if min(self.num_train, self.num_val) < 1:

@@ -16,7 +16,7 @@ PictureTransform = Callable[[Image.Image], Tensor]  # RGB picture -> (3, S, S) u
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Map uint8 (...) to float32 in [-1, 1], the same bits on every device."""
+    """Map uint8 (...) to float32 in [-1, 1]: 0 to -1 and 255 to 1, exactly."""
     return pixels.to(torch.float32).mul_(2 / 255).sub_(1)
 
 
