@@ -1,10 +1,27 @@
 """The data config: nonsense is refused, the YAML loader can read it."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from unicode.common.config import load_config
 from unicode.images.config import NAMES, DataConfig
 from unicode.images.sources import SOURCES
+
+GUIDE = Path(__file__).parents[2] / "DATA_VAE.md"
+
+
+def test_the_guide_shows_settings_that_exist(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    shown = [text for block in blocks for text in re.split(r"^data:", block, flags=re.MULTILINE)[1:]]
+    names = set()
+    for text in shown:
+        path = tmp_path / "data.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(f"data:{text}")["data"]))
+        names.add(load_config(DataConfig, path).name)
+    assert names == set(NAMES)
 
 
 def test_every_name_has_a_source() -> None:

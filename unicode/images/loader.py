@@ -78,6 +78,8 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for raw in self._loader:
+            if raw.error:
+                raise ValueError(raw.error)
             images = to_float(raw.images.to(self._device, non_blocking=True))
             yield Batch(images, raw.keys, raw.indices, raw.skipped)
 
@@ -116,8 +118,11 @@ class SkipReport:
         write_jsonl(path, (asdict(entry) for entry in sorted(self._skipped.values(), key=lambda entry: entry.index)))
 
 
+@dataclass
 class _RawBatch(Batch):
     """A batch whose images are still uint8."""
+
+    error: str = ""  # why there is no batch: an exception would arrive from a worker as its whole traceback
 
     def pin_memory(self) -> "_RawBatch":
         """Move the images to page-locked memory; the DataLoader calls this in a thread of its own."""
@@ -145,7 +150,8 @@ class _Fetcher(Dataset[_RawBatch]):
                     break
                 if tries == MAX_TRIES:
                     what = f"the last: {fetched.key} ({fetched.reason})"
-                    raise ValueError(f"{tries} images in a row could not be read, {what}; look at the data under data.root")
+                    error = f"{tries} images in a row could not be read, {what}; look at the data under data.root"
+                    return _RawBatch(torch.empty(0), [], [], skipped, error)
                 item = _another(item, tries, len(self._dataset))
                 fetched = self._dataset.pixels(item)
                 tries += 1
