@@ -27,7 +27,7 @@ def test_annotation_files_are_split_by_a_hash(tmp_path: Path, write: Any, record
     report = concat_vae_with_mix(tmp_path, tmp_path / "out", annos=["laion.json@laion/images", "mix.json"], val_share=0.1)
     train, val = (lines(tmp_path / "out" / f"llava_concat_{split}.txt") for split in ("train", "val"))
     names = [[f"laion/images/{number:05d}.jpg", f"coco/{number}.jpg"] for number in range(300)]
-    assert sorted(train + val) == sorted(sum(names, []))
+    assert sorted(train + val) == sorted(name for pair in names for name in pair)
     assert 35 < len(val) < 90
     assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"no image": 1, "image path leaves the root": 1}
     write(tmp_path / "mix.json", mix[::-1][:200])
@@ -100,7 +100,7 @@ def test_benchmark_images_are_appended_to_train_alone(bench: Path) -> None:
     ]
     assert lines(bench / "out" / "llava_concat_vqa_val.txt") == ["v.jpg"]
     assert (bench / "eval" / "mmbench" / "images" / "7.jpg").read_bytes() == b"picture"
-    assert {name: dropped.count for name, dropped in report.dropped.items()} == {"malformed image field": 2, "image path leaves the root": 1}
+    assert {name: drop.count for name, drop in report.dropped.items()} == {"malformed image field": 2, "image path leaves the root": 1}
     assert "test images" in report.notes[0] and "vqav2" in report.notes[1]
 
 

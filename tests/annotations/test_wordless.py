@@ -60,7 +60,7 @@ def test_images_of_an_annotation_file_once(captioned: Captioned, tmp_path: Path,
     write(root / "mix.json", records)
     report = get_decompression_anno(root, images, tmp_path, anno="mix.json")
     assert sorted(made["id"] for made in read(tmp_path / "mix_decompression.json")) == ["000/0000.jpg", "001/0001.jpg"]
-    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"no image": 1, "no ids": 1}
+    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"image taken before": 1, "no image": 1, "no ids": 1}
 
 
 def test_unconditional_share(captioned: Captioned, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ NO_CAPTION = "no caption"
 NO_IDS = "no ids"
 BAD_IDS = "malformed ids"
 NOT_TEXT = "not Unicode text"
+REPEATED = "image taken before"
+NOT_CHOSEN = "beyond the share or weight asked for"
 
 _BAD_PATH = re.compile(r"^(/|[A-Za-z]:)|\0")
 

@@ -170,6 +170,8 @@ def _write_lists(report: Report, name: str, train: list[str], val: list[str], ou
         raise ValueError(f"--out {out} is a file; two lists are written, name their folder")
     if not train:
         raise ValueError(f"{report.func}: no image for the train list ({report.reasons()})")
+    if not val:
+        report.note("no image for the val list; raise val_share")
     report.outputs = {str(out / f"{name}_{split}.txt"): len(keys) for split, keys in ((TRAIN, train), (VAL, val))}
     if dry_run:
         report.note(f"dry run: {report.outputs} not written")

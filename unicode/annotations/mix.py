@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unicode.annotations.build import Made, build
-from unicode.annotations.conversation import BAD_IDS, IMAGE_TAG, TAG_MISMATCH, RefusedError, parse_turns
+from unicode.annotations.conversation import BAD_IDS, IMAGE_TAG, NOT_CHOSEN, TAG_MISMATCH, RefusedError, parse_turns
 from unicode.annotations.prompts import draw_share
 from unicode.annotations.report import Report
 from unicode.annotations.sources import find_sources, output_path, read_sources
@@ -63,7 +63,10 @@ def concat_uni_anno(
     def convert(record: Any, source: str) -> Made:
         if check_built_record(record):
             guard.check(record, source)
-        return [(0, record)] * count_copies(weight_of[source], seed, record)
+        copies = count_copies(weight_of[source], seed, record)
+        if not copies:
+            raise RefusedError(NOT_CHOSEN, f"weight {weight_of[source]:g}")
+        return [(0, record)] * copies
 
     main = output_path(out, "unicode_concat.json", sources)
     report.inputs = [f"{source} x {weight:g}" for source, weight in weight_of.items()]

@@ -54,7 +54,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Rows so far: {ids}\nSubject: {caption}\nNext row?",
         'You have already drawn {ids} for "{caption}". Go one row further.',
         "Look at the start of this picture, {ids}, and at its caption, then predict the row below.\n{caption}",
-        'Between {ids} and the rest of "{caption}" a single row is missing. Fill it in.',
+        'Right below {ids} the next row of "{caption}" is missing. Fill it in.',
         "Let the image {ids} grow by a row. It is meant to become this: {caption}",
         'Continue the drawing {ids} of "{caption}" for exactly one row.',
         "We unroll a picture line by line and can see {ids} by now. Unroll one more line of it: {caption}",

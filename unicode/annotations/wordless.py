@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unicode.annotations.build import Made, build
-from unicode.annotations.conversation import NO_IMAGE, RefusedError, make_record, parse_record
+from unicode.annotations.conversation import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, parse_record
 from unicode.annotations.image_ids import ImageIds
 from unicode.annotations.prompts import DECOMPRESSION, UNCONDITIONAL, draw_share, fill
 from unicode.annotations.report import Report
@@ -100,7 +100,12 @@ def _build_wordless(
             if not conversation.images:
                 raise RefusedError(NO_IMAGE, "a text-only record")
             keys = tuple(map(source.key, conversation.images))
-        chosen = [key for key in dict.fromkeys(keys) if key not in taken and draw_share(report.seed, kind, key) < share]
+        new = [key for key in dict.fromkeys(keys) if key not in taken]
+        if not new:
+            raise RefusedError(REPEATED, f"'{keys[0]}'")
+        chosen = [key for key in new if draw_share(report.seed, kind, key) < share]
+        if not chosen:
+            raise RefusedError(NOT_CHOSEN, f"share {share:g}")
         made = [(0, make(key, images.get(key))) for key in chosen]
         if source is not None:  # the stores name each image once by themselves
             taken.update(chosen)
