@@ -39,17 +39,13 @@ class ImageIds:
             named = ", ".join(f"{path} by {fingerprint or 'an unknown one'}" for fingerprint, path in made_by.items())
             raise ValueError(f"the stores were made by different tokenizers: {named}; their ids do not mix")
         self.tokenizer = stores[0].origin.tokenizer
+        self.fields = {"layout": self.layout.describe(), **({"tokenizer": self.tokenizer} if self.tokenizer else {})}
+        """What a record with such ids says about them."""
 
     @property
     def layout(self) -> Layout:
         """Grid and order of the ids."""
         return self.stores[0].layout
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """What a record with such ids says about them."""
-        fields = {"layout": self.layout.describe()}
-        return {**fields, "tokenizer": self.tokenizer} if self.tokenizer else fields
 
     def keys(self) -> Iterator[tuple[str, str]]:
         """(path of the store, key) of every image that has ids, each key once."""
