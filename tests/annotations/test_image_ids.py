@@ -1,5 +1,6 @@
 """Stores as one source of ids: several of them, views, and such as do not belong together."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ OTHER = Layout("hierarchical", ((4, 2), (8, 4)), order="rows")
 def test_several_stores_are_one(tmp_path: Path, store: Any) -> None:
     first = store(tmp_path / "all" / "train", ["a.jpg", "b.jpg"])
     second = store(tmp_path / "all" / "val", ["c.jpg", "bad.jpg"], seed=1, skip=["bad.jpg"])
-    for paths in ([tmp_path / "all"], [tmp_path / "all" / "train", tmp_path / "all" / "val"]):
+    shutil.copytree(tmp_path / "all", tmp_path / "tokenizer" / "ids")
+    for paths in ([tmp_path / "all"], [tmp_path / "tokenizer"], [tmp_path / "all" / "train", tmp_path / "all" / "val"]):
         images = open_image_ids(paths)
         assert np.array_equal(images.get("b.jpg"), first[1, 0]) and np.array_equal(images.get("c.jpg"), second[0, 0])
         assert [key for _, key in images.keys()] == ["a.jpg", "b.jpg", "c.jpg"]  # noqa: SIM118

@@ -50,7 +50,7 @@ class ImageIds:
     def keys(self) -> Iterator[tuple[str, str]]:
         """(path of the store, key) of every image that has ids, each key once."""
         for number, store in enumerate(self.stores):
-            for key in store.keys():  # noqa: SIM118  (a store is no dict, it has no iterator of its own)
+            for key in store:
                 if not any(key in earlier for earlier in self.stores[:number]):
                     yield str(store.path), key
 
@@ -91,7 +91,7 @@ class ImageIds:
 
 
 def open_image_ids(paths: Sequence[str | Path], *, view: str = "first", seed: int = 0) -> ImageIds:
-    """Open stores; a folder that is no store stands for all the stores in it.
+    """Open stores; a folder that is no store stands for all the stores in it or in its folder `ids`, as a tokenizer's does.
 
     Raises:
         FileNotFoundError: a folder is neither a store nor holds one, or a shard is missing.
@@ -99,6 +99,7 @@ def open_image_ids(paths: Sequence[str | Path], *, view: str = "first", seed: in
     """
     folders: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(found.parent for found in path.glob(f"*/{manifest.FILE}")) if not (path / manifest.FILE).exists() else [path]
-        folders += inside or [path]  # a folder without any store: opening it says what is missing
+        patterns = (manifest.FILE, f"*/{manifest.FILE}", f"ids/*/{manifest.FILE}")
+        inside = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [path / manifest.FILE])
+        folders += [found.parent for found in inside]  # a folder without any store: opening it says what is missing
     return ImageIds([Store(folder) for folder in folders], view=view, seed=seed)

@@ -18,6 +18,7 @@ from unicode.annotations.mix import concat_uni_anno
 from unicode.annotations.report import Report
 from unicode.annotations.text_to_image import get_t2v_anno
 from unicode.annotations.wordless import get_decompression_anno, get_uncond_anno
+from unicode.common.log import get_logger
 from unicode.run.command import command
 
 FUNCTIONS: dict[str, Callable[..., Report]] = {
@@ -33,10 +34,11 @@ FUNCTIONS: dict[str, Callable[..., Report]] = {
         concat_vae_with_vqabench,
     )
 }
-SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
+DATA, SAMPLE = (Path(__file__).resolve().parents[2] / name for name in ("datasets/llava", "data/sample"))
+log = get_logger(__name__)
 ANNO = "FILE[@FOLDER]"
 OPTIONS: dict[str, dict[str, Any]] = {
-    "root": {"help": "folder of the input files; default: the environment's DATA_ROOT, else the sample that comes with the code"},
+    "root": {"help": "folder of the input files; default: DATA_ROOT, datasets/llava, or else a sample of a few records"},
     "out": {"default": "outputs/annotations", "help": "folder of the output, or the path of the main .json file; default: %(default)s"},
     "seed": {"type": int, "help": "fixes every draw and the order of the output; default: %(default)s"},
     "anno": {"metavar": ANNO, "help": "annotation file @ folder of the image root where its paths start; default: '%(default)s'"},
@@ -60,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = function_parser(chosen) if chosen else overview_parser()
     options = vars(parser.parse_args(argv))
     function = FUNCTIONS[options.pop("func")]
-    root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or SAMPLE)
+    root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or (DATA if DATA.is_dir() else SAMPLE))
+    if root == SAMPLE:
+        log.info("neither --root nor DATA_ROOT is given: taking the sample in %s", SAMPLE)
     inputs: list[Any] = [root]
     ids = options.pop("ids")
     if "images" in inspect.signature(function).parameters:
@@ -86,7 +90,7 @@ def function_parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--func", choices=FUNCTIONS, metavar="NAME", help=argparse.SUPPRESS)
     parameters = inspect.signature(FUNCTIONS[name]).parameters
     reads_ids = "images" in parameters
-    what = "stores of ids, or folders of stores; default: ids below --root" if reads_ids else "not read by this function"
+    what = "stores of ids, or folders of them as a tokenizer's; default: ids below --root" if reads_ids else "not read by this function"
     parser.add_argument("--ids", nargs="+", metavar="STORE", help=what)
     if reads_ids:
         parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="crop or flip where a store has several; default: %(default)s")
