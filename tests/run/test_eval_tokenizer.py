@@ -103,6 +103,20 @@ def test_limit_and_an_old_list_of_skipped_images(ckpt: Path, tmp_path: Path) -> 
     assert not (tmp_path / "skipped.jsonl").exists()
 
 
+def test_images_of_a_training_config(ckpt: Path, images: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{name: folder, root: {images}, holdout: 0.5}}\nmodel: {{image_size: 16}}\n")
+    keys = set()
+    for split in (["split=train"], []):
+        out = tmp_path / "metrics.json"
+        arguments = ["--ckpt", str(ckpt), "--data", str(config), "--out", str(out), "--workers", "0", "--device", "cpu", *split]
+        assert main(arguments) == 0
+        protocol = json.loads(out.read_text())["protocol"]
+        keys.add((protocol["image_set"], protocol["num_images"] + protocol["num_skipped"]))
+    assert {name for name, _ in keys} == {f"folder {images} train", f"folder {images} val"}
+    assert sum(number for _, number in keys) == 6
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -4,15 +4,19 @@ python -m unicode.run.eval_tokenizer --ckpt outputs/hqvae --images photos/ --out
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+from unicode.common.config import load_config
 from unicode.common.log import get_logger
 from unicode.common.ranks import is_main
 from unicode.common.records import write_json
+from unicode.images.datasets import DataConfig, ImageDataset, build_dataset
 from unicode.metrics.entry import format_report
 from unicode.metrics.reconstruction import ReconstructionMetrics
+from unicode.run import encode_images
 from unicode.run.command import command
-from unicode.run.encode_images import default_workers, find_images
+from unicode.run.encode_images import default_workers
 from unicode.run.evaluation import feed_metrics, gather_skipped, write_grid
 from unicode.run.job import open_job
 from unicode.run.judges import load_judges, missing_files
@@ -26,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_tokenizer", description="Measure a tokenizer's reconstructions.")
     parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
     parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; without it the settings say")
+    parser.add_argument("--data", help="YAML file of a training run: its data set, and the split that it is validated on")
     parser.add_argument("--out", required=True, help="JSON file of the report; grid.png and skipped.jsonl go beside it")
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
     parser.add_argument("--type", choices=("hqvae", "rqvae"), help="refuse a tokenizer of another type")
@@ -43,8 +48,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
     parser.add_argument("--dry-run", action="store_true", help="load everything, say what could not be computed, measure nothing")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set, as name=imagenet root=DIR split=val")
-    parser.set_defaults(views="whole")  # `find_images` asks for it; an evaluation has no training crops
+    parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
     return parser
+
+
+def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:
+    """Return the data set that the arguments name, and its config."""
+    if not args.data:
+        return encode_images.find_images(args, image_size)
+    from unicode.train.config import TrainTokenizerConfig  # heavy, and only read here
+
+    config = load_config(TrainTokenizerConfig, args.data, [f"data.{setting}" for setting in args.settings])
+    chosen = any(setting.startswith("split=") for setting in args.settings)
+    data = config.data if chosen else replace(config.data, split=config.train.val_split or config.data.split)
+    return build_dataset(data, image_size=image_size, train=False), data
 
 
 @command
@@ -79,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer, dataset, metrics, batch_size=args.batch_size, num_workers=num_workers, precision=args.precision, num_examples=args.grid
     )
     protocol = {
-        "image_set": args.images or f"{data.name} {data.root} {data.path} {data.split}",
+        "image_set": args.images or " ".join(part for part in (data.name, data.root, data.path, data.split) if part),
         "num_skipped": gather_skipped(skipped, out.with_name("skipped.jsonl")),
         "image_size": dataset.image_size,
         "transform": dataset.protocol,

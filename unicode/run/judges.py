@@ -14,7 +14,7 @@ from torch import nn
 
 from unicode.common.ranks import all_reduce_sum_, barrier, is_main, world_size
 from unicode.metrics.entry import NotComputed
-from unicode.metrics.frechet import INCEPTION_FILE, load_inception
+from unicode.metrics.frechet import load_inception
 from unicode.tokenizer.perceptual import TRUNKS, load_lpips, trunk_file
 
 Judge = nn.Module | NotComputed
@@ -56,9 +56,9 @@ def load_judges(*, device: torch.device, vgg: str = "", alex: str = "", inceptio
 
 
 def missing_files(judges: Judges) -> list[str]:
-    """One line per network that is not there, with the remedy."""
-    named = {f"LPIPS {trunk}": judge for trunk, judge in judges.lpips.items()} | {INCEPTION_FILE: judges.inception}
-    return [f"{name}: {judge.reason}; {judge.remedy}" for name, judge in named.items() if isinstance(judge, NotComputed)]
+    """One phrase per network that is not there, with the remedy."""
+    named = {f"LPIPS {trunk}": judge for trunk, judge in judges.lpips.items()} | {"rFID": judges.inception}
+    return [f"{name} ({judge.remedy})" for name, judge in named.items() if isinstance(judge, NotComputed)]
 
 
 @contextmanager
