@@ -214,7 +214,7 @@ def test_another_tokenizer_transform_or_list_is_refused(
         (["--ckpt", "CKPT", "--images", "shapes:val", "--views", "mirror"], "views are mirror; known: whole, flip, crop"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "--views", "crop"], "the view crop needs"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "--image-size", "33"], "not a multiple"),
-        (["--ckpt", "CKPT", "--images", "shapes:val", "--batch-size", "0"], "too small"),
+        (["--ckpt", "CKPT", "--images", "shapes:val", "--batch-size", "-1"], "too small"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "limt=3"], "did you mean 'limit'"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "--device", "cuda:77"], "--device cuda:77"),
     ],

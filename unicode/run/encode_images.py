@@ -6,6 +6,8 @@ python -m unicode.run.encode_images --ckpt outputs/hqvae --images photos/ --out 
 import argparse
 import os
 
+import torch
+
 from unicode.common.config import load_config
 from unicode.common.log import get_logger
 from unicode.common.ranks import world_size
@@ -28,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
     parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=0, help="images per forward pass (default: 32; on a CPU 256 x 256 pixels)")
     parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8, by the processors)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the encoder (default: %(default)s)")
     parser.add_argument("--views", default="whole", help="what to encode of each image: whole, flip, crop; as whole,flip,crop,crop")
@@ -59,6 +61,11 @@ def default_workers() -> int:
     return max(1, min(8, share - 1))
 
 
+def default_batch_size(device: torch.device, side: int) -> int:
+    """Images per forward pass: a CPU is fastest while the feature maps stay in its cache, one image of 256 px or 64 of 32 px."""
+    return 32 if device.type == "cuda" else max(1, min(64, 256 * 256 // side**2))
+
+
 def summarize(report: EncodeReport, out: str) -> str:
     """Return one line on what was done."""
     rate = f", {report.images / report.seconds:.1f} images/s" if report.images else ""
@@ -78,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset, data = find_images(args, side)
     crop = ("resized" if data.name == "ffhq" else "random") if data.crop == "auto" else data.crop
     config = EncodeConfig(
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or default_batch_size(device, side),
         num_workers=default_workers() if args.workers < 0 else args.workers,
         precision=args.precision,
         views=tuple(view for view in args.views.split(",") if view),

@@ -1,0 +1,106 @@
+"""Images/s of encoding JPEGs into a store beside the bare `tokenizer.encode` on the same batches already in memory.
+
+    python tests/bench/encode_images.py [--images 96] [--size 256] [--channels 32] [--batch-size N] [--workers N]
+    python tests/bench/encode_images.py --device cuda --channels 128 --rows 32000 --images 4096 --batch-size 64 [--precision bf16]
+
+An untrained HQ-VAE; noise pictures as JPEG files in a temporary folder; the two are measured by turns, the best of `--repeats` counts.
+Exit code 1 when the command reaches less than 85 % of the bare rate.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unicode.codebook.base import CodebookConfig
+from unicode.ids.encode import EncodeConfig, arithmetic, encode_images
+from unicode.images.datasets import ImageDataset, open_images
+from unicode.images.loader import build_loader
+from unicode.run.encode_images import default_batch_size, default_workers
+from unicode.tokenizer.autoencoder import AutoencoderConfig
+from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.model import ImageTokenizer
+
+WANTED = 0.85
+
+
+def main() -> int:
+    """Measure both, print a line each and the ratio."""
+    args = parse_args()
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        image_size=args.size,
+        autoencoder=AutoencoderConfig(channels=args.channels),
+        codebook=CodebookConfig(mode="free", num_rows=args.rows),
+    )
+    tokenizer = ImageTokenizer(config).eval().to(device)
+    encode = EncodeConfig(
+        batch_size=args.batch_size or default_batch_size(device, args.size),
+        num_workers=default_workers() if args.workers < 0 else args.workers,
+        precision=args.precision,
+    )
+    print(f"{torch.get_num_threads()} threads, {device}, {args.precision}, batch {encode.batch_size}, {encode.num_workers} workers")
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder, "photos"), args.images, args.size)
+        dataset = open_images(Path(folder, "photos"), image_size=args.size)
+        batches = [list(range(args.images))[start : start + encode.batch_size] for start in range(0, args.images, encode.batch_size)]
+        memory = [batch.images for batch in build_loader(dataset, batches, num_workers=0, device=device)]
+        bare_encode(tokenizer, memory[:1], args.precision)  # warm-up
+        bare, whole, steady = 0.0, 0.0, 0.0
+        for repeat in range(args.repeats):
+            bare = max(bare, args.images / bare_encode(tokenizer, memory, args.precision))
+            report = encode_images(tokenizer, dataset, Path(folder, f"store{repeat}"), config=encode, device=device)
+            whole = max(whole, args.images / report.seconds)
+            steady = max(steady, args.images / (report.seconds - start_of_workers(dataset, encode)))
+    print(f"tokenizer.encode in memory    {bare:8.2f} images/s")
+    print(f"encode_images, everything     {whole:8.2f} images/s  {whole / bare:.1%}")
+    print(f"  without starting workers    {steady:8.2f} images/s  {steady / bare:.1%}")
+    return 0 if steady >= WANTED * bare else 1
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the arguments of the benchmark."""
+    parser = argparse.ArgumentParser()
+    sizes = {"images": 96, "size": 256, "channels": 32, "rows": 4096, "batch-size": 0, "workers": -1, "repeats": 2}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32")
+    return parser.parse_args()
+
+
+def write_photos(folder: Path, number: int, size: int) -> None:
+    """Write JPEG files of coarse noise: pictures larger than `size` on one side, with detail for the decoder."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(number):
+        small = random.integers(0, 256, (size // 4, size // 3, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((size * 4 // 3, size), Image.Resampling.BICUBIC).save(folder / f"{index:05d}.jpg", quality=90)
+
+
+def bare_encode(tokenizer: ImageTokenizer, batches: list[torch.Tensor], precision: str) -> float:
+    """Seconds for encoding all batches."""
+    device = tokenizer.device
+    with arithmetic(precision, device):
+        start = time.perf_counter()
+        for images in batches:
+            codes = tokenizer.encode(images)
+        codes.sum().item()  # waits for a GPU
+        return time.perf_counter() - start
+
+
+def start_of_workers(dataset: ImageDataset, encode: EncodeConfig) -> float:
+    """Seconds until the first image of a fresh loader: a cost per run, not per image."""
+    start = time.perf_counter()
+    next(iter(build_loader(dataset, [[0]], num_workers=encode.num_workers)))
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
