@@ -1,0 +1,153 @@
+"""Every command that a document names exists and, where it can, runs with --dry-run on small stand-ins for the data it names."""
+
+import ast
+import contextlib
+import io
+import re
+import shlex
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name != "LOG.md")
+DEFAULT_CONFIG = "configs/tokenizer/hqvae_shapes.yaml"
+ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
+# scripts that pass their arguments on to a command
+FORWARDS = {"scripts/vae_train/train_hqvae.sh": "train_tokenizer", "scripts/vae_train/train_rqvae.sh": "train_tokenizer"}
+# what makes any training config small enough to be built in a moment
+SMALL = [
+    "model.autoencoder.channels=32", "model.codebook.num_rows=32", "objective.perceptual.weight=0",
+    "data.name=folder", "data.path=''", "data.holdout=0.5", "train.num_workers=0",
+]
+
+
+def has_main(path: Path) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+COMMANDS = sorted(path.stem for path in (ROOT / "unicode" / "run").glob("*.py") if has_main(path))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line of a document."""
+
+    document: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.document}: {shlex.join(self.words)}"
+
+
+def documented_lines() -> list[Line]:
+    """Return the command lines in the fenced and indented blocks of all documents, without environment variables and comments."""
+    lines: dict[tuple[str, ...], Line] = {}
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for found in re.finditer(r"^ *(?:\$ )?((?:[A-Z_]+=\S+ )*(?:python|sh|bash) [^\n`|]*)$", text, flags=re.MULTILINE):
+            words = shlex.split(found[1], comments=True)
+            while words and ASSIGNMENT.fullmatch(words[0]):
+                del words[0]
+            lines.setdefault(tuple(words), Line(path.name, tuple(words)))
+    return list(lines.values())
+
+
+LINES = documented_lines()
+
+
+def target(line: Line) -> tuple[str | None, list[str]]:
+    """Return the command of unicode.run that a line ends up in, None when it does not, and the arguments."""
+    first, second, *rest = line.words
+    if first == "python" and second == "-m" and rest[0].startswith("unicode.run."):
+        return rest[0].removeprefix("unicode.run."), rest[1:]
+    if first == "python" and second.rstrip("/") == "data/unicode" and rest[0] == "process.py":
+        return "make_annotations", rest[1:]
+    if second in FORWARDS:
+        return FORWARDS[second], rest if rest and rest[0].endswith(".yaml") else [DEFAULT_CONFIG, *rest]
+    return None, rest
+
+
+@pytest.mark.parametrize("line", LINES, ids=str)
+def test_what_documents_name_exists(line):
+    first, second, *rest = line.words
+    if first == "python" and second == "-m":
+        module = rest[0]
+        assert not module.startswith("unicode.") or module.removeprefix("unicode.run.") in COMMANDS, f"no command {module}"
+    else:
+        assert (ROOT / second).exists(), f"no file {second}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name, capsys):
+    with pytest.raises(SystemExit) as ending:
+        import_module(f"unicode.run.{name}").main(["--help"])
+    assert ending.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage:" in text
+    assert name == "make_annotations" or "--dry-run" in text
+
+
+def run(name: str, *words: object) -> None:
+    """Run a command in this process; a user's error is a failure with the arguments and the message."""
+    arguments = [str(word) for word in words]
+    messages = io.StringIO()
+    with contextlib.redirect_stderr(messages):
+        code = import_module(f"unicode.run.{name}").main(arguments)
+    assert code == 0, f"{name} {shlex.join(arguments)}\n{messages.getvalue()}"
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory, tiny_llama) -> dict[str, str]:
+    """Small things for the options that name large ones: a language model, its table, a tokenizer, pictures, ids."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    (folder / "images").mkdir()
+    for index in range(8):
+        Image.new("RGB", (72, 64), (index * 30, 99, 200 - index * 20)).save(folder / "images" / f"{index}.png")
+    table, tokenizer, store = folder / "table.safetensors", folder / "tokenizer", folder / "ids"
+    run("export_codebook", "--model", tiny_llama, "--out", table)
+    settings = ["train.steps=1", "train.batch_size=4", "train.val_images=4", f"run.dir={tokenizer}"]
+    data = [f"model.codebook.table={table}", f"data.root={folder / 'images'}"]
+    run("train_tokenizer", ROOT / DEFAULT_CONFIG, *SMALL, *settings, *data)
+    run("encode_images", "--ckpt", tokenizer, "--images", folder / "images", "--out", store, "--workers", 0)
+    paths = {"--model": tiny_llama, "table": table, "--ckpt": tokenizer, "--images": folder / "images", "--ids": store}
+    return {option: str(path) for option, path in paths.items()}
+
+
+def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out: Path) -> list[str]:
+    """Replace the values of options that name large things, and those of configs; drop what a document only hints at."""
+    words = [word for word in words if "..." not in word and not word.startswith("[")]
+    if name == "train_tokenizer":
+        config, *overrides = words
+        config = DEFAULT_CONFIG if config == "CONFIG.yaml" else config
+        overrides = [word for word in overrides if not word.startswith(("data.", "run.", "model.codebook.table="))]
+        return [
+            str(ROOT / config), *overrides, *SMALL, f"model.codebook.table={stand_ins['table']}",
+            f"data.root={stand_ins['--images']}", f"run.dir={out}",
+        ]
+    if name == "make_annotations":
+        return [words[words.index("--func")], words[words.index("--func") + 1], "--root", str(ROOT / "data" / "sample"), "--out", str(out)]
+    result: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "--out":
+            result.append(str(out / Path(word).name))
+        elif before in stand_ins and not word.startswith("shapes:"):
+            result.append(stand_ins[before])
+        else:
+            result.append(word)
+    return result
+
+
+RUNNABLE = [line for line in LINES if target(line)[0] in COMMANDS and "--help" not in line.words]
+NOT_SMALL = {"convert_tokenizer", "import_ids"}  # they read folders that only their own tests make
+
+
+@pytest.mark.parametrize("line", [line for line in RUNNABLE if target(line)[0] not in NOT_SMALL], ids=str)
+def test_documented_commands_run_dry(line, stand_ins, tmp_path):
+    name, words = target(line)
+    assert name is not None
+    arguments = small_arguments(name, words, stand_ins, tmp_path / "out")
+    run(name, *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
