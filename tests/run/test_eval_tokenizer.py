@@ -105,7 +105,7 @@ def test_limit_and_an_old_list_of_skipped_images(ckpt: Path, tmp_path: Path) -> 
 
 def test_images_of_a_training_config(ckpt: Path, images: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"data: {{name: folder, root: {images}, holdout: 0.5}}\nmodel: {{image_size: 16}}\n")
+    config.write_text(f"data: {{name: folder, root: {images}, holdout: 0.5}}\n")
     keys = set()
     for split in (["split=train"], []):
         out = tmp_path / "metrics.json"
@@ -144,6 +144,20 @@ def test_nothing_but_unreadable_images(ckpt: Path, tmp_path: Path, capsys: pytes
     assert _run(ckpt, folder, tmp_path / "metrics.json") == 2
     assert "no image could be read" in capsys.readouterr().err
     assert (tmp_path / "skipped.jsonl").exists()
+
+
+def test_script(ckpt: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "vae_eval" / "eval_hqvae.sh"
+    environment = {name: value for name, value in os.environ.items() if name not in ("CKPT_NAME", "DATASET", "VAE_TYPE")}
+    for given, missing in (({}, "CKPT_NAME"), ({"CKPT_NAME": "hqvae"}, "DATASET")):
+        result = subprocess.run(["sh", script], env=environment | given, capture_output=True, text=True, check=False)
+        assert result.returncode != 0
+        assert f"{missing}: is missing; give " in result.stderr
+    given = {"PYTHON": sys.executable, "CKPT_NAME": "overruled", "DATASET": "overruled", "VAE_TYPE": "hqvae", "CUDA_VISIBLE_DEVICES": ""}
+    more = [str(ckpt), "shapes:val", "--limit", "2", "--image-size", "32", "--workers", "0"]
+    subprocess.run(["sh", script, *more], env=environment | given, check=True)
+    report = json.loads((ckpt / "eval" / "shapes_val" / "metrics.json").read_text())
+    assert report["protocol"]["num_images"] == 2
 
 
 @pytest.mark.slow
