@@ -24,20 +24,16 @@ class Inception(nn.Module):
         super().__init__()
         from torchmetrics.image.fid import NoTrainInceptionV3  # seconds to import, and only needed when the weights are there
 
-        # antialias=False is the resize of the original Inception graph, which published figures were computed with
-        self.network = NoTrainInceptionV3(
-            name="inception-v3-compat", features_list=["2048"], feature_extractor_weights_path=_text(weights_path), antialias=False
-        )
+        source = None if weights_path is None else str(weights_path)
+        self.network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"], feature_extractor_weights_path=source)
+        # the resize of the original Inception graph, which published figures were computed with; older versions know no other
+        self.network.use_antialias = False
         self.source = Path(weights_path).name if weights_path else INCEPTION_FILE
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Resize to 299 x 299 (bilinear as in TensorFlow 1, no antialiasing) and return the pool features."""
         return self.network(images)
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def load_inception(path: str | Path = "") -> Inception | NotComputed:
