@@ -106,7 +106,7 @@ class StoreWriter:
         """Write the key index, the list of unreadable images and the manifest of the whole store.
 
         Raises:
-            ValueError: a shard is missing, or no image could be read.
+            ValueError: a shard is missing.
         """
         missing = self.missing()
         if missing:
@@ -122,8 +122,6 @@ class StoreWriter:
         write_jsonl(self.path / "skipped.jsonl", skipped)
         manifest = Manifest(self.origin, complete=True, skipped=len(skipped), shards=shards)
         manifest.save(self.path)
-        if len(skipped) == self.origin.num_images:
-            raise ValueError(f"none of the {len(skipped)} images could be read; {self.path / 'skipped.jsonl'} says why")
         return manifest
 
     def _write(self, shard: int, ids: torch.Tensor | np.ndarray, skipped: list[tuple[int, str, str]]) -> None:

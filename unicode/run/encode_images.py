@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
     parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
     parser.add_argument("--batch-size", type=int, default=0, help="images per forward pass (default: 32; on a CPU 256 x 256 pixels)")
-    parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8, by the processors)")
+    parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the encoder (default: %(default)s)")
     parser.add_argument("--views", default="whole", help="what to encode of each image: whole, flip, crop; as whole,flip,crop,crop")
     parser.add_argument("--shard-size", type=int, default=0, help="images per shard (default: by the number of images)")
@@ -55,10 +55,10 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
     return build_dataset(data, image_size=image_size, train=crops), data
 
 
-def default_workers() -> int:
-    """Processes that read images: this rank's share of the processors, 8 at most, one of them left to the encoder."""
+def default_workers(device: torch.device) -> int:
+    """Processes that read images: for a GPU this rank's share of the processors, 8 at most; a CPU has its hands full with the encoder."""
     share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    return max(1, min(8, share - 1))
+    return max(1, min(8, share)) if device.type == "cuda" else 0
 
 
 def default_batch_size(device: torch.device, side: int) -> int:
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     crop = ("resized" if data.name == "ffhq" else "random") if data.crop == "auto" else data.crop
     config = EncodeConfig(
         batch_size=args.batch_size or default_batch_size(device, side),
-        num_workers=default_workers() if args.workers < 0 else args.workers,
+        num_workers=default_workers(device) if args.workers < 0 else args.workers,
         precision=args.precision,
         views=tuple(view for view in args.views.split(",") if view),
         crop=f"{crop}, mirrored at random" if data.flip else crop,
