@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: %(default)s)")
     parser.add_argument(
-        "--workers", "--num-workers", type=int, default=-1, help="processes per rank that read images (default: up to 8, by the processors)"
+        "--workers", "--num-workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)"
     )
     parser.add_argument("--limit", type=int, default=0, help="only so many images, evenly spread (default: all)")
     parser.add_argument("--grid", type=int, default=8, help="examples in grid.png, 0 for none (default: %(default)s)")
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%d images, %s; not to be computed: %s", len(dataset), dataset.protocol, " | ".join(missing_files(judges)) or "nothing")
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    num_workers = default_workers() if args.workers < 0 else args.workers
+    num_workers = default_workers(device) if args.workers < 0 else args.workers
     skipped, examples = feed_metrics(
         tokenizer, dataset, metrics, batch_size=args.batch_size, num_workers=num_workers, precision=args.precision, num_examples=args.grid
     )
