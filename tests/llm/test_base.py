@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unicode.common.records import read_json
@@ -72,6 +73,16 @@ def test_nothing_remains_of_a_stopped_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr("unicode.llm.base.write_json", stop)
     with pytest.raises(KeyboardInterrupt):
+        make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(OSError, match="model could not be written: .*No space left"):
         make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
     assert not list(tmp_path.iterdir())
 

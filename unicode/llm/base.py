@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -172,7 +173,11 @@ def is_made(folder: Path, config: BaseConfig) -> bool:
 
 
 def make_base_model(folder: Path, config: BaseConfig) -> float:
-    """Train the tokenizer and the model and save both to `folder`, which appears only when all is there; return the final loss."""
+    """Train the tokenizer and the model and save both to `folder`, which appears only when all is there; return the final loss.
+
+    Raises:
+        OSError: the disk is full.
+    """
     lines = base_text(instructions=config.instructions, seed=config.seed)
     tokenizer = train_tokenizer((next(lines) for _ in range(config.tokenizer_lines)), vocab_size=config.vocab_size)
     model = build_model(config, tokenizer)
@@ -186,6 +191,8 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
         write_json(partial / SUMMARY, {"settings": asdict(config), "loss": loss})
         partial.chmod(0o755)
         os.rename(partial, folder)
+    except SafetensorError as error:  # the library's own name for a full disk
+        raise OSError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return loss
