@@ -235,6 +235,14 @@ def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_another_world_of_shapes_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--ckpt", str(checkpoint), "--images", "shapes:val", "--out", str(tmp_path), "--device", "cpu", "limit=10"]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert main([*arguments, "shapes.noise=0.1"]) == 2
+    assert "another transform" in capsys.readouterr().err
+
+
 def test_paths_that_leave_the_root_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "anno.json").write_text(json.dumps([{"id": "1", "image": "../secret.jpg", "conversations": []}]))

@@ -7,7 +7,7 @@ images share a batch depends on the list of images alone, not on the number of r
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from unicode.ids.keys import check_keys, hash_keys
 from unicode.ids.layout import Layout
 from unicode.ids.manifest import PRECISIONS, Origin
 from unicode.ids.write import StoreWriter
-from unicode.images.datasets import Draw, ImageDataset, Skipped
+from unicode.images.datasets import Draw, ImageDataset, ShapesImages, Skipped
 from unicode.images.loader import build_loader
 
 log = get_logger(__name__)
@@ -108,6 +108,8 @@ def describe_origin(tokenizer: IdTokenizer, dataset: ImageDataset, config: Encod
     keys = dataset.keys
     check_keys(keys)
     transform: dict[str, Any] = {"image_size": dataset.image_size, "protocol": dataset.protocol}
+    if isinstance(dataset, ShapesImages):  # the keys of two worlds are the same, the pictures are not
+        transform["world"] = asdict(dataset.config)
     if "crop" in config.views:
         transform["crop"] = config.crop
     return Origin(
