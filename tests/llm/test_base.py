@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from unicode.common.records import read_json
 from unicode.llm.base import SPECIAL_TOKENS, BaseConfig, base_text, is_made, learning_rate, make_base_model, packed_rows, train_tokenizer
@@ -81,8 +81,8 @@ def test_full_disk(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
-    with pytest.raises(OSError, match="model could not be written: .*No space left"):
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", fail)
+    with pytest.raises(OSError, match=r"model could not be written: .*No space left"):
         make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
     assert not list(tmp_path.iterdir())
 
