@@ -37,7 +37,9 @@ def test_commitment_pulls_latents_and_only_projected_rows_take_gradient(mode: st
     loss = commitment_loss(latents, codebook.lookup(codebook.search(latents, rows), rows), beta=0.25)
     loss.backward()
     assert latents.grad.norm() > 0
-    assert [name for name, parameter in codebook.named_parameters() if parameter.grad is not None] == (["projection"] if mode == "projected" else [])
+    assert [name for name, parameter in codebook.named_parameters() if parameter.grad is not None] == (
+        ["projection"] if mode == "projected" else []
+    )
 
 
 @pytest.mark.parametrize("mode", ALL)
@@ -139,7 +141,13 @@ def test_usage_is_counted_once_and_entropy_prefers_spread(table: LanguageTable) 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"mode": "fre"}, "choose one of"), ({"mode": "free"}, "num_rows"), ({"decay": 1.0}, "decay"), ({"normalize": "x"}, "normalize"), ({"num_rows": -1}, "negative")],
+    [
+        ({"mode": "fre"}, "choose one of"),
+        ({"mode": "free"}, "num_rows"),
+        ({"decay": 1.0}, "decay"),
+        ({"normalize": "x"}, "normalize"),
+        ({"num_rows": -1}, "negative"),
+    ],
 )
 def test_nonsense_is_rejected(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,9 @@ def make(table: LanguageTable) -> Callable[..., ImageTokenizer]:
 
     def build(book: dict[str, object] | None = None, **changes: object) -> ImageTokenizer:
         torch.manual_seed(0)
-        autoencoder = AutoencoderConfig(channels=8, multipliers=[1, 2], num_res_blocks=1, latent_channels=12, encoder_attention=[8], decoder_attention=[8])
+        autoencoder = AutoencoderConfig(
+            channels=8, multipliers=[1, 2], num_res_blocks=1, latent_channels=12, encoder_attention=[8], decoder_attention=[8]
+        )
         codebook = CodebookConfig(**({"mode": "projected", "width": 6} | (book or {})))  # type: ignore[arg-type]
         config = TokenizerConfig(**({"type": "hqvae", "image_size": 16, "autoencoder": autoencoder, "codebook": codebook} | changes))  # type: ignore[arg-type]
         return ImageTokenizer(config, None if codebook.mode == "free" else table)

@@ -11,7 +11,8 @@ from unicode.train.sampler import StepSampler
 def stream(world: int, accumulation: int, start: int = 0) -> list[Draw]:
     """All draws of steps `start` to 9 in global order."""
     ranks = [
-        StepSampler(37, batch_size=8, accumulation=accumulation, rank=rank, world_size=world, seed=3, start_step=start, stop_step=10) for rank in range(world)
+        StepSampler(37, batch_size=8, accumulation=accumulation, rank=rank, world_size=world, seed=3, start_step=start, stop_step=10)
+        for rank in range(world)
     ]
     lists = [list(sampler) for sampler in ranks]
     assert all(len(batches) == len(sampler) for batches, sampler in zip(lists, ranks, strict=True))

@@ -84,8 +84,18 @@ def test_language_mode_ends_with_the_rows_of_the_language_model(overrides: list[
 
 @pytest.mark.parametrize("mode", ["language", "projected"])
 def test_killed_and_started_again_it_ends_with_the_same_bits(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
-    settings = [*overrides, f"model.codebook.mode={mode}", f"model.codebook.width={4 if mode == 'projected' else 0}", "objective.discriminator.enabled=true"]
-    settings += ["objective.discriminator.start=4", "objective.discriminator.alone_steps=2", "objective.discriminator.lecam_weight=0.01", "train.average_decay=0.9"]
+    settings = [
+        *overrides,
+        f"model.codebook.mode={mode}",
+        f"model.codebook.width={4 if mode == 'projected' else 0}",
+        "objective.discriminator.enabled=true",
+    ]
+    settings += [
+        "objective.discriminator.start=4",
+        "objective.discriminator.alone_steps=2",
+        "objective.discriminator.lecam_weight=0.01",
+        "train.average_decay=0.9",
+    ]
     whole = state_of(train(settings, f"run.dir={tmp_path / 'whole'}"))
     process = subprocess.Popen(command(empty_config, settings), env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "run" / "checkpoints").glob("step_0000000[48]")):
@@ -111,7 +121,18 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(overrid
 
 
 def run_two_ranks(config: Path, overrides: list[str], port: int) -> None:
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(port), "--module", MODULE]
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_accelerators",
+        "2",
+        "--no_local_rank",
+        "--master_port",
+        str(port),
+        "--module",
+        MODULE,
+    ]
     extra = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launcher, str(config), *overrides], env=environment() | extra, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -119,7 +140,14 @@ def run_two_ranks(config: Path, overrides: list[str], port: int) -> None:
 
 @pytest.mark.parametrize("mode", ["language", "projected"])
 def test_two_ranks_equal_one(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
-    settings = [*overrides, f"model.codebook.mode={mode}", f"model.codebook.width={4 if mode == 'projected' else 0}", "train.steps=20", "train.save_every=0"]
+    settings = [
+        *overrides,
+        f"model.codebook.mode={mode}",
+        f"model.codebook.width={4 if mode == 'projected' else 0}",
+        "train.steps=20",
+        "train.save_every=0",
+        "optimizer.lr=2e-4",
+    ]
     one = state_of(train(settings, f"run.dir={tmp_path / 'one'}", "train.micro_batch_size=8"))
     run_two_ranks(empty_config, settings, 29611)
     two = state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))

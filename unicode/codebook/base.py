@@ -31,8 +31,8 @@ class CodebookConfig:
     width: int = 0
     """Width E of the rows: for `projected` 0 means 16, for `free` 0 means the width of the latents; the others take the table's."""
     normalize: str = "auto"
-    """What happens to latents before the search: `none`, `standardize`, `sphere`, `mean_length`; `auto` is `none` for `free`, `sphere` for `projected`
-    in an HQ-VAE, else `standardize`."""
+    """What happens to latents before the search: `none`, `standardize`, `sphere`, `mean_length`; `auto` is `none` for `free`,
+    `sphere` for `projected` in an HQ-VAE, else `standardize`."""
     mean_length: float = 30.0
     """`mean_length` normalization (weights of UniCode-ECCV24): largest mean length of an image's latents."""
     beta: float = 0.25
@@ -152,9 +152,8 @@ class Codebook(nn.Module):
 
     def take_usage(self) -> torch.Tensor:
         """Return how often each row was used in training on this rank since the last call, (K,) int64, and start anew."""
-        usage = self.pending_usage if self.pending_usage is not None else torch.zeros(self.num_rows, dtype=torch.long, device=self.rows.device)
-        self.pending_usage = None
-        return usage
+        usage, self.pending_usage = self.pending_usage, None
+        return torch.zeros_like(self.row_ids) if usage is None else usage
 
     def soft_assignment_entropy(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return the entropy term of (B, n, E) latents: mean entropy per latent minus the entropy of the mean, in nats, scalar.

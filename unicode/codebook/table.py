@@ -54,7 +54,7 @@ class LanguageTable:
 
 def row_digest(rows: torch.Tensor) -> str:
     """Return the sha256 of a tensor's bytes."""
-    return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def save_table(path: str | Path, rows: torch.Tensor, excluded_ids: torch.Tensor, *, model: str) -> None:

@@ -43,7 +43,8 @@ def save_checkpoint(folder: str | Path, step: int, write: Callable[[Path], None]
     except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"could not save the checkpoint of step {step} ({error.strerror}); older checkpoints are whole", str(target)) from error
+            reason = f"could not save the checkpoint of step {step} ({error.strerror}); older checkpoints are whole"
+            raise OSError(error.errno, reason, str(target)) from error
         raise
     for old in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -13,6 +13,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def setup_logging() -> None:
     """Send messages to standard error: everything from INFO on the main rank, warnings elsewhere. Commands call it once."""
-    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    level = logging.INFO if is_main() else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("PIL", "httpx", "matplotlib", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

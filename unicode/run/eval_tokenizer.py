@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--out ({out}) has to be a file, --batch-size ({args.batch_size}) at least 1, --limit and --grid not negative")
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)
-    if args.type not in (None, tokenizer.type):
-        raise ValueError(f"{args.ckpt} is of type {tokenizer.type}, not {args.type}; give --type {tokenizer.type} or another checkpoint")
+    if args.type not in (None, tokenizer.config.type):
+        found = tokenizer.config.type
+        raise ValueError(f"{args.ckpt} is of type {found}, not {args.type}; give --type {found} or another checkpoint")
     args.settings += [f"limit={args.limit}"] if args.limit else []
     dataset, data = find_images(args, args.image_size or tokenizer.config.image_size)
     judges = load_judges(device=device, vgg=args.vgg, alex=args.alex, inception=args.inception)
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         "num_skipped": gather_skipped(skipped, out.with_name("skipped.jsonl")),
         "image_size": dataset.image_size,
         "transform": dataset.protocol,
-        "tokenizer": {"path": args.ckpt, "type": tokenizer.type, "fingerprint": tokenizer.fingerprint},
+        "tokenizer": {"path": args.ckpt, "type": tokenizer.config.type, "fingerprint": tokenizer.fingerprint},
         "precision": args.precision,
         "device": device.type,
     }

@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     trainer = TokenizerTrainer(config)
     size = sum(parameter.numel() for parameter in trainer.tokenizer.parameters()) / 1e6
     layout = trainer.tokenizer.layout
-    logger.info("%s, %.1f M parameters, %d ids per image from %d rows; %d images, %d steps on %s", config.model.type, size, layout.num_codes,
-                trainer.tokenizer.num_rows, len(trainer.dataset), trainer.steps, trainer.device)
+    model = f"{config.model.type}, {size:.1f} M parameters, {layout.num_codes} ids per image from {trainer.tokenizer.num_rows} rows"
+    logger.info("%s; %d images, %d steps on %s", model, len(trainer.dataset), trainer.steps, trainer.device)
     if args.dry_run:
         return 0
     checkpoint = trainer.run()

@@ -1,6 +1,7 @@
 """The convolutional encoder and decoder around the codebook: (B, 3, H, W) <-> (B, latent_channels, H / stride, W / stride)."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class _Resolution(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, blocks: int, *, attend: bool, dropout: float) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
-        self.block = nn.ModuleList(ResBlock(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResBlock(a, b, dropout=dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(channels_out) for _ in range(blocks if attend else 0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,8 +86,8 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, *, image_size: int) -> None:
         super().__init__()
         widths = [config.channels * multiplier for multiplier in config.multipliers]
-        first = nn.Conv2d(3, config.channels, 4, stride=2, padding=1) if config.downsample_input else nn.Conv2d(3, config.channels, 3, padding=1)
-        self.conv_in = first
+        kernel, stride = (4, 2) if config.downsample_input else (3, 1)
+        self.conv_in = nn.Conv2d(3, config.channels, kernel, stride=stride, padding=1)
         self.down = nn.ModuleList()
         for level, (side, width) in enumerate(zip(_sides(config, image_size), widths, strict=True)):
             before = widths[level - 1] if level else config.channels

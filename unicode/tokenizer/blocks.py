@@ -12,8 +12,9 @@ from torch import nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return the family's normalization: 32 groups, or as many as divide a smaller number of channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    """Return the family's normalization: 32 groups, or groups of about four where 32 does not divide the channels."""
+    groups = 32 if channels % 32 == 0 else math.gcd(channels, max(1, channels // 4))
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):

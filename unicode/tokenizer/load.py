@@ -22,7 +22,8 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder '{folder}'; train a tokenizer with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}")
+        remedy = f"train a tokenizer with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}"
+        raise FileNotFoundError(f"no folder '{folder}'; {remedy}")
     if (folder / CONFIG_FILE).is_file():
         return ImageTokenizer.from_pretrained(folder)
     if (folder / TOKENIZER_FOLDER / CONFIG_FILE).is_file():

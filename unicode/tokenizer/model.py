@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +77,6 @@ class ImageTokenizer(nn.Module):
         self.table_digest = table.digest if table is not None else ""
 
     @property
-    def type(self) -> str:
-        """`hqvae` or `rqvae`."""
-        return self.config.type
-
-    @property
     def layout(self) -> Layout:
         """Layout of the ids of an image of the config's size."""
         return self.config.layout(self.config.image_size, self.config.image_size)
@@ -128,7 +125,7 @@ class ImageTokenizer(nn.Module):
             ValueError: the stride does not divide a side.
         """
         layout = self.config.layout(images.shape[2], images.shape[3])
-        with _inference(self):
+        with _evaluating(self):
             return layout.join(self.stack(self.quant_conv(self.encoder(images.to(self.device)))).codes)
 
     @torch.no_grad()
@@ -149,10 +146,11 @@ class ImageTokenizer(nn.Module):
         layout = layout or self.layout
         codes = codes.to(self.device)
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_rows:
-            raise ValueError(f"codes range from {int(codes.min())} to {int(codes.max())}, but the codebook has rows 0 to {self.num_rows - 1}")
+            found = f"{int(codes.min())} to {int(codes.max())}"
+            raise ValueError(f"codes range from {found}, but the codebook has rows 0 to {self.num_rows - 1}")
         parts = layout.split(codes)[:levels]
         grids = list(layout.grids) * (layout.depth if layout.kind == "residual" else 1)
-        with _inference(self):
+        with _evaluating(self):
             return self.decoder(self.post_quant_conv(self.stack.decode(parts, grids)))  # type: ignore[no-any-return]
 
     def to_ids(self, codes: torch.Tensor, *, layout: Layout | None = None) -> torch.Tensor:
@@ -180,7 +178,7 @@ class ImageTokenizer(nn.Module):
             if name.endswith(NOT_IN_FINGERPRINT):
                 continue
             digest.update(name.encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def inference_state(self) -> dict[str, torch.Tensor]:
@@ -229,7 +227,7 @@ class ImageTokenizer(nn.Module):
         try:
             state = load_file(folder / WEIGHTS_FILE)
         except Exception as error:  # safetensors has an error type of its own for damaged files
-            raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}); save the tokenizer again or take an older checkpoint") from error
+            raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}); save it again or take an older checkpoint") from error
         tokenizer.load_inference_state(state, source=str(folder / WEIGHTS_FILE))
         return tokenizer.eval()
 
@@ -245,25 +243,22 @@ class ImageTokenizer(nn.Module):
             missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
             other = [name for name in expected.keys() & given.keys() if given[name] != expected[name]]
             first = (missing and f"'{missing[0]}' is missing") or (extra and f"'{extra[0]}' is unknown")
-            first = first or f"'{other[0]}' has shape {given[other[0]]}, expected {expected[other[0]]}"
-            raise ValueError(f"{source} holds another architecture than its config: {first} ({len(missing)} missing, {len(extra)} unknown)")
+            first = first or f"'{other[0]}' has shape {given[other[0]]}, not {expected[other[0]]}"
+            counts = f"{len(missing)} missing, {len(extra)} unknown"
+            raise ValueError(f"{source} holds another architecture than its config: {first} ({counts})")
         self.load_state_dict({name: tensor for name, tensor in state.items() if name in expected}, strict=False)
         self.__dict__.pop("fingerprint", None)
 
 
-class _inference:
-    """Run a block of a module in evaluation mode and float32 statistics, then give the mode back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.mode = module, module.training
-
-    def __enter__(self) -> None:
-        if self.mode:
-            self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        if self.mode:
-            self.module.train()
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Run a block with a module in evaluation mode, then give it its mode back."""
+    training = module.training
+    module.train(False)
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def parse_config(values: Any, *, source: str) -> TokenizerConfig:

@@ -61,7 +61,7 @@ def load_published(folder: str | Path) -> ImageTokenizer:
         else:
             raise ValueError("neither 'stage1' (hqtransformer, UniCode-ECCV24) nor 'arch' (rq-vae-transformer) is in it")
     except KeyError as error:
-        raise ValueError(f"{folder}: {error} is missing from config.yaml or from the weights; no layout of the three published ones") from error
+        raise ValueError(f"{folder}: {error} is missing from config.yaml or the weights; it is none of the published layouts") from error
     except ValueError as error:
         raise ValueError(f"{folder}/config.yaml: {error}") from error
     tokenizer = ImageTokenizer(published.config, training=False, widths=published.widths)
@@ -177,7 +177,9 @@ def _convert_rq(arch: dict[str, Any], state: dict[str, torch.Tensor]) -> _Publis
     return _Published(config, [width] * books, renamed)
 
 
-def _rename(state: dict[str, torch.Tensor], names: dict[str, str], *, keep: tuple[str, ...], drop: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def _rename(
+    state: dict[str, torch.Tensor], names: dict[str, str], *, keep: tuple[str, ...], drop: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
     """Return the tensors that we use under our names: `keep` by prefix as they are, `names` by prefix or whole name."""
     renamed = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
     for theirs, ours in names.items():

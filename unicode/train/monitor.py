@@ -1,4 +1,4 @@
-"""What a training run says of itself: averages between log lines, codebook usage, pictures; metrics.jsonl, TensorBoard, one progress bar."""
+"""What a training run says of itself: averages, codebook usage, pictures -> metrics.jsonl, TensorBoard, one progress bar."""
 
 import json
 import math
@@ -32,7 +32,8 @@ class Monitor:
 
     def __init__(self, folder: Path, accelerator: Accelerator, *, steps: int, start_step: int, batch_size: int, usage_alarm: float) -> None:
         self.folder, self.accelerator, self.batch_size, self.usage_alarm = folder, accelerator, batch_size, usage_alarm
-        self.bar = tqdm(total=steps, initial=start_step, disable=not is_main(), unit="step", dynamic_ncols=True, smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 30)
+        pace = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a person
+        self.bar = tqdm(total=steps, initial=start_step, disable=not is_main(), unit="step", smoothing=0.05, mininterval=pace)
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
         self.steps_seen, self.since, self.alarmed = 0, time.perf_counter(), set[int]()
@@ -63,8 +64,8 @@ class Monitor:
         broken = [name for name, value in line.items() if not math.isfinite(value)]
         if broken:
             raise ValueError(
-                f"{', '.join(broken)} became NaN or infinite between steps {step - self.steps_seen} and {step}; the last good checkpoint is kept. "
-                "Lower optimizer.lr, lengthen optimizer.warmup_steps, or set run.precision=float32, and start the same command again"
+                f"{', '.join(broken)} became NaN or infinite between steps {step - self.steps_seen} and {step}; the last good checkpoint "
+                "is kept. Lower optimizer.lr, lengthen optimizer.warmup_steps, or set run.precision=float32, and start the command again"
             )
         for level, codebook in enumerate(codebooks):
             line |= self._usage(level, codebook)
@@ -85,8 +86,9 @@ class Monitor:
         if used < max(2, self.usage_alarm * possible) and level not in self.alarmed and is_main():
             self.alarmed.add(level)
             logger.warning(
-                "usage alarm: codebook %d uses %d of %d rows. It has collapsed; try codebook.mode=projected, a larger codebook.entropy_weight, "
-                "train.fade_in=0.1 or a lower learning rate", level, used, possible,
+                "usage alarm: codebook %d uses %d of %d rows. It has collapsed; try model.codebook.mode=projected, "
+                "a larger model.codebook.entropy_weight, train.fade_in=0.1 or a lower optimizer.lr",
+                level, used, possible,
             )
         elif used >= max(2, self.usage_alarm * possible):
             self.alarmed.discard(level)
@@ -103,7 +105,8 @@ class Monitor:
         """Write a grid to pictures/ and TensorBoard: `rows` of (B, 3, H, W) in [-1, 1], originals first, then more and more levels."""
         if not is_main():
             return
-        grid = make_grid(torch.cat([row.float().cpu().clamp(-1, 1) for row in rows]), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
+        pixels = torch.cat([row.float().cpu().clamp(-1, 1) for row in rows])
+        grid = make_grid(pixels, nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
         (self.folder / "pictures").mkdir(exist_ok=True)
         save_image(grid, self.folder / "pictures" / f"step_{step:08d}.png")
         for tracker in self.accelerator.trackers:

@@ -50,9 +50,7 @@ class TokenizerTrainer:
         self.accumulation = split_batch(config.train, world_size())
         torch.manual_seed(config.run.seed)
         book = config.model.codebook
-        if book.mode != "free" and not book.table:
-            raise ValueError(f"codebook.mode {book.mode} needs model.codebook.table; make one with: python -m unicode.run.export_codebook --model HF_DIR --out FILE")
-        table = load_table(book.table) if book.mode != "free" else None
+        table = load_table(book.table) if book.mode != "free" and book.table else None
         self.tokenizer = ImageTokenizer(config.model, table).to(self.device)
         self.objective = Objective(config.objective, entropy_weight=book.entropy_weight).to(self.device)
         judge = config.objective.discriminator
@@ -79,7 +77,8 @@ class TokenizerTrainer:
         if config.run.compile and self.objective.perceptual is not None:
             self.objective.perceptual.compile()
         betas = (options.betas[0], options.betas[1])
-        self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, betas=betas, weight_decay=options.weight_decay, fused=True)
+        decay = options.weight_decay
+        self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, betas=betas, weight_decay=decay, fused=True)
         self.generator: nn.Module = self.accelerator.prepare_model(self.tokenizer)
         self.judge: nn.Module | None = None
         if self.discriminator is not None:
@@ -104,7 +103,9 @@ class TokenizerTrainer:
             seed=self.config.run.seed, start_step=start, stop_step=self.steps,
         )
         batches = iter(build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device))
-        self.monitor = Monitor(self.folder, self.accelerator, steps=self.steps, start_step=start, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm)
+        self.monitor = Monitor(
+            self.folder, self.accelerator, steps=self.steps, start_step=start, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm
+        )
         for step in range(start, self.steps):
             micro = [next(batches) for _ in range(self.accumulation)]
             if step == 0:
@@ -185,7 +186,8 @@ class TokenizerTrainer:
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 4099 + rank())
         options, loop = self.config.optimizer, self.config.train
         for optimizer, peak in [(self.optimizer, options.lr)] + ([(self.judge_optimizer, options.discriminator_lr)] if self.judge else []):
-            rate = learning_rate(step, peak=peak, minimum=options.min_lr * peak / options.lr, warmup_steps=options.warmup_steps, steps=self.steps)
+            minimum = options.min_lr * peak / options.lr
+            rate = learning_rate(step, peak=peak, minimum=minimum, warmup_steps=options.warmup_steps, steps=self.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
         self.tokenizer.stack.set_schedule_(
@@ -265,9 +267,11 @@ class TokenizerTrainer:
         changed = [key for key in now if before.get(key) != now[key] and not key.startswith("run.dir")]
         for key in changed:
             if key.startswith("model.") and key != "model.codebook.table":
-                raise ValueError(f"{self.folder} holds a run with {key}={before.get(key)}, this one has {now[key]}; choose another run.dir or take the old value")
+                values = f"{key}={before.get(key)}, this one has {now[key]}"
+                raise ValueError(f"{self.folder} holds a run with {values}; choose another run.dir or take the old value")
         if changed:
-            logger.warning("continuing %s under other settings: %s", self.folder, ", ".join(f"{key}={now[key]} (was {before.get(key)})" for key in changed))
+            settings = ", ".join(f"{key}={now[key]} (was {before.get(key)})" for key in changed)
+            logger.warning("continuing %s under other settings: %s", self.folder, settings)
 
     def _save(self, step: int) -> Path | None:
         """Write a checkpoint on the main rank: everything that training depends on, and the tokenizer ready for use."""
@@ -298,7 +302,8 @@ class TokenizerTrainer:
         """Take a checkpoint of this run."""
         state = read_tensors(checkpoint / STATE_FILE, wanted="the state of a training run")
         if state["table_sha256"] != self.tokenizer.table_digest:
-            raise ValueError(f"{checkpoint} was trained with another embedding table than {self.config.model.codebook.table}; give that one, or choose another run.dir")
+            given = self.config.model.codebook.table
+            raise ValueError(f"{checkpoint} was trained with another embedding table than {given}; give that one or another run.dir")
         try:
             self.tokenizer.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -323,9 +328,8 @@ def build_accelerator(config: TrainTokenizerConfig) -> Accelerator:
         torch.set_num_threads(config.run.threads)
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(
-        cpu=cpu, mixed_precision="bf16" if bf16 else "no", log_with="tensorboard", project_dir=config.run.dir, kwargs_handlers=[ddp], step_scheduler_with_optimizer=False
-    )
+    precision = "bf16" if bf16 else "no"
+    return Accelerator(cpu=cpu, mixed_precision=precision, log_with="tensorboard", project_dir=config.run.dir, kwargs_handlers=[ddp])
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
