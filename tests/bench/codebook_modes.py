@@ -1,0 +1,120 @@
+"""Compare the codebook modes on the generated world: same budget, several seeds -> the table of docs/tokenizer.md.
+
+    python tests/bench/codebook_modes.py --table outputs/base/table.safetensors --out outputs/codebook_modes --processes 2
+
+Each run trains a small HQ-VAE, encodes scenes, and lets a small language model learn the ids of the training scenes and predict those of
+held-out ones (unseen combinations). Finished runs are kept; the same command goes on with the others and prints the table.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = {
+    "free": ["model.codebook.mode=free", "model.codebook.num_rows=502", "model.codebook.width=16"],
+    "frozen": ["model.codebook.mode=frozen", "model.codebook.width=0"],
+    "language": ["model.codebook.mode=language", "model.codebook.width=0"],
+    "projected": ["model.codebook.mode=projected"],
+    "projected, entropy 0.02": ["model.codebook.mode=projected", "model.codebook.entropy_weight=0.02"],
+}
+WORLDS = {
+    "32 px": ["model.image_size=32"],
+    "64 px, jitter": [
+        "model.image_size=64", "model.autoencoder.channels=24", "model.autoencoder.multipliers=[1,2,2]", "data.shapes.jitter=2",
+        "data.shapes.colours=8", "data.shapes.shapes=4", "data.shapes.places=3",
+    ],  # fmt: skip
+}
+COLUMNS = ("PSNR dB", "coarse usage %", "fine usage %", "coarse perplexity", "fine perplexity", "bits / image", "|rows - LLM|")
+
+
+def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> dict[str, float]:
+    """Train, encode and predict one combination in this process."""
+    import torch
+
+    from unicode.codebook.table import load_table
+    from unicode.common.config import load_config
+    from unicode.images.datasets import build_dataset
+    from unicode.images.loader import build_loader
+    from unicode.metrics.predictability import predict_ids
+    from unicode.metrics.usage import count_rows_, usage_report
+    from unicode.tokenizer.objective import image_psnr
+    from unicode.train.config import TrainTokenizerConfig
+    from unicode.train.tokenizer import TokenizerTrainer
+
+    folder = Path(args.out) / f"{world}-{variant}-{seed}".replace(" ", "_").replace(",", "")
+    settings = [f"model.codebook.table={args.table}", f"train.steps={args.steps}", "train.batch_size=32", "train.save_every=0", "train.eval_every=0"]
+    settings += [f"run.seed={seed}", f"run.dir={folder}", "run.threads=1", "run.device=cpu", "train.val_images=8", "train.num_workers=0"]
+    config = load_config(TrainTokenizerConfig, ROOT / "configs/tokenizer/hqvae_shapes.yaml", [*settings, *WORLDS[world], *VARIANTS[variant]])
+    trainer = TokenizerTrainer(config)
+    trainer.run()
+    tokenizer = trainer.tokenizer.eval()
+
+    def encode(split: str, count: int) -> tuple[torch.Tensor, float]:
+        config.data.split = split
+        dataset = build_dataset(config.data, image_size=config.model.image_size, train=False)
+        codes, psnr = [], []
+        for batch in build_loader(dataset, [list(range(first, first + 50)) for first in range(0, count, 50)], num_workers=0):
+            codes.append(tokenizer.encode(batch.images))
+            psnr.append(image_psnr(tokenizer.decode(codes[-1]), batch.images))
+        return torch.cat(codes), float(torch.cat(psnr).mean())
+
+    train_codes, _ = encode("train", args.images)
+    val_codes, psnr = encode("val", 500)
+    reports = []
+    for part in tokenizer.layout.split(val_codes):
+        counts = torch.zeros(tokenizer.num_rows, dtype=torch.long)
+        count_rows_(counts, part)
+        reports.append(usage_report(counts))
+    bits = predict_ids(tokenizer.to_ids(train_codes), tokenizer.to_ids(val_codes), steps=args.lm_steps, seed=seed).bits_per_image
+    distance = float("nan")
+    if variant in ("frozen", "language"):
+        language = load_table(args.table).rows[tokenizer.row_ids]
+        distance = max(float((codebook.rows - language).abs().max()) for codebook in tokenizer.codebooks)
+    usage = [report["usage_percent"] for report in reports] + [report["perplexity"] for report in reports]
+    return dict(zip(COLUMNS, [psnr, *usage, bits, distance], strict=True))
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, help="embedding table of the base model")
+    parser.add_argument("--out", default="outputs/codebook_modes", help="folder of runs and results")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each tokenizer")
+    parser.add_argument("--lm-steps", type=int, default=200, help="optimizer steps of each language model")
+    parser.add_argument("--images", type=int, default=2000, help="training scenes whose ids the language model learns")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1, help="runs side by side")
+    parser.add_argument("--one", nargs=3, metavar=("WORLD", "VARIANT", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    results = Path(args.out) / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        world, variant, seed = args.one
+        result = run_one(args, world, variant, int(seed))
+        (results / f"{world}-{variant}-{seed}.json").write_text(json.dumps(result))
+        return
+    jobs = [(world, variant, seed) for seed, world, variant in product(range(args.seeds), WORLDS, VARIANTS)]
+
+    def start(job: tuple[str, str, int]) -> None:
+        if not (results / f"{job[0]}-{job[1]}-{job[2]}.json").exists():
+            command = [sys.executable, *sys.argv, "--one", *map(str, job)]
+            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(args.processes) as pool:
+        list(pool.map(start, jobs))
+    print("| world | mode |", " | ".join(COLUMNS), "|\n|---|---|" + "---|" * len(COLUMNS))
+    for world, variant in product(WORLDS, VARIANTS):
+        runs = [json.loads((results / f"{world}-{variant}-{seed}.json").read_text()) for seed in range(args.seeds)]
+        cells = [f"{mean(run[name] for run in runs):.1f} ± {stdev(run[name] for run in runs) if len(runs) > 1 else 0:.1f}" for name in COLUMNS[:-1]]
+        print(f"| {world} | {variant} |", " | ".join(cells), "|", max(run[COLUMNS[-1]] for run in runs), "|")
+
+
+if __name__ == "__main__":
+    main()
