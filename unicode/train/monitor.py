@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from unicode.codebook.base import Codebook
 from unicode.common.log import get_logger
-from unicode.common.ranks import all_reduce_sum_, is_main, world_size
+from unicode.common.ranks import all_reduce_min_, all_reduce_sum_, is_main, world_size
 
 logger = get_logger(__name__)
 
@@ -37,6 +37,7 @@ class Monitor:
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
         self.steps_seen, self.since, self.alarmed = 0, time.perf_counter(), set[int]()
+        self.step, self.first_broken = start_step, torch.full((), math.inf, device=accelerator.device)
         _forget_lines_after(folder / "metrics.jsonl", start_step)
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
@@ -45,10 +46,13 @@ class Monitor:
             value = part.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
+            # Remembered on the device: asking it every step whether all is well would make the host wait every step.
+            self.first_broken = torch.where(value.isfinite(), self.first_broken, self.first_broken.clamp_max(self.step + 1))
 
     def tick(self) -> None:
         """Count one finished step."""
         self.steps_seen += 1
+        self.step += 1
         self.bar.update()
 
     def flush(self, step: int, codebooks: list[Codebook], *, extra: dict[str, float]) -> dict[str, float]:
@@ -63,9 +67,10 @@ class Monitor:
         line = dict(zip(names, values, strict=True)) | extra
         broken = [name for name, value in line.items() if not math.isfinite(value)]
         if broken:
+            first = int(all_reduce_min_(self.first_broken))
             raise ValueError(
-                f"{', '.join(broken)} became NaN or infinite between steps {step - self.steps_seen} and {step}; the last good checkpoint "
-                "is kept. Lower optimizer.lr, lengthen optimizer.warmup_steps, or set run.precision=float32, and start the command again"
+                f"{', '.join(broken)} became NaN or infinite at step {first}; the last good checkpoint is kept. Lower optimizer.lr, "
+                "lengthen optimizer.warmup_steps, or set run.precision=float32, and start the command again"
             )
         for level, codebook in enumerate(codebooks):
             line |= self._usage(level, codebook)
