@@ -26,10 +26,8 @@ VARIANTS = {
 }
 WORLDS = {
     "32 px": ["model.image_size=32"],
-    "64 px, jitter": [
-        "model.image_size=64", "model.autoencoder.channels=24", "model.autoencoder.multipliers=[1,2,2]", "data.shapes.jitter=2",
-        "data.shapes.colours=8", "data.shapes.shapes=4", "data.shapes.places=3",
-    ],  # fmt: skip
+    "64 px, jitter": ["model.image_size=64", "model.autoencoder.channels=24", "model.autoencoder.multipliers=[1,2,2]"]
+    + ["data.shapes.jitter=2", "data.shapes.colours=8", "data.shapes.shapes=4", "data.shapes.places=3"],
 }
 COLUMNS = ("PSNR dB", "coarse usage %", "fine usage %", "coarse perplexity", "fine perplexity", "bits / image", "|rows - LLM|")
 
@@ -49,8 +47,9 @@ def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> di
     from unicode.train.tokenizer import TokenizerTrainer
 
     folder = Path(args.out) / f"{world}-{variant}-{seed}".replace(" ", "_").replace(",", "")
-    settings = [f"model.codebook.table={args.table}", f"train.steps={args.steps}", "train.batch_size=32", "train.save_every=0", "train.eval_every=0"]
-    settings += [f"run.seed={seed}", f"run.dir={folder}", "run.threads=1", "run.device=cpu", "train.val_images=8", "train.num_workers=0"]
+    settings = [f"model.codebook.table={args.table}", f"train.steps={args.steps}", "train.batch_size=32"]
+    settings += ["train.save_every=0", "train.eval_every=0", "train.val_images=8", "train.num_workers=0"]
+    settings += [f"run.seed={seed}", f"run.dir={folder}", "run.threads=1", "run.device=cpu"]
     config = load_config(TrainTokenizerConfig, ROOT / "configs/tokenizer/hqvae_shapes.yaml", [*settings, *WORLDS[world], *VARIANTS[variant]])
     trainer = TokenizerTrainer(config)
     trainer.run()
@@ -112,7 +111,8 @@ def main() -> None:
     print("| world | mode |", " | ".join(COLUMNS), "|\n|---|---|" + "---|" * len(COLUMNS))
     for world, variant in product(WORLDS, VARIANTS):
         runs = [json.loads((results / f"{world}-{variant}-{seed}.json").read_text()) for seed in range(args.seeds)]
-        cells = [f"{mean(run[name] for run in runs):.1f} ± {stdev(run[name] for run in runs) if len(runs) > 1 else 0:.1f}" for name in COLUMNS[:-1]]
+        columns = [[run[name] for run in runs] for name in COLUMNS[:-1]]
+        cells = [f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}" for values in columns]
         print(f"| {world} | {variant} |", " | ".join(cells), "|", max(run[COLUMNS[-1]] for run in runs), "|")
 
 

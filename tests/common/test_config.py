@@ -32,6 +32,7 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("inner:\n  width: 5\n")
     config = load_config(Outer, tmp_path / "c.yaml", ["name=y", "inner.words=[b, c]"])
     assert config == Outer("y", Inner(5, ["b", "c"]))
+    assert load_config(Outer, None, ["name="]).name == ""
     save_config(config, tmp_path / "again.yaml")
     assert load_config(Outer, tmp_path / "again.yaml") == config
 

@@ -155,7 +155,7 @@ def test_two_ranks_equal_one(overrides: list[str], empty_config: Path, tmp_path:
 
 
 def test_accumulation_equals_one_batch(overrides: list[str], tmp_path: Path) -> None:
-    settings = [*overrides, "model.codebook.entropy_weight=0"]
+    settings = [*overrides, "model.codebook.entropy_weight=0", "optimizer.lr=2e-4"]
     whole = state_of(train(settings, f"run.dir={tmp_path / 'whole'}"))
     parts = state_of(train(settings, f"run.dir={tmp_path / 'parts'}", "train.micro_batch_size=2"))
     assert largest_difference(whole["model"], parts["model"]) < 1e-3

@@ -34,7 +34,8 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"'{override}' is not an override; write key.sub=value, for example train.steps=100")
-        layers.append((override, OmegaConf.from_dotlist([override])))
+        # `key=` means the empty string, as it does in a shell.
+        layers.append((override, OmegaConf.from_dotlist([override + "''" if override.endswith("=") else override])))
     for source, layer in layers:
         _check_keys(schema, OmegaConf.to_container(layer), source)
         try:
