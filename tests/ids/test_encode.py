@@ -179,6 +179,18 @@ def test_views(checkpoint: Path, photos: Path, whole: Path, tmp_path: Path) -> N
     assert different > 30
 
 
+@pytest.mark.parametrize("settings", [[], ["crop=resized", "flip=true"]])
+def test_crops_of_a_folder(checkpoint: Path, photos: Path, tmp_path: Path, settings: list[str]) -> None:
+    """What --images names is cropped as the same pictures named by settings are."""
+    common = ["--ckpt", str(checkpoint), "--views", "whole,crop", "--device", "cpu", "--workers", "0", *settings]
+    assert main([*common, "--images", str(photos / "part0"), "--out", str(tmp_path / "images")]) == 0
+    assert main([*common, "--out", str(tmp_path / "settings"), "name=folder", f"root={photos / 'part0'}"]) == 0
+    assert content(tmp_path / "images") == content(tmp_path / "settings")
+    store = Store(tmp_path / "images")
+    assert store.origin.transform["crop"] == ("resized, mirrored at random" if settings else "random")
+    assert sum(not np.array_equal(store.ids(key), store.ids(key, view=1)) for key in store) > 15
+
+
 def test_bf16_is_recorded(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     assert encode(checkpoint, photos, tmp_path, precision="bf16").origin.precision == "bf16"
     with pytest.raises(ValueError, match="another precision: bf16 there, float32 now"):
@@ -212,7 +224,6 @@ def test_another_tokenizer_transform_or_list_is_refused(
         (["--ckpt", "CKPT", "--images", "nowhere"], "nowhere"),
         (["--ckpt", "CKPT"], "no images named; give --images"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "--views", "mirror"], "views are mirror; known: whole, flip, crop"),
-        (["--ckpt", "CKPT", "--images", "shapes:val", "--views", "crop"], "the view crop needs"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "--image-size", "33"], "not a multiple"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "--batch-size", "-1"], "too small"),
         (["--ckpt", "CKPT", "--images", "shapes:val", "limt=3"], "did you mean 'limit'"),

@@ -4,7 +4,6 @@
 picture that cannot be read is a `Skipped` with the reason, never an exception.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from torch.utils.data import Dataset
 
 from unicode.images.config import DataConfig
 from unicode.images.decode import UnreadableImageError, decode_image
+from unicode.images.listing import is_held_out
 from unicode.images.packed import PackedStrings
 from unicode.images.scene import ShapesConfig
-from unicode.images.shapes import SPLITS, Scene, draw_scene
+from unicode.images.shapes import SPLITS, Scene, draw_scene, scene_keys
 from unicode.images.sources import Source, open_source
 from unicode.images.transforms import SMALLEST_AREA, eval_transform, seeded, to_float, train_transform
 
@@ -134,10 +134,7 @@ class ShapesImages(ImageDataset):
     def __init__(self, config: ShapesConfig, *, split: str, limit: int = 0) -> None:
         if split not in SPLITS:
             raise ValueError(f"data.split is '{split}'; the shapes world has {' and '.join(SPLITS)}")
-        total = config.num_train if split == "train" else config.num_val
-        number = min(limit, total) if limit else total
-        keys = [f"{split}/{index:07d}.png" for index in range(number)]
-        super().__init__(keys, image_size=config.image_size, protocol="generated at this size")
+        super().__init__(scene_keys(config, split, limit=limit), image_size=config.image_size, protocol="generated at this size")
         self.config = config
         self.split = split
         self.scene(0).pixels()  # a world whose objects cannot be told apart ends here
@@ -167,13 +164,16 @@ def build_dataset(config: DataConfig, *, image_size: int, train: bool) -> ImageD
     return FileImages(open_source(config), config, image_size=image_size, train=train)
 
 
-def open_images(path: str | Path, *, image_size: int, root: str = "", config: DataConfig | None = None) -> ImageDataset:
-    """Find the pictures that `--images` of a command means, for evaluation.
+def open_images(
+    path: str | Path, *, image_size: int, root: str = "", config: DataConfig | None = None, train: bool = False
+) -> ImageDataset:
+    """Find the pictures that `--images` of a command means.
 
     Args:
         path: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, or "shapes:SPLIT".
         root: the folder that the paths in a list or annotation file start from; the file's own folder if empty.
-        config: settings that are not about which pictures (resize, draft, limit, the world of shapes).
+        config: settings that are not about which pictures (resize, crop, draft, limit, the world of shapes).
+        train: give a `Draw` the training transform, as in `build_dataset`.
 
     Raises:
         FileNotFoundError: there is nothing of that name.
@@ -181,18 +181,18 @@ def open_images(path: str | Path, *, image_size: int, root: str = "", config: Da
     """
     base, text = config or DataConfig(), str(path)
     if text == "shapes" or text.startswith("shapes:"):
-        return build_dataset(replace(base, name="shapes", split=text.partition(":")[2] or "val"), image_size=image_size, train=False)
+        return build_dataset(replace(base, name="shapes", split=text.partition(":")[2] or "val"), image_size=image_size, train=train)
     if os.path.isdir(text):
         is_lmdb = os.path.isfile(os.path.join(text, "data.mdb"))
         lmdb, folder = replace(base, name="lsun", root="", path=os.path.abspath(text)), replace(base, name="folder", root=text, path="")
-        return build_dataset(lmdb if is_lmdb else folder, image_size=image_size, train=False)
+        return build_dataset(lmdb if is_lmdb else folder, image_size=image_size, train=train)
     names = {".txt": "list", ".json": "llava", ".tar": "webdataset"}
     suffix = Path(text).suffix
     if suffix not in names:
         what = f"is none of {', '.join(names)}" if os.path.exists(text) else "does not exist"
         raise FileNotFoundError(f"--images {text} {what}; give a folder, a list (.txt), a LLaVA file (.json), tar shards or shapes:val")
     found = replace(base, name=names[suffix], root=root, path=os.path.abspath(text))
-    return build_dataset(found, image_size=image_size, train=False)
+    return build_dataset(found, image_size=image_size, train=train)
 
 
 def _choose(keys: PackedStrings, config: DataConfig) -> np.ndarray | None:
@@ -201,15 +201,10 @@ def _choose(keys: PackedStrings, config: DataConfig) -> np.ndarray | None:
     if config.holdout:
         if config.split not in ("train", "val"):
             raise ValueError(f"data.split is '{config.split}'; with data.holdout it must be train or val")
-        held = np.array([_fraction(key) < config.holdout for key in keys])
+        held = np.array([is_held_out(key, config.holdout) for key in keys])
         rows = rows[held if config.split == "val" else ~held]
         if not len(rows):
             raise ValueError(f"data.holdout={config.holdout} leaves none of {len(keys)} images for {config.split}; change it")
     if config.limit and config.limit < len(rows):
         rows = rows[np.arange(config.limit) * len(rows) // config.limit]
     return rows if len(rows) < len(keys) else None
-
-
-def _fraction(key: str) -> float:
-    """Map a key to [0, 1), evenly and for ever the same."""
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little") / 2**64

@@ -1,5 +1,6 @@
 """Where the image files are: folders, lists and annotation files -> a root folder and unique keys relative to it."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -130,6 +131,12 @@ def join(listings: Sequence[Listing]) -> Listing:
     """Put listings of one root together, keeping the first of equal keys."""
     keys = list(dict.fromkeys(key for listing in listings for key in listing.keys))
     return Listing(listings[0].root, keys)
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Whether a picture belongs to the share that "val" keeps: a hash of its key decides, for ever the same."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 < share
 
 
 def check_files(listing: Listing, number: int, source: str) -> None:

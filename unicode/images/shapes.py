@@ -17,7 +17,7 @@ from unicode.images.scene import ShapesConfig, Thing, combinations
 from unicode.images.wording import Question
 
 SPLITS = ("train", "val")
-__all__ = ["Question", "Scene", "ShapesConfig", "Thing", "draw_scene", "judge", "world_text"]
+__all__ = ["Question", "Scene", "ShapesConfig", "Thing", "draw_scene", "judge", "scene_keys", "world_text"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ def draw_scene(config: ShapesConfig, split: str, index: int) -> Scene:
             chosen[place] = rng.choice(parts.seen[place])
     things = [Thing(*chosen[place], rng.choice(config.size_names), place) for place in config.place_names if place in chosen]
     return Scene(tuple(things), config, seed=rng.getrandbits(63))
+
+
+def scene_keys(config: ShapesConfig, split: str, *, limit: int = 0) -> list[str]:
+    """Return the keys of the scenes of a split, or of the first `limit` of them: "train/0000007.png" is scene 7 of "train"."""
+    total = config.num_train if split == "train" else config.num_val
+    return [f"{split}/{index:07d}.png" for index in range(min(limit, total) if limit else total)]
 
 
 def judge(pixels: np.ndarray, config: ShapesConfig) -> Scene:

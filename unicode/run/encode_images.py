@@ -44,15 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
 def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:
     """Return the data set that the arguments name, and its config."""
     data = load_config(DataConfig, None, [*args.settings, *([f"root={args.root}"] if args.root and not args.images else [])])
-    crops = "crop" in args.views.split(",")
-    if args.images and crops:
-        needed = "settings instead of --images, as name=folder root=DIR"
-        raise ValueError(f"the view crop needs the training transform of a data set; give {needed}")
+    train = "crop" in args.views.split(",")
     if args.images:
-        return open_images(args.images, image_size=image_size, root=args.root or data.root, config=data), data
+        return open_images(args.images, image_size=image_size, root=args.root or data.root, config=data, train=train), data
     if not args.settings:
         raise ValueError("no images named; give --images DIR_OR_LIST, or the settings of a data set, as name=coco root=DIR split=val")
-    return build_dataset(data, image_size=image_size, train=crops), data
+    return build_dataset(data, image_size=image_size, train=train), data
 
 
 def default_workers(device: torch.device) -> int:
@@ -83,13 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     side = args.image_size or tokenizer.config.image_size
     layout = tokenizer.config.layout(side, side)
     dataset, data = find_images(args, side)
-    crop = ("resized" if data.name == "ffhq" else "random") if data.crop == "auto" else data.crop
     config = EncodeConfig(
         batch_size=args.batch_size or default_batch_size(device, side),
         num_workers=default_workers(device) if args.workers < 0 else args.workers,
         precision=args.precision,
         views=tuple(view for view in args.views.split(",") if view),
-        crop=f"{crop}, mirrored at random" if data.flip else crop,
+        crop=f"{data.training_crop}, mirrored at random" if data.flip else data.training_crop,
         shard_size=args.shard_size,
         layout=layout,
     )
