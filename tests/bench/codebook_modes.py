@@ -20,14 +20,16 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "free": ["model.codebook.mode=free", "model.codebook.num_rows=502", "model.codebook.width=16"],
     "frozen": ["model.codebook.mode=frozen", "model.codebook.width=0"],
-    "language": ["model.codebook.mode=language", "model.codebook.width=0"],
+    "language": ["model.codebook.mode=language", "model.codebook.width=0", "model.codebook.restart_threshold=0"],
     "projected": ["model.codebook.mode=projected"],
     "projected, entropy 0.02": ["model.codebook.mode=projected", "model.codebook.entropy_weight=0.02"],
 }
 WORLDS = {
     "32 px": ["model.image_size=32"],
-    "64 px, jitter": ["model.image_size=64", "model.autoencoder.channels=24", "model.autoencoder.multipliers=[1,2,2]"]
-    + ["data.shapes.jitter=2", "data.shapes.colours=8", "data.shapes.shapes=4", "data.shapes.places=3"],
+    "64 px, jitter": (
+        "model.image_size=64 model.autoencoder.channels=24 model.autoencoder.multipliers=[1,2,2] "
+        "data.shapes.jitter=2 data.shapes.colours=8 data.shapes.shapes=4 data.shapes.places=3"
+    ).split(),
 }
 COLUMNS = ("PSNR dB", "coarse usage %", "fine usage %", "coarse perplexity", "fine perplexity", "bits / image", "|rows - LLM|")
 
@@ -50,7 +52,8 @@ def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> di
     settings = [f"model.codebook.table={args.table}", f"train.steps={args.steps}", "train.batch_size=32"]
     settings += ["train.save_every=0", "train.eval_every=0", "train.val_images=8", "train.num_workers=0"]
     settings += [f"run.seed={seed}", f"run.dir={folder}", "run.threads=1", "run.device=cpu"]
-    config = load_config(TrainTokenizerConfig, ROOT / "configs/tokenizer/hqvae_shapes.yaml", [*settings, *WORLDS[world], *VARIANTS[variant]])
+    settings += [*WORLDS[world], *VARIANTS[variant]]
+    config = load_config(TrainTokenizerConfig, ROOT / "configs/tokenizer/hqvae_shapes.yaml", settings)
     trainer = TokenizerTrainer(config)
     trainer.run()
     tokenizer = trainer.tokenizer.eval()

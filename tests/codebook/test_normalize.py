@@ -29,6 +29,17 @@ def test_sphere_has_length_one_and_evaluation_changes_nothing() -> None:
     assert norm.steps == 0
 
 
+def test_match_gives_latents_the_statistics_of_the_rows() -> None:
+    rows = 2 + 0.3 * torch.randn(500, 8)
+    norm = LatentNorm(8, kind="match", decay=0.9, rows=rows)
+    latents = 7 + 5 * torch.randn(4, 100, 8)
+    norm(latents)
+    norm.update_()
+    out = norm.eval()(latents).flatten(0, 1)
+    assert torch.allclose(out.mean(0), rows.mean(0), atol=1e-2)
+    assert torch.allclose(out.std(0), rows.std(0), rtol=1e-2)
+
+
 def test_mean_length_is_each_images_own() -> None:
     norm = LatentNorm(8, kind="mean_length", decay=0.9, length=2.0)
     latents = torch.stack([10 * torch.ones(5, 8), 0.01 * torch.ones(5, 8)])

@@ -31,8 +31,8 @@ class CodebookConfig:
     width: int = 0
     """Width E of the rows: for `projected` 0 means 16, for `free` 0 means the width of the latents; the others take the table's."""
     normalize: str = "auto"
-    """What happens to latents before the search: `none`, `standardize`, `sphere`, `mean_length`; `auto` is `none` for `free`,
-    `sphere` for `projected` in an HQ-VAE, else `standardize`."""
+    """What happens to latents before the search: `none`, `standardize`, `match`, `sphere`, `mean_length`; `auto` is `none` for `free`,
+    `match` for `frozen` and `language`, for `projected` `sphere` in an HQ-VAE and `standardize` in an RQ-VAE."""
     mean_length: float = 30.0
     """`mean_length` normalization (weights of UniCode-ECCV24): largest mean length of an image's latents."""
     beta: float = 0.25
@@ -40,7 +40,8 @@ class CodebookConfig:
     decay: float = 0.99
     """Share of old statistics kept per optimizer step."""
     restart_threshold: float = 0.03
-    """Modes with averages: a row used less than this share of the mean restarts at a current latent; 0 is never."""
+    """Modes with averages: a row used less than this share of the mean restarts at a current latent; 0 is never, which `language`
+    does better with on small data."""
     entropy_weight: float = 0.0
     """`projected`: weight of the term that spreads codes over the rows; more of it raises usage and makes ids harder to predict."""
     entropy_temperature: float = 0.1

@@ -4,11 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-NORMALIZATIONS = ("none", "standardize", "sphere", "mean_length")
+NORMALIZATIONS = ("none", "standardize", "match", "sphere", "mean_length")
 
 
 class LatentNorm(nn.Module):
-    """Standardize each channel by running statistics; `sphere` also brings every latent to length one.
+    """Standardize each channel by running statistics.
+
+    `match` then gives each channel the mean and the deviation that the codebook's rows have in it, so that latents lie where the rows
+    lie; `sphere` brings every latent to length one.
 
     `mean_length` is what UniCode-ECCV24's weights expect: an image whose latents are longer than `length` on average is scaled down
     to that average. There it was the average of the batch, here it is the image's own; for one image alone they are the same.
@@ -22,22 +25,29 @@ class LatentNorm(nn.Module):
         kind: "none" (identity), "standardize" or "sphere".
         decay: share of the old statistics kept per step.
         length: largest mean length for `mean_length`.
+        rows: (K, E) the rows that `match` looks at.
     """
 
     mean: torch.Tensor
     variance: torch.Tensor
     steps: torch.Tensor
+    row_mean: torch.Tensor
+    row_deviation: torch.Tensor
 
-    def __init__(self, width: int, *, kind: str, decay: float, length: float = 0.0) -> None:
+    def __init__(self, width: int, *, kind: str, decay: float, length: float = 0.0, rows: torch.Tensor | None = None) -> None:
         super().__init__()
         if kind not in NORMALIZATIONS:
             raise ValueError(f"unknown normalization '{kind}'; choose one of {', '.join(NORMALIZATIONS)}")
         self.kind, self.decay, self.length = kind, decay, length
         self.pending: torch.Tensor | None = None
-        if kind in ("standardize", "sphere"):
+        if kind in ("standardize", "match", "sphere"):
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("variance", torch.ones(width))
             self.register_buffer("steps", torch.zeros(()))
+        if kind == "match":
+            assert rows is not None
+            self.register_buffer("row_mean", rows.mean(0))
+            self.register_buffer("row_deviation", rows.std(0, correction=0))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Map (B, n, E) latents to (B, n, E) float32; in training also take their statistics down."""
@@ -50,6 +60,8 @@ class LatentNorm(nn.Module):
         if self.training:
             self._observe(latents.detach().flatten(0, -2))
         latents = (latents - self.mean) * (self.variance + 1e-5).rsqrt()
+        if self.kind == "match":
+            return latents * self.row_deviation + self.row_mean
         return F.normalize(latents, dim=-1) if self.kind == "sphere" else latents
 
     def _observe(self, latents: torch.Tensor) -> None:

@@ -17,10 +17,10 @@ def normalization(config: TokenizerConfig) -> str:
     book = config.codebook
     if book.normalize != "auto":
         return book.normalize
-    if book.mode == "free":
-        return "none"
-    # The passes of an RQ-VAE see what is left over, whose length must stay free to shrink.
-    return "sphere" if book.mode == "projected" and config.type == "hqvae" else "standardize"
+    if book.mode == "projected":
+        # The passes of an RQ-VAE see what is left over, whose length must stay free to shrink.
+        return "sphere" if config.type == "hqvae" else "standardize"
+    return "none" if book.mode == "free" else "match"
 
 
 def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, training: bool, widths: list[int] | None = None) -> Stack:
@@ -47,7 +47,7 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
         empty = torch.zeros(book.num_rows, dtype=torch.long)
         codebooks = [Codebook(torch.zeros(book.num_rows, width), empty, book, learn_scale=False) for width in widths]
     kind = normalization(config)
-    norms = [LatentNorm(codebook.width, kind=kind, decay=book.decay, length=book.mean_length) for codebook in codebooks]
+    norms = [LatentNorm(each.width, kind=kind, decay=book.decay, length=book.mean_length, rows=each.rows) for each in codebooks]
     if config.type == "hqvae":
         return HierarchicalQuantizer(channels, codebooks, norms, resample=config.resample, combine=config.combine)
     return ResidualQuantizer(channels, codebooks, norms[0], depth=config.depth)

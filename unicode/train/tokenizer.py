@@ -109,7 +109,7 @@ class TokenizerTrainer:
         for step in range(start, self.steps):
             micro = [next(batches) for _ in range(self.accumulation)]
             if step == 0:
-                self._warm_up(micro[0])
+                self._warm_up(micro)
             self._train_step(step, micro)
             done = step + 1
             if done % loop.log_every == 0 or done == self.steps or (loop.save_every and done % loop.save_every == 0):
@@ -196,11 +196,12 @@ class TokenizerTrainer:
         )
 
     @torch.no_grad()
-    def _warm_up(self, batch: Batch) -> None:
+    def _warm_up(self, micro: list[Batch]) -> None:
         """Let normalizations, scales and averages see the first batch before the first step, level after level."""
         with self.accelerator.autocast():
             for _ in range(self.tokenizer.num_levels + 1):
-                self.tokenizer(self._arrange(batch.images))
+                for batch in micro:
+                    self.tokenizer(self._arrange(batch.images))
                 self.tokenizer.stack.update_()
         for codebook in self.tokenizer.codebooks:
             codebook.take_usage()
