@@ -5,7 +5,18 @@ from collections import Counter
 
 import pytest
 
-from unicode.annotations.prompts import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
+from unicode.annotations.prompts import (
+    CAPTION,
+    DECOMPRESSION,
+    FIRST_ROW,
+    NEXT_ROW,
+    TEMPLATES,
+    TEXT_TO_IMAGE,
+    UNCONDITIONAL,
+    draw,
+    draw_share,
+    fill,
+)
 
 SLOTS = {
     TEXT_TO_IMAGE: ["caption"],
@@ -13,6 +24,7 @@ SLOTS = {
     FIRST_ROW: ["caption"],
     UNCONDITIONAL: [],
     DECOMPRESSION: ["ids"],
+    CAPTION: [],
 }
 
 

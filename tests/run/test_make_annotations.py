@@ -12,7 +12,8 @@ import pytest
 from unicode.run.make_annotations import FUNCTIONS, SAMPLE, main
 
 ROOT = Path(__file__).parents[2]
-MAKERS = [name for name in FUNCTIONS if name != "concat_vae_with_vqabench"]
+NOT_OF_THE_SAMPLE = ("concat_vae_with_vqabench", "get_folder_anno")  # the sample has neither benchmarks nor pictures
+MAKERS = [name for name in FUNCTIONS if name not in NOT_OF_THE_SAMPLE]
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,13 @@ def test_overview(capsys):
         (["--func", "get_t2v_anno", "--parts", "9"], "choose 0 to 8"),
         (["--func", "get_uncond_anno", "--share", "0"], "share is 0"),
         (["--func", "concat_vae_with_vqabench"], "--allow-test-images"),
+        (["--func", "get_folder_anno"], "no images in"),
+        (["--func", "get_folder_anno", "--root", "nowhere"], "'nowhere' does not exist"),
+        (["--func", "get_folder_anno", "--val-share", "1"], "val_share is 1"),
+        (["--func", "get_shapes_anno", "--world", "colors=8"], "did you mean 'colours'"),
+        (["--func", "get_shapes_anno", "--world", "colours=80"], "shapes.colours is 80; it must be 2 to 8"),
+        (["--func", "get_shapes_anno", "--questions", "0"], "questions is 0"),
+        (["--func", "get_shapes_anno", "--limit", "-1"], "limit is -1"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):

@@ -95,9 +95,14 @@ def parse_record(record: Any) -> Conversation:
 
 def make_record(name: str, task: str, turns: Sequence[str], **fields: str) -> dict[str, Any]:
     """Put a record of our form together; `turns` are spoken by human and gpt by turns, `fields` stand between id and turns."""
-    assert task in TASKS and len(turns) >= 2 and len(turns) % 2 == 0, (task, turns)
-    conversations = [{"from": (HUMAN, GPT)[number % 2], "value": turn} for number, turn in enumerate(turns)]
-    return {"id": name, "task": task, **fields, "conversations": conversations}
+    assert task in TASKS, task
+    return {"id": name, "task": task, **fields, "conversations": make_turns(turns)}
+
+
+def make_turns(texts: Sequence[str]) -> list[dict[str, str]]:
+    """The value of "conversations" for texts that human and gpt say by turns."""
+    assert len(texts) >= 2 and len(texts) % 2 == 0, texts
+    return [{"from": (HUMAN, GPT)[number % 2], "value": text} for number, text in enumerate(texts)]
 
 
 def image_key(path: Any) -> str:

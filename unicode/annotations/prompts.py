@@ -11,6 +11,7 @@ NEXT_ROW = "next_row"
 FIRST_ROW = "first_row"
 UNCONDITIONAL = "unconditional"
 DECOMPRESSION = "decompression"
+CAPTION = "caption"
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     TEXT_TO_IMAGE: (
@@ -118,6 +119,24 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "What are the full contents of {ids}?",
         "You receive one summary for each cell of an image: {ids}\nReturn every code of every cell.",
         "Turn the digest {ids} back into the image it was made from.",
+    ),
+    CAPTION: (
+        "Describe the picture in a few words.",
+        "What does this image show?",
+        "Give a short caption for the image.",
+        "Put into words what can be seen here.",
+        "Tell me briefly what is in the picture.",
+        "Sum up the contents of this image.",
+        "How would you caption this?",
+        "Write down what the picture shows.",
+        "I cannot see the image. What is in it?",
+        "Say in a sentence or two what you see.",
+        "Please name what is depicted.",
+        "What would you write under this picture?",
+        "Make a brief note of what the image contains.",
+        "Look at the picture and describe it.",
+        "A short description of this image, please.",
+        "Which words would bring this picture to mind?",
     ),
 }
 """The templates of each task; every task has at least sixteen."""

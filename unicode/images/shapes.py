@@ -17,7 +17,7 @@ from unicode.images.scene import ShapesConfig, Thing, combinations
 from unicode.images.wording import Question
 
 SPLITS = ("train", "val")
-__all__ = ["Question", "Scene", "ShapesConfig", "Thing", "draw_scene", "judge", "scene_keys", "world_text"]
+__all__ = ["Question", "Scene", "ShapesConfig", "Thing", "draw_scene", "find_scene", "judge", "scene_keys", "world_text"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,15 @@ def scene_keys(config: ShapesConfig, split: str, *, limit: int = 0) -> list[str]
     """Return the keys of the scenes of a split, or of the first `limit` of them: "train/0000007.png" is scene 7 of "train"."""
     total = config.num_train if split == "train" else config.num_val
     return [f"{split}/{index:07d}.png" for index in range(min(limit, total) if limit else total)]
+
+
+def find_scene(config: ShapesConfig, key: str) -> Scene:
+    """Return the scene of a key of `scene_keys`; ValueError for any other."""
+    split, _, name = key.partition("/")
+    number = name.removesuffix(".png")
+    if not number.isdecimal():
+        raise ValueError(f"'{key}' is no key of the shapes world; they look like train/0000007.png")
+    return draw_scene(config, split, int(number))
 
 
 def judge(pixels: np.ndarray, config: ShapesConfig) -> Scene:

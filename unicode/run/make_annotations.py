@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unicode.annotations.captioned import get_folder_anno, get_shapes_anno
 from unicode.annotations.image_ids import VIEWS, open_image_ids
 from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
 from unicode.annotations.instructions import concat_llava_anno, get_llava_uni_anno
@@ -32,11 +33,14 @@ FUNCTIONS: dict[str, Callable[..., Report]] = {
         concat_uni_anno,
         concat_vae_with_mix,
         concat_vae_with_vqabench,
+        get_shapes_anno,
+        get_folder_anno,
     )
 }
 DATA, SAMPLE = (Path(__file__).resolve().parents[2] / name for name in ("datasets/llava", "data/sample"))
 log = get_logger(__name__)
 ANNO = "FILE[@FOLDER]"
+UNREAD = "not read by this function"
 OPTIONS: dict[str, dict[str, Any]] = {
     "root": {"help": "folder of the input files; default: DATA_ROOT, datasets/llava, or else a sample of a few records"},
     "out": {"default": "outputs/annotations", "help": "folder of the output, or the path of the main .json file; default: %(default)s"},
@@ -46,7 +50,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weights": {"nargs": "+", "type": float, "metavar": "W", "help": "how often a record of each file occurs on average; default: 1"},
     "parts": {"type": int, "help": "part records per image; default: %(default)s"},
     "share": {"type": float, "help": "share of the images; default: %(default)s"},
-    "val_share": {"type": float, "help": "share of the val list; default: %(default)s"},
+    "val_share": {"type": float, "help": "share of the val part; default: %(default)s"},
+    "questions": {"type": int, "help": "questions per picture, at most; default: %(default)s"},
+    "limit": {"type": int, "help": "the first so many scenes of each split; default: %(default)s (all)"},
+    "world": {"nargs": "+", "metavar": "KEY=VALUE", "help": "settings of the world that differ from the default one, as colours=8"},
     "bench": {"help": "folder of the benchmarks below --root; default: %(default)s"},
     "allow_test_images": {"action": "store_true", "help": "train the tokenizer on test images; scores are then not on unseen images"},
     "dry_run": {"action": "store_true", "help": "read the first records, check everything, write nothing"},
@@ -62,12 +69,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = function_parser(chosen) if chosen else overview_parser()
     options = vars(parser.parse_args(argv))
     function = FUNCTIONS[options.pop("func")]
+    parameters = inspect.signature(function).parameters
     root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or (DATA if DATA.is_dir() else SAMPLE))
-    if root == SAMPLE:
-        log.info("neither --root nor DATA_ROOT is given: taking the sample in %s", SAMPLE)
-    inputs: list[Any] = [root]
     ids = options.pop("ids")
-    if "images" in inspect.signature(function).parameters:
+    inputs: list[Any] = [root] if "root" in parameters else []
+    if inputs == [SAMPLE]:
+        log.info("neither --root nor DATA_ROOT is given: taking the sample in %s", SAMPLE)
+    if "images" in parameters:
         inputs.append(open_image_ids(ids or [root / "ids"], view=options.pop("view"), seed=options["seed"]))
     function(*inputs, options.pop("out"), **options)
     return 0
@@ -89,10 +97,11 @@ def function_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"make_annotations --func {name}", description=description, formatter_class=_formatter)
     parser.add_argument("--func", choices=FUNCTIONS, metavar="NAME", help=argparse.SUPPRESS)
     parameters = inspect.signature(FUNCTIONS[name]).parameters
-    reads_ids = "images" in parameters
-    what = "stores of ids, or folders of them as a tokenizer's; default: ids below --root" if reads_ids else "not read by this function"
-    parser.add_argument("--ids", nargs="+", metavar="STORE", help=what)
-    if reads_ids:
+    if "root" not in parameters:
+        parser.add_argument("--root", help=UNREAD)
+    ids_help = "stores of ids, or folders of them as a tokenizer's; default: ids below --root" if "images" in parameters else UNREAD
+    parser.add_argument("--ids", nargs="+", metavar="STORE", help=ids_help)
+    if "images" in parameters:
         parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="crop or flip where a store has several; default: %(default)s")
     for parameter in (parameter for parameter in parameters.values() if parameter.name != "images"):
         settings = dict(OPTIONS[parameter.name])

@@ -1,0 +1,205 @@
+"""Pictures whose words are known -> annotation files of LLaVA's form, for train and val: the shapes world, captioned folders.
+
+    <name>_captions_{train,val}.json    {"id", "image", "conversations": ["<image>\\nDescribe it.", caption]}, as LLaVA's 558K
+    <name>_questions_{train,val}.json   the same with short questions and answers, as LLaVA's 665K mix, and "kinds", one a question
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from unicode.annotations.build import Made, build
+from unicode.annotations.conversation import IMAGE_TAG, NO_CAPTION, NOT_TEXT, RefusedError, make_turns, parse_record
+from unicode.annotations.prompts import CAPTION, draw, fill
+from unicode.annotations.report import Report
+from unicode.common.config import load_config
+from unicode.images.listing import is_held_out, list_folder
+from unicode.images.shapes import SPLITS, Question, ShapesConfig, find_scene, scene_keys
+
+SHORT = "Answer the question using a single word or phrase."
+"""What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
+NUM_CHOICES = 4
+Groups = dict[str, list[str]]
+"""Folder of a tree ("" for its root) -> names of the folders in it that hold pictures."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is known about one picture."""
+
+    key: str
+    split: str
+    caption: str
+    questions: Sequence[Question]
+
+
+def get_shapes_anno(
+    out: str | Path, *, seed: int = 0, world: Sequence[str] = (), limit: int = 0, questions: int = 5, dry_run: bool = False
+) -> Report:
+    """Captions and questions of the shapes world. Its pictures are generated when they are encoded: --images shapes:train, shapes:val.
+
+    Writes shapes_captions_{train,val}.json and shapes_questions_{train,val}.json, shuffled.
+
+    Args:
+        out: a folder.
+        seed: of the wording, the choice of questions and the order; the scenes have a seed of their own in `world`.
+        world: settings of the world, as "colours=8"; the same that the tokenizer's command is given as shapes.colours=8.
+        limit: the first so many scenes of each split; 0: all.
+        questions: questions per picture, at most.
+        dry_run: make the first records and write nothing.
+
+    Raises:
+        ValueError: unknown or impossible settings, or `out` is no folder.
+    """
+    config = load_config(ShapesConfig, None, world)
+    if limit < 0:
+        raise ValueError(f"limit is {limit}; it must be 0 (all scenes) or more")
+
+    def describe(key: str) -> Words:
+        scene, rng = find_scene(config, key), _rng(seed, key)
+        return Words(key, key.partition("/")[0], scene.caption(rng), scene.questions(rng))
+
+    report = Report("get_shapes_anno", seed, inputs=["shapes"])
+    keys = [key for split in SPLITS for key in scene_keys(config, split, limit=limit)]
+    return _build(report, "shapes", keys, describe, Path(out), questions=questions, dry_run=dry_run)
+
+
+def get_folder_anno(
+    root: str | Path, out: str | Path, *, seed: int = 0, val_share: float = 0.05, questions: int = 5, dry_run: bool = False
+) -> Report:
+    """Captions and questions of a folder of captioned pictures: animals/birds/owl.png with animals/birds/owl.txt.
+
+    The caption is the first line of the text; the questions ask for the subject (animals) and the group (birds), which the tree of
+    folders knows. Writes <name>_captions_{train,val}.json and <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
+
+    Args:
+        root: the folder of pictures, from which the paths in the output start.
+        out: a folder.
+        seed: of the wording, the choices offered and the order.
+        val_share: share of the val files; the same pictures as those of a tokenizer's data.holdout of this size.
+        questions: questions per picture, at most.
+        dry_run: make the first records and write nothing.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no pictures, not one caption, a bad argument, or `out` is no folder.
+    """
+    if not 0 <= val_share < 1:
+        raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
+    keys = list_folder(root).keys
+    groups = find_groups(keys)
+
+    def describe(key: str) -> Words:
+        caption = read_caption((Path(root) / key).with_suffix(".txt"))
+        return Words(key, SPLITS[is_held_out(key, val_share)], caption, subject_questions(key, groups, _rng(seed, key)))
+
+    report = Report("get_folder_anno", seed, inputs=[str(root)])
+    if not groups.get(""):
+        report.note(f"the pictures of {root} lie in no folders of subjects: there is nothing to ask, captions only")
+    return _build(report, Path(root).resolve().name, keys, describe, Path(out), questions=questions, dry_run=dry_run)
+
+
+def find_groups(keys: Iterable[str]) -> Groups:
+    """The tree of the folders of pictures, two levels deep: subjects, and groups within a subject."""
+    groups: dict[str, set[str]] = {}
+    for key in keys:
+        folders = key.split("/")[:-1][:2]
+        for depth, name in enumerate(folders):
+            groups.setdefault("/".join(folders[:depth]), set()).add(name)
+    return {folder: sorted(names) for folder, names in groups.items()}
+
+
+def subject_questions(key: str, groups: Groups, rng: Random) -> list[Question]:
+    """What the place of a picture in the tree can be asked for: subject and group among others, yes and no; in random order."""
+    found: list[Question] = []
+    folders = key.split("/")[:-1][:2]
+    for depth, name in enumerate(folders):
+        others = [other for other in groups["/".join(folders[:depth])] if other != name]
+        if not others:
+            continue
+        options = [name, *rng.sample(others, min(NUM_CHOICES - 1, len(others)))]
+        *first, last = map(_plain, rng.sample(options, len(options)))
+        choice = f"{', '.join(first)} or {last}"
+        if depth == 0:
+            found.append(Question(f"Which subject does the picture belong to: {choice}?", _plain(name), "subject"))
+            found.append(Question(f"Does the picture belong to the subject {_plain(name)}?", "yes", "yesno"))
+            found.append(Question(f"Does the picture belong to the subject {_plain(rng.choice(others))}?", "no", "yesno"))
+        else:
+            found.append(Question(f"Within {_plain(folders[0])}, which group fits best: {choice}?", _plain(name), "group"))
+    return rng.sample(found, len(found))
+
+
+def read_caption(path: Path) -> str:
+    """The first line of a caption file. RefusedError where there is no file, no text, or no UTF-8 text."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            caption = " ".join(file.readline().split())
+    except FileNotFoundError:
+        raise RefusedError(NO_CAPTION, f"no {path.name} beside the picture") from None
+    except UnicodeDecodeError as error:
+        raise RefusedError(NOT_TEXT, f"{path.name} is not UTF-8: {error.reason}") from None
+    if not caption:
+        raise RefusedError(NO_CAPTION, f"the first line of {path.name} is empty")
+    return caption
+
+
+def _build(
+    report: Report,
+    name: str,
+    keys: Sequence[str],
+    describe: Callable[[str], Words],
+    out: Path,
+    *,
+    questions: int,
+    dry_run: bool,
+) -> Report:
+    """The four files of `name`, from the words of every picture."""
+    if questions < 1:
+        raise ValueError(f"questions is {questions}; ask at least one question per picture")
+    if out.suffix in (".json", ".txt"):
+        raise ValueError(f"--out {out} is a file; four files are written, name their folder")
+    names = [(form, split) for form in ("captions", "questions") for split in SPLITS]
+
+    def convert(key: Any, _: str) -> Made:
+        words = describe(key)
+        made = [(names.index(("captions", words.split)), _caption_record(words, report.seed))]
+        if words.questions:
+            made.append((names.index(("questions", words.split)), _question_record(words, questions)))
+        return made
+
+    items = ((report.inputs[0], place, key) for place, key in enumerate(keys))
+    outputs = {out / f"{name}_{form}_{split}.json": (group,) for group, (form, split) in enumerate(names)}
+    return build(report, items, convert, outputs, dry_run=dry_run)
+
+
+def _caption_record(words: Words, seed: int) -> dict[str, Any]:
+    prompt = fill(CAPTION, seed, words.key)
+    ask = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", words.key) else f"{prompt}\n{IMAGE_TAG}"
+    return _record(words.key, [ask, words.caption])
+
+
+def _question_record(words: Words, count: int) -> dict[str, Any]:
+    asked = words.questions[:count]
+    turns = list(chain.from_iterable((question.text, question.answer) for question in asked))
+    turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
+    return {**_record(words.key, turns), "kinds": [question.kind for question in asked]}
+
+
+def _record(key: str, turns: Sequence[str]) -> dict[str, Any]:
+    """A record that every reader takes; RefusedError for words that hold a tag of images or ids."""
+    record = {"id": key, "image": key, "conversations": make_turns(turns)}
+    parse_record(record)
+    return record
+
+
+def _rng(seed: int, key: str) -> Random:
+    return Random(draw(2**63, seed, "words", key))
+
+
+def _plain(folder: str) -> str:
+    """Name of a folder in words: without the number that only sorts it, "00_symbols", and without underscores."""
+    return re.sub(r"^\d+_", "", folder).replace("_", " ")
