@@ -6,7 +6,11 @@
 # DATA_ROOT folder of the annotation files, from which the image paths in them start (DATA_VAE.md; default: datasets/llava)
 cd "$(dirname "$0")/../.." || exit 1
 . scripts/launch.sh
-root=${DATA_ROOT:-datasets/llava} ckpt=${1:?give the folder of a tokenizer} gpus='' dataset='' status=0 found=0
+if [ ! -e "${1:-}" ]; then
+    echo "error: no tokenizer '${1:-}' below $PWD; give its folder: bash scripts/vae_eval/generate_img_token_ids.sh outputs/hqvae_shapes" >&2
+    exit 2
+fi
+root=${DATA_ROOT:-datasets/llava} ckpt=$1 gpus='' dataset='' status=0 found=0
 shift
 case ${1---} in -*) ;; *) gpus=$1 && shift ;; esac
 case ${1---} in -*) ;; *) dataset=$1 && shift ;; esac
@@ -42,5 +46,5 @@ case $dataset in
 esac
 case $dataset in '' | llava_laion558k) llava llava_laion558k blip_laion_cc_sbu_558k.json "$@" ;; esac
 case $dataset in '' | llava_mix665k) llava llava_mix665k llava_v1_5_mix665k.json "$@" ;; esac
-if [ "$found" = 0 ]; then echo "error: nothing to encode; set DATA_ROOT to the folder of the data sets (now $root)" >&2 && exit 2; fi
+if [ "$found" = 0 ]; then echo "error: nothing to encode; set DATA_ROOT to the folder of the data sets (now $root, from $PWD)" >&2 && exit 2; fi
 exit "$status"

@@ -64,6 +64,9 @@ def test_one_set_by_name(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     assert "2 images in 1 shards" in done.stderr
     assert "mix665k" not in done.stderr
     assert run("sh", checkpoint, data, "0", "llava_158k").returncode == 2
+    missing = run("sh", checkpoint / "nothing", data)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: no tokenizer") and missing.stderr.count("\n") == 1
     nothing = run("sh", checkpoint, tmp_path)
     assert nothing.returncode == 2
     assert "set DATA_ROOT" in nothing.stderr

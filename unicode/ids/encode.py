@@ -197,7 +197,8 @@ def _encode_shards(
     plan = _Plan(origin, shards, config.batch_size, sorted(set(pictures.sources)))
     batches = iter(build_loader(pictures, plan, num_workers=config.num_workers, device=device)) if shards else iter(())
     total = sum(len(origin.shard_rows(shard)) for shard in shards)
-    bar = tqdm(total=total, desc=f"rank 0 of {world_size()}" if world_size() > 1 else "encoding", unit=" images", disable=not is_main())
+    name = f"rank 0 of {world_size()}" if world_size() > 1 else "encoding"
+    bar = tqdm(total=total, desc=name, unit=" images", disable=not is_main() or not total)
     with arithmetic(config.precision, device), bar as progress:
         for shard in shards:
             first = origin.shard_rows(shard).start

@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         origin = describe_origin(tokenizer, dataset, config)
         log.info("%d images in %d shards, %s, %s", origin.num_images, origin.num_shards, origin.dtype.name, layout.describe())
         return 0
+    log.info("%s: %d images on %s", args.out, len(dataset), device)
     log.info("%s", summarize(encode_images(tokenizer, dataset, args.out, config=config, device=device), args.out))
     return 0
 
