@@ -17,7 +17,7 @@ def test_equals_the_smallest_distance(count: int, rows: int, width: int) -> None
 def test_chunks_and_given_squares_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, table = torch.randn(200, 16), torch.randn(40, 16)
     whole = nearest_rows(vectors, table)
-    monkeypatch.setattr(nearest, "CPU_SCORES", 40 * 7)
+    monkeypatch.setattr(nearest, "CPU_TILE", (7, 9))
     assert torch.equal(nearest_rows(vectors, table), whole)
     assert torch.equal(nearest_rows(vectors, table, half_squares=half_row_squares(table)), whole)
 

@@ -79,9 +79,9 @@ class AverageRows(nn.Module):
         sums, counts, candidates = self.pending
         kept = self.count * self.decay
         self.count.copy_(kept + (1 - self.decay) * counts)
-        share = (kept / self.count.clamp_min(torch.finfo(torch.float32).tiny)).unsqueeze(1)
-        fresh = sums.mul_((1 - self.decay) / self.count.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1))
-        self.average.copy_(torch.where((self.count > 0).unsqueeze(1), self.average * share + fresh, self.average))
+        seen = self.count.clamp_min(torch.finfo(torch.float32).tiny)
+        share = torch.where(self.count > 0, kept / seen, 1.0)
+        self.average.mul_(share.unsqueeze(1)).add_(sums.mul_(((1 - self.decay) / seen).unsqueeze(1)))
         if len(candidates):
             self._restart_(candidates)
         self.steps += 1

@@ -50,8 +50,10 @@ class AverageCodebook(Codebook):
     def update_(self) -> None:
         """Move the averages, take them (pulled by r) as rows, then move the scale."""
         self.ema.update_()
-        # torch.lerp gives exactly its end at weight 1.
-        self.rows.copy_(torch.lerp(self.ema.average, self.target, self.ratio) if self.pull else self.ema.average)
+        if self.pull:  # torch.lerp gives exactly its end at weight 1
+            torch.lerp(self.ema.average, self.target, self.ratio, out=self.rows)
+        else:
+            self.rows.copy_(self.ema.average)
         super().update_()
 
 

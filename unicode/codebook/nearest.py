@@ -1,10 +1,12 @@
 """Exact nearest-row search: vectors and a table in, indices of the closest rows out."""
 
+from collections.abc import Sequence
+
 import torch
 
-# Scores held at once: 16 MiB on a CPU (stays near the caches), 512 MiB on a GPU (keeps every multiprocessor busy).
-CPU_SCORES = 2**22
-GPU_SCORES = 2**27
+# Vectors x rows scored at once: 16 MiB on a CPU (stays near the caches), 512 MiB on a GPU (keeps every multiprocessor busy).
+CPU_TILE = (2048, 2048)
+GPU_TILE = (4096, 32768)
 
 
 @torch.no_grad()
@@ -12,7 +14,7 @@ def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor, *, half_squares: tor
     """Return, for each vector, the index of the row with the smallest Euclidean distance.
 
     argmin_j |z - e_j|^2 = argmax_j (z . e_j - |e_j|^2 / 2): the squared length of z is the same for every row, so one fused
-    matrix product and an argmax give the exact answer, chunk by chunk, without a tensor of N x K distances. The search runs
+    matrix product and a maximum give the exact answer, tile by tile, without a tensor of N x K distances. The search runs
     in float32 whatever autocast says: in bfloat16 up to one code in six comes out different.
 
     Args:
@@ -27,9 +29,24 @@ def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor, *, half_squares: tor
     with torch.autocast(vectors.device.type, enabled=False):
         vectors, rows = vectors.float(), rows.float()
         offsets = -(half_row_squares(rows) if half_squares is None else half_squares)
-        chunk = max(1, (CPU_SCORES if vectors.device.type == "cpu" else GPU_SCORES) // len(rows))
-        parts = [torch.addmm(offsets, part, rows.t()).argmax(dim=1) for part in vectors.split(chunk)]
-    return torch.cat(parts) if parts else vectors.new_empty(0, dtype=torch.long)
+        num_vectors, num_rows = CPU_TILE if vectors.device.type == "cpu" else GPU_TILE
+        # One buffer for all tiles: freed and asked for anew, tiles of this size leave holes in the heap as large as all of them.
+        scores = vectors.new_empty(min(num_vectors, len(vectors)) * min(num_rows, len(rows)))
+        parts = [_nearest(part, rows.split(num_rows), offsets.split(num_rows), scores) for part in vectors.split(num_vectors)]
+    return torch.cat(parts)
+
+
+def _nearest(vectors: torch.Tensor, tiles: Sequence[torch.Tensor], offsets: Sequence[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+    """Return the best row (n,) of each vector (n, E) over all tiles of the table; `scores` is room for n times a tile's rows."""
+    best = torch.full((len(vectors),), -torch.inf, device=vectors.device)
+    codes, first = torch.zeros_like(best, dtype=torch.long), 0
+    for tile, offset in zip(tiles, offsets, strict=True):
+        room = scores[: len(vectors) * len(tile)].view(len(vectors), len(tile))
+        score, place = torch.addmm(offset, vectors, tile.t(), out=room).max(dim=1)
+        better = score > best  # equally good ones keep the lower index
+        best, codes = torch.where(better, score, best), torch.where(better, place + first, codes)
+        first += len(tile)
+    return codes
 
 
 def half_row_squares(rows: torch.Tensor) -> torch.Tensor:
