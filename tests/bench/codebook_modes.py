@@ -102,7 +102,7 @@ def main() -> None:
         result = run_one(args, world, variant, int(seed))
         (results / f"{world}-{variant}-{seed}.json").write_text(json.dumps(result))
         return
-    jobs = [(world, variant, seed) for seed, world, variant in product(range(args.seeds), WORLDS, VARIANTS)]
+    jobs = list(product(WORLDS, VARIANTS, range(args.seeds)))
 
     def start(job: tuple[str, str, int]) -> None:
         if not (results / f"{job[0]}-{job[1]}-{job[2]}.json").exists():

@@ -120,38 +120,50 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(overrid
     assert largest_difference(whole, state_of(again)) == 0.0
 
 
-def run_two_ranks(config: Path, overrides: list[str], port: int) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_accelerators",
-        "2",
-        "--no_local_rank",
-        "--master_port",
-        str(port),
-        "--module",
-        MODULE,
-    ]
+def launch_two_ranks(port: int, *words: str) -> str:
+    """Start two real ranks on the CPU by the deepspeed launcher; return what they printed."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(port)]
     extra = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launcher, str(config), *overrides], env=environment() | extra, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*launcher, *words], env=environment() | extra, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["language", "projected"])
 def test_two_ranks_equal_one(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
-    settings = [
-        *overrides,
-        f"model.codebook.mode={mode}",
-        f"model.codebook.width={4 if mode == 'projected' else 0}",
-        "train.steps=20",
-        "train.save_every=0",
-        "optimizer.lr=2e-4",
-    ]
+    settings = [*overrides, f"model.codebook.mode={mode}", f"model.codebook.width={4 if mode == 'projected' else 0}"]
+    settings += ["train.steps=20", "train.save_every=0", "optimizer.lr=2e-4"]
     one = state_of(train(settings, f"run.dir={tmp_path / 'one'}", "train.micro_batch_size=8"))
-    run_two_ranks(empty_config, settings, 29611)
+    launch_two_ranks(29611, "--module", MODULE, str(empty_config), *settings)
     two = state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))
     assert largest_difference(one["model"], two["model"]) < 1e-4
+
+
+WRITE_DIGEST = """
+import hashlib, os, sys
+from pathlib import Path
+from unicode.common.config import load_config
+from unicode.train.config import TrainTokenizerConfig
+from unicode.train.tokenizer import TokenizerTrainer
+
+trainer = TokenizerTrainer(load_config(TrainTokenizerConfig, None, sys.argv[1:]))
+trainer.run()
+digest = hashlib.sha256()
+for module in (trainer.tokenizer, trainer.discriminator, trainer.lecam):
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+Path(sys.argv[0]).with_name("digest_" + os.environ["RANK"]).write_text(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_with_a_discriminator_agree_to_the_last_bit(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(WRITE_DIGEST)
+    settings = [*overrides, "model.codebook.mode=language", "model.codebook.width=0", "objective.discriminator.enabled=true"]
+    settings += ["objective.discriminator.start=2", "objective.discriminator.alone_steps=2", "objective.discriminator.lecam_weight=0.01"]
+    launch_two_ranks(29613, str(tmp_path / "train.py"), *settings)
+    assert (tmp_path / "digest_0").read_text() == (tmp_path / "digest_1").read_text()
 
 
 def test_accumulation_equals_one_batch(overrides: list[str], tmp_path: Path) -> None:
