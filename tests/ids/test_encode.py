@@ -242,7 +242,7 @@ def test_mistakes_end_in_one_line(
 
 
 def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    assert main(["--ckpt", str(checkpoint), "--images", "shapes:val", "--out", str(tmp_path / "out"), "limit=100", "--dry-run"]) == 0
+    assert main(["--ckpt", str(checkpoint), "--images", "shapes:val", "--out", str(tmp_path / "out"), "data.limit=100", "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unicode.ids.keys import KeyIndex, check_keys, hash_keys, write_keys
+from unicode.ids.keys import FILES, KeyIndex, check_keys, hash_keys, write_keys
 from unicode.ids.layout import Layout
 from unicode.ids.manifest import Origin
 from unicode.ids.store import Store
@@ -205,6 +205,48 @@ def test_foreign_and_damaged_manifests(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(ValueError, match=message):
             Store(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": ')
+    with pytest.raises(ValueError, match=r"not valid JSON.*encode the images again"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("length", [None, 0, 70])
+def test_damaged_key_index(tmp_path: Path, name: str, length: int | None) -> None:
+    """The message says what to do, and that helps."""
+    make(tmp_path)
+    before, file = content(tmp_path), tmp_path / "keys" / name
+    content_before = file.read_bytes()
+    file.unlink()
+    if length is not None:
+        file.write_bytes(content_before[:length])
+    with pytest.raises(ValueError, match=r"the key index .*; delete that folder and run the command"):
+        Store(tmp_path)
+    shutil.rmtree(tmp_path / "keys")
+    make(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_a_shard_that_is_no_array(tmp_path: Path) -> None:
+    make(tmp_path)
+    before, file = content(tmp_path), tmp_path / "shards/00001.npy"
+    for damage in (bytes(file.stat().st_size), file.read_bytes().replace(b"<u2", b"<i2")):
+        file.write_bytes(damage)
+        store = Store(tmp_path)
+        with pytest.raises(ValueError, match=r"00001.npy is damaged: .*; delete the file; the command"):
+            [store[key] for key in store]
+        file.unlink()
+        make(tmp_path)
+        assert content(tmp_path) == before
+
+
+def test_a_missing_list_of_unreadable_images(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "skipped.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"skipped.jsonl is missing; the command"):
+        list(Store(tmp_path))
+    make(tmp_path)
+    assert (tmp_path / "skipped.jsonl").is_file()
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../up.jpg", "a/../../b.jpg", "a\\b.jpg", "C:/x.jpg"])

@@ -20,16 +20,19 @@ class KeyIndex:
     """The keys in `folder`: `index[row]` is a key, `index.find(key)` its row.
 
     Raises:
-        FileNotFoundError: a file of the index is missing.
-        ValueError: the files do not belong together.
+        ValueError: a file of the index is missing or damaged, or the files do not belong together.
     """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self._offsets, self._hashes, self._rows = (np.load(folder / name, mmap_mode="r") for name in FILES[1:])
-        self._names = np.memmap(folder / FILES[0], dtype=np.uint8, mode="r")
+        remedy = "delete that folder and run the command that made the store, it makes the index again"
+        try:
+            self._offsets, self._hashes, self._rows = (np.load(folder / name, mmap_mode="r") for name in FILES[1:])
+            self._names = np.memmap(folder / FILES[0], dtype=np.uint8, mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"the key index {folder} cannot be read ({error}); {remedy}") from error
         if not len(self._offsets) - 1 == len(self._hashes) == len(self._rows) or self._offsets[-1] != len(self._names):
-            raise ValueError(f"{folder}: the files of the key index do not belong together; encode the images again into a new folder")
+            raise ValueError(f"the files of the key index {folder} do not belong together; {remedy}")
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -139,14 +139,18 @@ class Manifest:
         path = folder / FILE
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is no store of ids: it has no {FILE}; make one with python -m unicode.run.encode_images")
-        values = read_json(path)
+        again = "encode the images again into a new folder"
+        try:
+            values = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {again}") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"{path}: format is {found!r}, expected '{FORMAT}'; encode the images again into a new folder")
+            raise ValueError(f"{path}: format is {found!r}, expected '{FORMAT}'; {again}")
         try:
             origin = {field.name: values[field.name] for field in fields(Origin)}
             shards = tuple(Shard(**shard) for shard in values["shards"])
             origin["layout"] = Layout.from_dict(origin["layout"])
             return cls(Origin(**origin), values["complete"], values["skipped"], shards)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}; encode the images again into a new folder") from error
+            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}; {again}") from error

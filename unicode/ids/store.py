@@ -103,7 +103,9 @@ class Store:
 
     @cached_property
     def skipped(self) -> dict[str, str]:
-        """Reason for each image without ids."""
+        """Reason for each image without ids. FileNotFoundError where the list of them is missing."""
+        if not (self.path / "skipped.jsonl").is_file():
+            raise FileNotFoundError(f"{self.path / 'skipped.jsonl'} is missing; {REMEDY}")
         return {record["key"]: record["reason"] for record in read_jsonl(self.path / "skipped.jsonl")}
 
     def check_tokenizer(self, fingerprint: str, layout: Layout) -> None:
@@ -138,9 +140,13 @@ class Store:
         if number not in self._maps:
             if len(self._maps) >= OPEN_SHARDS:
                 self._maps.pop(next(iter(self._maps)))
-            ids = np.load(self.path / self.manifest.shards[number].file, mmap_mode="r")
+            file = self.path / self.manifest.shards[number].file
+            try:
+                ids = np.load(file, mmap_mode="r")
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"shard {file} is damaged: it is no array of numpy; delete the file; {REMEDY}") from error
             if ids.shape != self.origin.shard_shape(number) or ids.dtype != self.origin.dtype:
-                raise ValueError(f"shard {self.manifest.shards[number].file} of {self.path} holds {ids.dtype} {ids.shape}; {REMEDY}")
+                raise ValueError(f"shard {file} is damaged: it holds {ids.dtype} {ids.shape}; delete the file; {REMEDY}")
             self._maps[number] = ids
         return self._maps[number]
 

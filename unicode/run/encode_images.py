@@ -37,8 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard-size", type=int, default=0, help="images per shard (default: by the number of images)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, find the images, write nothing")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set, as limit=100 resize=bilinear")
+    parser.add_argument("settings", nargs="*", type=data_setting, metavar="KEY=VALUE", help="settings of the data set, as limit=100")
     return parser
+
+
+def data_setting(text: str) -> str:
+    """A setting of the data set without the "data." that it has in configs and in messages."""
+    return text.removeprefix("data.")
 
 
 def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:

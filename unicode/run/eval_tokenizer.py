@@ -47,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
     parser.add_argument("--dry-run", action="store_true", help="load everything, say what could not be computed, measure nothing")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set, as name=imagenet root=DIR split=val")
+    what = "settings of the data set, as name=imagenet root=DIR split=val"
+    parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=what)
     parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
     return parser
 
