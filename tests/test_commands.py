@@ -107,6 +107,7 @@ def stand_ins(tmp_path_factory, tiny_llama) -> dict[str, str]:
     (folder / "images").mkdir()
     for index in range(8):
         Image.new("RGB", (72, 64), (index * 30, 99, 200 - index * 20)).save(folder / "images" / f"{index}.png")
+        (folder / "images" / f"{index}.txt").write_text(f"Colour number {index}.")
     table, tokenizer, store = folder / "table.safetensors", folder / "tokenizer", folder / "ids"
     run("export_codebook", "--model", tiny_llama, "--out", table)
     settings = ["train.steps=1", "train.batch_size=4", "train.val_images=4", f"run.dir={tokenizer}"]
@@ -129,7 +130,9 @@ def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out:
             f"data.root={stand_ins['--images']}", f"run.dir={out}",
         ]
     if name == "make_annotations":
-        return [words[words.index("--func")], words[words.index("--func") + 1], "--root", str(ROOT / "data" / "sample"), "--out", str(out)]
+        function = words[words.index("--func") + 1]
+        root = stand_ins["--images"] if function == "get_folder_anno" else str(ROOT / "data" / "sample")
+        return ["--func", function, "--root", root, "--out", str(out)]
     result: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         if before == "--out":

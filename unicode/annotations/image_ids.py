@@ -100,6 +100,9 @@ def open_image_ids(paths: Sequence[str | Path], *, view: str = "first", seed: in
     folders: list[Path] = []
     for path in map(Path, paths):
         patterns = (manifest.FILE, f"*/{manifest.FILE}", f"ids/*/{manifest.FILE}")
-        inside = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [path / manifest.FILE])
-        folders += [found.parent for found in inside]  # a folder without any store: opening it says what is missing
+        inside = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
+        if not inside:
+            make = "python -m unicode.run.encode_images or scripts/vae_eval/generate_img_token_ids.sh make one"
+            raise FileNotFoundError(f"no store of ids in {path}; {make}, --ids names it or the folder of its tokenizer")
+        folders += [found.parent for found in inside]
     return ImageIds([Store(folder) for folder in folders], view=view, seed=seed)

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or (DATA if DATA.is_dir() else SAMPLE))
     ids = options.pop("ids")
     inputs: list[Any] = [root] if "root" in parameters else []
-    if inputs == [SAMPLE]:
+    if inputs == [SAMPLE] and not (ids and options.get("anno") == ""):  # images of the stores, nothing is read from the root
         log.info("neither --root nor DATA_ROOT is given: taking the sample in %s", SAMPLE)
     if "images" in parameters:
         inputs.append(open_image_ids(ids or [root / "ids"], view=options.pop("view"), seed=options["seed"]))
