@@ -73,11 +73,12 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):
     assert text[-1].startswith("error: ") and message in text[-1] and "Traceback" not in "".join(text)
 
 
-def test_what_is_taken_when_nothing_is_named(tmp_path, capsys):
-    assert main(["--func", "get_t2v_anno", "--out", str(tmp_path)]) == 0
-    assert "taking the sample" in capsys.readouterr().err
-    assert main(["--func", "get_decompression_anno", "--ids", str(SAMPLE / "ids"), "--out", str(tmp_path)]) == 0
-    assert "taking the sample" not in capsys.readouterr().err
+def test_what_is_taken_when_nothing_is_named(tmp_path, capsys, caplog):
+    with caplog.at_level("INFO"):
+        assert main(["--func", "get_decompression_anno", "--ids", str(SAMPLE / "ids"), "--out", str(tmp_path)]) == 0
+        assert "taking the sample" not in caplog.text
+        assert main(["--func", "get_t2v_anno", "--out", str(tmp_path)]) == 0
+        assert "taking the sample" in caplog.text
     assert main(["--func", "get_t2v_anno", "--root", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "--ids names it or the folder of its tokenizer" in capsys.readouterr().err
 
