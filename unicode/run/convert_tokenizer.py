@@ -1,0 +1,79 @@
+"""Write any tokenizer that `load_tokenizer` reads, published weights included, in this project's own form.
+
+python -m unicode.run.convert_tokenizer published/hqvae outputs/hqvae_converted
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from unicode.common.log import get_logger
+from unicode.run.command import command
+from unicode.tokenizer.load import load_tokenizer
+from unicode.tokenizer.model import CONFIG_FILE, ImageTokenizer
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    description = "Write any tokenizer that this project reads as config.json and model.safetensors."
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.convert_tokenizer", description=description)
+    parser.add_argument("source", metavar="SRC", help="run folder, checkpoint, save_pretrained folder, or a published run folder")
+    parser.add_argument("out", metavar="OUT", help="folder to write; a tokenizer that is there already is not overwritten by another one")
+    parser.add_argument("--dry-run", action="store_true", help="load and describe, write nothing")
+    return parser
+
+
+def describe(tokenizer: ImageTokenizer) -> str:
+    """Return what a tokenizer is, in lines."""
+    config, layout = tokenizer.config, tokenizer.layout
+    model = tokenizer.table_model or ("none" if config.codebook.mode == "free" else "not recorded")
+    first, last = int(tokenizer.row_ids.min()), int(tokenizer.row_ids.max())
+    lines = {
+        "type": f"{config.type}, {config.image_size} px, stride {config.stride}",
+        "codes": f"{layout.num_codes} ids per image, {layout.describe()}",
+        "rows": f"{tokenizer.num_rows} of width {', '.join(str(book.width) for book in tokenizer.codebooks)}, mode {config.codebook.mode}",
+        "ids": f"{first} to {last}; language model: {model}",
+        "fingerprint": tokenizer.fingerprint,
+    }
+    return "\n".join(f"{name:12} {value}" for name, value in lines.items())
+
+
+def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
+    """Load what was written and compare the codes, ids and pixels of an image of noise.
+
+    Raises:
+        ValueError: it is not the same tokenizer.
+    """
+    again = load_tokenizer(out)
+    size = tokenizer.config.image_size
+    images = 2 * torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) - 1
+    codes = tokenizer.encode(images)
+    same = torch.equal(codes, again.encode(images)) and torch.equal(tokenizer.to_ids(codes), again.to_ids(codes))
+    if not same or not torch.equal(tokenizer.decode(codes), again.decode(codes)) or again.fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{out} does not give what its source gives; remove it and check the disk, then run the command again")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"OUT {out} is a file; give the folder that is to hold the tokenizer")
+    tokenizer = load_tokenizer(args.source)
+    print(describe(tokenizer))
+    if (out / CONFIG_FILE).is_file() and load_tokenizer(out).fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{out} holds another tokenizer; remove it or choose another OUT")
+    if args.dry_run:
+        return 0
+    tokenizer.save_pretrained(out)
+    check_same(tokenizer, out)
+    log.info("%s: written, and read back with the same codes, ids and pixels", out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
