@@ -14,6 +14,7 @@ from tqdm import tqdm
 from unicode.codebook.base import Codebook
 from unicode.common.log import get_logger
 from unicode.common.ranks import all_reduce_min_, all_reduce_sum_, is_main, world_size
+from unicode.common.records import write_list
 
 logger = get_logger(__name__)
 
@@ -133,5 +134,5 @@ def _forget_lines_after(path: Path, step: int) -> None:
             except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
                 keep = False
             if keep:
-                lines.append(line + "\n")
-        path.write_text("".join(lines), encoding="utf-8")
+                lines.append(line)
+        write_list(path, lines)

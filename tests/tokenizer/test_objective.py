@@ -1,0 +1,113 @@
+"""The generator's loss: its parts add up, what is off is not called, and gradients are finite."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from unicode.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
+from unicode.tokenizer.model import ImageTokenizer, Reconstruction
+from unicode.tokenizer.objective import Objective, ObjectiveConfig, image_psnr
+from unicode.tokenizer.perceptual import PerceptualConfig
+
+Make = Callable[..., ImageTokenizer]
+
+
+class Refusing(nn.Module):
+    """A judge that nobody may ask."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the discriminator was called")
+
+
+def config(**changes: object) -> ObjectiveConfig:
+    values = {"perceptual": PerceptualConfig(weight=0.0), "discriminator": DiscriminatorConfig(channels=8)}
+    return ObjectiveConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def images_of(size: int = 16) -> torch.Tensor:
+    return 2 * torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(5)) - 1
+
+
+def test_the_total_is_the_weighted_sum_of_the_parts(make: Make) -> None:
+    tokenizer, images = make({"entropy_weight": 0.5}), images_of(32)
+    objective = Objective(
+        config(l1=0.3, l2=0.7, commitment=2.0, perceptual=PerceptualConfig(weight=0.4, random=True)), entropy_weight=0.5
+    )
+    judge = PatchDiscriminator(objective.config.discriminator).requires_grad_(False)
+    last = tokenizer.decoder.conv_out.weight
+    made = tokenizer(images)
+    losses = objective(made, images, discriminator=judge, adversarial_weight=0.25, last_weight=last)
+    parts = losses.parts
+    expected = {"l1", "l2", "lpips", "adversarial", "adaptive_weight", "commitment_0", "commitment_1", "entropy", "loss"}
+    assert set(parts) == expected
+    assert not any(part.requires_grad for part in parts.values())
+    total = 0.3 * parts["l1"] + 0.7 * parts["l2"] + 0.4 * parts["lpips"] + 0.25 * parts["adaptive_weight"] * parts["adversarial"]
+    total = total + 2.0 * (parts["commitment_0"] + parts["commitment_1"]) / 2 + 0.5 * parts["entropy"]
+    torch.testing.assert_close(losses.total.detach(), total)
+    torch.testing.assert_close(parts["l1"], (made.images - images).abs().mean().detach())
+    torch.testing.assert_close(parts["l2"], (made.images - images).square().mean().detach())
+    assert torch.equal(parts["loss"], losses.total.detach())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_without_weight_the_discriminator_is_not_called(make: Make, weight: float) -> None:
+    tokenizer, images = make(), images_of()
+    objective, last = Objective(config(), entropy_weight=0.0), tokenizer.decoder.conv_out.weight
+    judge = Refusing() if weight == 0 else None
+    losses = objective(tokenizer(images), images, discriminator=judge, adversarial_weight=weight, last_weight=last)
+    assert set(losses.parts) == {"l1", "l2", "commitment_0", "commitment_1", "loss"}
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_every_parameter_of_the_tokenizer_gets_a_finite_gradient(make: Make, adaptive: bool) -> None:
+    tokenizer, images = make(), images_of()
+    judge_config = DiscriminatorConfig(channels=8, adaptive=adaptive)
+    objective = Objective(config(l1=0.5, discriminator=judge_config), entropy_weight=0.0)
+    judge = PatchDiscriminator(judge_config).requires_grad_(False)
+    last = tokenizer.decoder.conv_out.weight
+    losses = objective(tokenizer(images), images, discriminator=judge, adversarial_weight=0.1, last_weight=last)
+    assert ("adaptive_weight" in losses.parts) == adaptive
+    losses.total.backward()
+    for name, parameter in tokenizer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert all(parameter.grad is None for parameter in judge.parameters())
+
+
+def test_the_gradient_is_finite_where_the_picture_is_perfect() -> None:
+    images = images_of(32)
+    pixels = images.clone().requires_grad_()
+    objective = Objective(config(l1=1.0, perceptual=PerceptualConfig(weight=1.0, random=True)), entropy_weight=0.0)
+    made = Reconstruction(pixels, [], torch.zeros(2), torch.zeros(()))
+    losses = objective(made, images, discriminator=None, adversarial_weight=0.0, last_weight=pixels)
+    losses.total.backward()
+    assert losses.total.item() == pytest.approx(0.0, abs=1e-6)
+    assert pixels.grad is not None
+    assert pixels.grad.isfinite().all()
+
+
+def test_losses_are_computed_in_float32_under_autocast(make: Make) -> None:
+    tokenizer, images = make(), images_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        made = tokenizer(images)
+        losses = Objective(config(), entropy_weight=0.0)(
+            made, images, discriminator=None, adversarial_weight=0.0, last_weight=tokenizer.decoder.conv_out.weight
+        )
+    assert made.images.dtype == torch.bfloat16
+    assert all(part.dtype == torch.float32 for part in losses.parts.values())
+
+
+def test_psnr_clamps_and_has_an_end() -> None:
+    images = torch.zeros(3, 3, 4, 4)
+    made = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 7.0), torch.zeros(3, 4, 4)])
+    expected = [10 * math.log10(4 / 0.04), 10 * math.log10(4), 10 * math.log10(4e12)]
+    assert image_psnr(made, images).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [{"l1": 0.0, "l2": 0.0}, {"l1": -1.0}, {"commitment": -0.1}])
+def test_objectives_without_pixels_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"objective\.l1"):
+        ObjectiveConfig(**values)
