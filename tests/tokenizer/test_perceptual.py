@@ -82,7 +82,7 @@ def test_weight_zero_builds_nothing() -> None:
 
 
 def test_missing_file_names_setting_and_file() -> None:
-    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af\.pth \(perceptual\.vgg_path\) is expected there"):
+    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af\.pth \(objective\.perceptual\.vgg_path\) is expected there"):
         build_perceptual(PerceptualConfig(vgg_path="nowhere/vgg.pth"))
 
 
@@ -92,7 +92,7 @@ def test_no_download_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="or name it in perceptual") as caught:
+    with pytest.raises(FileNotFoundError, match="or name it in objective.perceptual") as caught:
         build_perceptual(PerceptualConfig())
     assert f"put the file at {tmp_path}/checkpoints/vgg16-397923af.pth" in str(caught.value)
 

@@ -52,17 +52,17 @@ class CodebookConfig:
     def __post_init__(self) -> None:
         """Reject values that make no sense."""
         if self.mode not in MODES:
-            raise ValueError(f"codebook.mode '{self.mode}' is unknown; choose one of {', '.join(MODES)}")
+            raise ValueError(f"model.codebook.mode '{self.mode}' is unknown; choose one of {', '.join(MODES)}")
         if self.mode == "free" and self.num_rows < 1:
-            raise ValueError("codebook.mode free has no table to take its size from; set codebook.num_rows, for example 8192")
+            raise ValueError("model.codebook.mode free has no table to take its size from; set model.codebook.num_rows, for example 8192")
         if self.normalize not in ("auto", *NORMALIZATIONS):
-            raise ValueError(f"codebook.normalize '{self.normalize}' is unknown; choose auto, {', '.join(NORMALIZATIONS)}")
+            raise ValueError(f"model.codebook.normalize '{self.normalize}' is unknown; choose auto, {', '.join(NORMALIZATIONS)}")
         if self.num_rows < 0 or self.width < 0:
-            raise ValueError(f"codebook.num_rows ({self.num_rows}) and codebook.width ({self.width}) cannot be negative")
+            raise ValueError(f"model.codebook.num_rows ({self.num_rows}) and model.codebook.width ({self.width}) cannot be negative")
         if not 0 < self.decay < 1:
-            raise ValueError(f"codebook.decay {self.decay} must lie between 0 and 1")
+            raise ValueError(f"model.codebook.decay {self.decay} must lie between 0 and 1")
         if not 0 <= self.restart_threshold < 1:
-            raise ValueError(f"codebook.restart_threshold {self.restart_threshold} must lie in [0, 1)")
+            raise ValueError(f"model.codebook.restart_threshold {self.restart_threshold} must lie in [0, 1)")
 
 
 class Codebook(nn.Module):

@@ -98,14 +98,14 @@ def _language_rows(config: CodebookConfig, table: LanguageTable | None) -> tuple
     """Return the vocabulary ids (K,) of a codebook and their rows (K, D) of the language model's table."""
     if table is None:
         raise ValueError(
-            f"codebook.mode {config.mode} needs the embedding table of a language model: "
+            f"model.codebook.mode {config.mode} needs the embedding table of a language model: "
             "set model.codebook.table to a file made by python -m unicode.run.export_codebook --model HF_DIR --out FILE"
         )
     row_ids = table.select_ids(config.num_rows)
     if config.mode != "projected" and config.width not in (0, table.rows.shape[1]):
         raise ValueError(
-            f"codebook.width {config.width} differs from the width {table.rows.shape[1]} of the table of {table.model}; "
-            "set codebook.width=0, or use codebook.mode=projected, which may have any width"
+            f"model.codebook.width {config.width} differs from the width {table.rows.shape[1]} of the table of {table.model}; "
+            "set model.codebook.width=0, or use model.codebook.mode=projected, which may have any width"
         )
     return row_ids, table.rows[row_ids]
 

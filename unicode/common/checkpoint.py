@@ -43,7 +43,7 @@ def save_checkpoint(folder: str | Path, step: int, write: Callable[[Path], None]
     except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
         if isinstance(error, OSError):
-            reason = f"could not save the checkpoint of step {step} ({error.strerror}); older checkpoints are whole"
+            reason = f"could not save the checkpoint of step {step}: {error.strerror or error}; older checkpoints are whole"
             raise OSError(error.errno, reason, str(target)) from error
         raise
     for old in sorted(folder.glob("step_*"))[:-keep]:
@@ -69,7 +69,12 @@ def checkpoint_step(path: Path) -> int:
 def save_tensors(path: str | Path, content: Any) -> None:
     """Write a structure of plain tensors, numbers, strings, lists and dictionaries, atomically."""
     with atomic_write(path, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer stumbles over a full disk once more while it ends
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _describe(path: Path) -> dict[str, int]:

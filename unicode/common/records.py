@@ -10,6 +10,18 @@ from typing import IO, Any
 
 
 @contextmanager
+def name_errors(path: str | Path) -> Iterator[None]:
+    """Give an OSError of the block that names no file, as a full disk's, the name `path` and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = f"could not write ({error.strerror or error}); make room there and start again, nothing that was there before is lost"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+@contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that takes its name only when the block ends well.
 
@@ -23,17 +35,15 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with name_errors(path), os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            raise OSError(error.errno, f"could not write ({error.strerror}); nothing that was there before is lost", str(path)) from error
         raise
 
 

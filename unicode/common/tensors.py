@@ -1,5 +1,6 @@
 """Files of tensors written by torch: read without running what a pickle might hold."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,5 +24,10 @@ def read_tensors(path: str | Path, *, wanted: str) -> Any:
     except OSError:
         raise
     except Exception as error:  # on bytes that are no pickle the reader fails in whatever way they lead it to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or not a file of plain tensors ({reason[:120]}); {wanted} is expected there") from error
+        raise ValueError(f"{path} is damaged or not a file of plain tensors ({_reason(error)}); {wanted} is expected there") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what the reader found, without its advice, which is to load the file unsafely."""
+    found = re.search(r"unsupported [^\n]*?(?= was| whose|\n|$)", str(error), flags=re.IGNORECASE)
+    return found[0] if found else (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -78,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         found = tokenizer.config.type
         raise ValueError(f"{args.ckpt} is of type {found}, not {args.type}; give --type {found} or another checkpoint")
     args.settings += [f"limit={args.limit}"] if args.limit else []
-    dataset, data = find_images(args, args.image_size or tokenizer.config.image_size)
+    side = args.image_size or tokenizer.config.image_size
+    tokenizer.config.layout(side, side)  # a side that the stride does not divide ends here
+    dataset, data = find_images(args, side)
     judges = load_judges(device=device, vgg=args.vgg, alex=args.alex, inception=args.inception)
     metrics = ReconstructionMetrics(
         image_size=dataset.image_size,

@@ -1,12 +1,22 @@
 """Train an image tokenizer: `python -m unicode.run.train_tokenizer CONFIG.yaml [a.b=c ...]`; the same command resumes."""
 
 import argparse
+import os
+from pathlib import Path
 
 from unicode.common.config import load_config
 from unicode.common.log import get_logger
 from unicode.run.command import command
 
 logger = get_logger(__name__)
+
+
+def check_run_dir(path: Path) -> None:
+    """Raise ValueError when `path` cannot become, or stay, a folder that is written to."""
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        fault = "cannot be written" if place.is_dir() else "is a file"
+        raise ValueError(f"run.dir {path}: {place} {fault}; choose a folder of your own, for example run.dir=outputs/tokenizer")
 
 
 @command
@@ -21,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.train.config import TrainTokenizerConfig
 
     config = load_config(TrainTokenizerConfig, args.config, args.overrides)
+    check_run_dir(Path(config.run.dir))
 
     from unicode.train.tokenizer import TokenizerTrainer
 

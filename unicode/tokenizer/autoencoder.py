@@ -34,9 +34,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         """Reject values that make no sense."""
         if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"autoencoder.multipliers {list(self.multipliers)} must be one or more positive whole numbers")
+            raise ValueError(f"model.autoencoder.multipliers {list(self.multipliers)} must be one or more positive whole numbers")
         if self.channels < 1 or self.num_res_blocks < 1 or self.latent_channels < 1:
-            raise ValueError("autoencoder.channels, num_res_blocks and latent_channels must be at least 1")
+            raise ValueError("model.autoencoder.channels, num_res_blocks and latent_channels must be at least 1")
 
     @property
     def stride(self) -> int:

@@ -49,7 +49,10 @@ class TokenizerConfig:
             raise ValueError(f"model.levels {self.levels}: an HQ-VAE has at least 2 levels")
         if self.type == "rqvae" and self.depth < 1:
             raise ValueError(f"model.depth {self.depth}: an RQ-VAE has at least 1 pass")
-        self.layout(self.image_size, self.image_size)
+        try:
+            self.layout(self.image_size, self.image_size)
+        except ValueError as error:
+            raise ValueError(f"model.image_size: {error}") from error
 
     @property
     def map_channels(self) -> int:

@@ -39,16 +39,16 @@ class DiscriminatorConfig:
         for name in ("start", "alone_steps", "ramp_steps", "weight", "lecam_weight", "adaptive_minimum"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"discriminator.{name} is {value}; it has to be a finite number, 0 or above")
+                raise ValueError(f"objective.discriminator.{name} is {value}; it has to be a finite number, 0 or above")
         if not self.adaptive_minimum <= self.adaptive_maximum:
             bounds = f"{self.adaptive_maximum}, below adaptive_minimum {self.adaptive_minimum}"
-            raise ValueError(f"discriminator.adaptive_maximum is {bounds}; raise it or lower the other")
+            raise ValueError(f"objective.discriminator.adaptive_maximum is {bounds}; raise it or lower the other")
         if self.norm not in NORMS:
-            raise ValueError(f"discriminator.norm is '{self.norm}'; it has to be one of {', '.join(NORMS)}")
+            raise ValueError(f"objective.discriminator.norm is '{self.norm}'; it has to be one of {', '.join(NORMS)}")
         if self.num_layers < 1 or self.channels < 1:
-            raise ValueError(f"discriminator.num_layers ({self.num_layers}) and channels ({self.channels}) have to be at least 1")
+            raise ValueError(f"objective.discriminator.num_layers ({self.num_layers}) and channels ({self.channels}) have to be at least 1")
         if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"discriminator.lecam_decay is {self.lecam_decay}; it has to be in [0, 1), for example 0.999")
+            raise ValueError(f"objective.discriminator.lecam_decay is {self.lecam_decay}; it has to be in [0, 1), for example 0.999")
 
 
 class PatchDiscriminator(nn.Module):

@@ -219,10 +219,13 @@ class ImageTokenizer(nn.Module):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
         content = read_json(folder / CONFIG_FILE)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT or not {"tokenizer", "widths"} <= content.keys():
             raise ValueError(f"{folder / CONFIG_FILE} does not describe a tokenizer of this project (format {FORMAT!r} expected)")
         config = parse_config(content["tokenizer"], source=str(folder / CONFIG_FILE))
-        tokenizer = cls(config, training=False, widths=content["widths"])
+        try:
+            tokenizer = cls(config, training=False, widths=content["widths"])
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         tokenizer.table_model, tokenizer.table_digest = content.get("language_model", ""), content.get("table_sha256", "")
         try:
             state = load_file(folder / WEIGHTS_FILE)
@@ -271,4 +274,5 @@ def parse_config(values: Any, *, source: str) -> TokenizerConfig:
         merged = OmegaConf.merge(OmegaConf.structured(TokenizerConfig), OmegaConf.create(values))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, ValueError) as error:
-        raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source}: {reason}; it was changed by hand or written by another version of this project") from error

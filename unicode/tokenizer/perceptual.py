@@ -30,7 +30,7 @@ class PerceptualConfig:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"perceptual.weight is {self.weight}; it has to be 0 (off) or a positive number, for example 1.0")
+            raise ValueError(f"objective.perceptual.weight is {self.weight}; it has to be 0 (off) or a positive number, for example 1.0")
 
 
 class PerceptualLoss(nn.Module):
@@ -61,7 +61,7 @@ def build_perceptual(config: PerceptualConfig) -> PerceptualLoss | None:
     """Return the VGG-based LPIPS loss of a config, or None where its weight is 0. Errors as `load_lpips`."""
     if config.weight == 0:
         return None
-    return load_lpips("vgg", path=config.vgg_path, random=config.random, setting="perceptual.vgg_path")
+    return load_lpips("vgg", path=config.vgg_path, random=config.random, setting="objective.perceptual.vgg_path")
 
 
 def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setting: str = "path") -> PerceptualLoss:
@@ -81,7 +81,7 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
     try:
         import lpips  # an optional dependency that takes seconds to import
     except ModuleNotFoundError as error:
-        raise ValueError("LPIPS needs the package lpips: `pip install lpips`, or set perceptual.weight=0") from error
+        raise ValueError("LPIPS needs the package lpips: `pip install lpips`, or set objective.perceptual.weight=0") from error
     state = None if random else _trunk_state(trunk, path, setting)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library calls torchvision in a deprecated way

@@ -50,8 +50,10 @@ def load_published(folder: str | Path) -> ImageTokenizer:
     weights = find_published(folder)
     if weights is None:
         raise FileNotFoundError(f"{folder} has no config.yaml with one of {', '.join(CHECKPOINTS)} beside it")
-    content = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=True)
-    assert isinstance(content, dict)
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=True)
+    except Exception as error:  # the YAML parser has a family of errors of its own
+        raise ValueError(f"{folder}/config.yaml is not valid YAML: {error}") from error
     state = _generator_state(read_tensors(weights, wanted="a published tokenizer"), source=str(weights))
     try:
         if "stage1" in content:
@@ -60,8 +62,9 @@ def load_published(folder: str | Path) -> ImageTokenizer:
             published = _convert_rq(content["arch"], state)
         else:
             raise ValueError("neither 'stage1' (hqtransformer, UniCode-ECCV24) nor 'arch' (rq-vae-transformer) is in it")
-    except KeyError as error:
-        raise ValueError(f"{folder}: {error} is missing from config.yaml or the weights; it is none of the published layouts") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        fault = f"{error} is missing from config.yaml or the weights" if isinstance(error, KeyError) else f"config.yaml, {error}"
+        raise ValueError(f"{folder}: {fault}; it is none of the published layouts") from error
     except ValueError as error:
         raise ValueError(f"{folder}/config.yaml: {error}") from error
     tokenizer = ImageTokenizer(published.config, training=False, widths=published.widths)

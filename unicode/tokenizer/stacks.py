@@ -33,7 +33,7 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
         widths: widths E of the rows per codebook, given when `training` is off.
 
     Raises:
-        ValueError: see `build_codebook`.
+        ValueError: see `build_codebook`; or another number of widths than of codebooks.
     """
     channels, book = config.map_channels, config.codebook
     if config.type == "hqvae":
@@ -43,7 +43,8 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
     if training:
         codebooks = [build_codebook(book, table, channels=width) for width in channel_list]
     else:
-        assert widths is not None and len(widths) == len(channel_list), (widths, channel_list)
+        if widths is None or len(widths) != len(channel_list):
+            raise ValueError(f"widths {widths} of codebooks, but the config describes {len(channel_list)} codebooks")
         empty = torch.zeros(book.num_rows, dtype=torch.long)
         codebooks = [Codebook(torch.zeros(book.num_rows, width), empty, book, learn_scale=False) for width in widths]
     kind = normalization(config)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from unicode.codebook.base import Codebook
 from unicode.common.log import get_logger
 from unicode.common.ranks import all_reduce_min_, all_reduce_sum_, is_main, world_size
-from unicode.common.records import write_list
+from unicode.common.records import name_errors, write_list
 
 logger = get_logger(__name__)
 
@@ -103,9 +103,11 @@ class Monitor:
     def write(self, step: int, line: dict[str, float]) -> None:
         """Append one line to metrics.jsonl and TensorBoard, on the main rank."""
         if is_main():
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            path = self.folder / "metrics.jsonl"
+            with name_errors(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in line.items()}) + "\n")
-        self.accelerator.log(line, step=step)
+        with name_errors(self.folder / "tensorboard"):
+            self.accelerator.log(line, step=step)
 
     def picture(self, step: int, rows: list[torch.Tensor]) -> None:
         """Write a grid to pictures/ and TensorBoard: `rows` of (B, 3, H, W) in [-1, 1], originals first, then more and more levels."""
@@ -114,7 +116,9 @@ class Monitor:
         pixels = torch.cat([row.float().cpu().clamp(-1, 1) for row in rows])
         grid = make_grid(pixels, nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
         (self.folder / "pictures").mkdir(exist_ok=True)
-        save_image(grid, self.folder / "pictures" / f"step_{step:08d}.png")
+        path = self.folder / "pictures" / f"step_{step:08d}.png"
+        with name_errors(path):
+            save_image(grid, path)
         for tracker in self.accelerator.trackers:
             tracker.writer.add_image("originals, coarse to all levels", grid, step)  # type: ignore[attr-defined]
 
