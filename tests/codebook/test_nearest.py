@@ -33,3 +33,11 @@ def test_runs_in_float32_under_autocast_and_takes_no_vectors() -> None:
 def test_a_row_is_nearest_to_itself() -> None:
     table = torch.randn(64, 4)
     assert torch.equal(nearest_rows(table, table), torch.arange(64))
+
+
+def test_of_equally_close_rows_the_first_is_taken_in_other_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = torch.randint(-2, 3, (16, 3)).float()  # whole numbers: equal distances are equal to the last bit
+    table = torch.cat([table, table, table])
+    monkeypatch.setattr(nearest, "CPU_TILE", (5, 7))
+    codes = nearest_rows(torch.randint(-2, 3, (50, 3)).float(), table)
+    assert codes.max() < 16

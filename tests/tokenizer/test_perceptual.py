@@ -92,7 +92,7 @@ def test_no_download_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="or name it in objective.perceptual") as caught:
+    with pytest.raises(FileNotFoundError, match=r"or name it in objective\.perceptual") as caught:
         build_perceptual(PerceptualConfig())
     assert f"put the file at {tmp_path}/checkpoints/vgg16-397923af.pth" in str(caught.value)
 
