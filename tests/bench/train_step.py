@@ -100,7 +100,7 @@ class Measured:
         """Do one step; return its seconds."""
         self._synchronize()
         start = time.perf_counter()
-        self.trainer._train_step(self.done, self.micro)
+        self.trainer.train_step(self.done, self.micro)
         self._synchronize()
         self.done += 1
         return time.perf_counter() - start

@@ -129,6 +129,13 @@ def launch_two_ranks(port: int, *words: str) -> str:
     return done.stdout
 
 
+def test_checkpoints_all_damaged_are_an_error_and_not_a_new_start(overrides: list[str], tmp_path: Path) -> None:
+    newest = train(overrides, "train.steps=4")
+    (newest / STATE_FILE).unlink()
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete that folder"):
+        train(overrides, "train.steps=4")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["language", "projected"])
 def test_two_ranks_equal_one(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
@@ -175,14 +182,14 @@ def test_accumulation_equals_one_batch(overrides: list[str], tmp_path: Path) -> 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(overrides: list[str], tmp_path: Path) -> None:
     trainer = TokenizerTrainer(load_config(TrainTokenizerConfig, None, overrides))
-    step = trainer._train_step
+    step = trainer.train_step
 
     def poisoned(number: int, micro: Any) -> None:
         if number == 9:
             torch.nn.init.constant_(trainer.tokenizer.decoder.conv_out.bias, float("nan"))  # type: ignore[arg-type]
         step(number, micro)
 
-    trainer._train_step = poisoned  # type: ignore[method-assign]
+    trainer.train_step = poisoned  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"loss.*NaN or infinite at step 10; .*checkpoint is kept"):
         trainer.run()
     newest = newest_checkpoint(tmp_path / "run" / "checkpoints")

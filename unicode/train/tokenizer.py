@@ -106,23 +106,25 @@ class TokenizerTrainer:
         self.monitor = Monitor(
             self.folder, self.accelerator, steps=self.steps, start_step=start, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm
         )
-        for step in range(start, self.steps):
-            micro = [next(batches) for _ in range(self.accumulation)]
-            if step == 0:
-                self._warm_up(micro)
-            self._train_step(step, micro)
-            done = step + 1
-            if done % loop.log_every == 0 or done == self.steps or (loop.save_every and done % loop.save_every == 0):
-                self.monitor.flush(done, self.tokenizer.codebooks, extra={"lr": self.optimizer.param_groups[0]["lr"]})
-            if done == self.steps or (loop.eval_every and done % loop.eval_every == 0):
-                self._validate(done)
-            if done == self.steps or (loop.save_every and done % loop.save_every == 0):
-                checkpoint = self._save(done)
-        self.monitor.close()
+        try:
+            for step in range(start, self.steps):
+                micro = [next(batches) for _ in range(self.accumulation)]
+                if step == 0:
+                    self._warm_up(micro)
+                self.train_step(step, micro)
+                done = step + 1
+                if done % loop.log_every == 0 or done == self.steps or (loop.save_every and done % loop.save_every == 0):
+                    self.monitor.flush(done, self.tokenizer.codebooks, extra={"lr": self.optimizer.param_groups[0]["lr"]})
+                if done == self.steps or (loop.save_every and done % loop.save_every == 0):
+                    checkpoint = self._save(done)
+                if done == self.steps or (loop.eval_every and done % loop.eval_every == 0):
+                    self._validate(done)
+        finally:  # an error message must not land on the bar's line
+            self.monitor.close()
         assert checkpoint is not None
         return checkpoint
 
-    def _train_step(self, step: int, micro: list[Batch]) -> None:
+    def train_step(self, step: int, micro: list[Batch]) -> None:
         """One optimizer step: the generator runs forward once per micro-batch, the discriminator reuses its detached pictures."""
         self._set_schedules(step)
         judge_config, judging = self.config.objective.discriminator, False
@@ -248,6 +250,8 @@ class TokenizerTrainer:
     def _open_folder(self) -> Path | None:
         """Prepare the run folder; load its newest whole checkpoint, if there is one, and return it."""
         checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is None and list((self.folder / "checkpoints").glob("step_*")):
+            raise ValueError(f"every checkpoint in {self.folder / 'checkpoints'} is damaged; delete that folder to start the run anew")
         if checkpoint is not None:
             self._check_same_run()
             self._load(checkpoint)
