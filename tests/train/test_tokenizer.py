@@ -132,7 +132,7 @@ def launch_two_ranks(port: int, *words: str) -> str:
 def test_checkpoints_all_damaged_are_an_error_and_not_a_new_start(overrides: list[str], tmp_path: Path) -> None:
     newest = train(overrides, "train.steps=4")
     (newest / STATE_FILE).unlink()
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete that folder"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; delete that folder"):
         train(overrides, "train.steps=4")
 
 
