@@ -154,13 +154,18 @@ from unicode.common.config import load_config
 from unicode.train.config import TrainTokenizerConfig
 from unicode.train.tokenizer import TokenizerTrainer
 
-trainer = TokenizerTrainer(load_config(TrainTokenizerConfig, None, sys.argv[1:]))
-trainer.run()
-digest = hashlib.sha256()
-for module in (trainer.tokenizer, trainer.discriminator, trainer.lecam):
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-Path(sys.argv[0]).with_name("digest_" + os.environ["RANK"]).write_text(digest.hexdigest())
+
+def main():  # a function, so that everything that holds on to the process group is gone before the interpreter ends
+    trainer = TokenizerTrainer(load_config(TrainTokenizerConfig, None, sys.argv[1:]))
+    trainer.run()
+    digest = hashlib.sha256()
+    for module in (trainer.tokenizer, trainer.discriminator, trainer.lecam):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+    Path(sys.argv[0]).with_name("digest_" + os.environ["RANK"]).write_text(digest.hexdigest())
+
+
+main()
 """
 
 
