@@ -6,6 +6,7 @@ picture that cannot be read is a `Skipped` with the reason, never an exception.
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,7 +56,7 @@ class Skipped:
     index: int
 
 
-class ImageDataset(Dataset[Sample | Skipped]):
+class ImageDataset(Dataset[Sample | Skipped], ABC):
     """Pictures of one size by index; subclasses say how to make one. Workers get it pickled, so it is small."""
 
     image_size: int
@@ -66,9 +67,9 @@ class ImageDataset(Dataset[Sample | Skipped]):
         self.image_size = image_size
         self.protocol = protocol
 
+    @abstractmethod
     def pixels(self, item: int | Draw) -> Tensor | Skipped:
         """Return picture `item` as (3, H, W) uint8, or why there is none."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._keys)
