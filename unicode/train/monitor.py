@@ -39,7 +39,7 @@ class Monitor:
         self.counts: dict[str, int] = {}
         self.steps_seen, self.since, self.alarmed = 0, time.perf_counter(), set[int]()
         self.step, self.first_broken = start_step, torch.full((), math.inf, device=accelerator.device)
-        _forget_lines_after(folder / "metrics.jsonl", start_step)
+        forget_lines_after(folder / "metrics.jsonl", start_step)
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         """Take the scalars of one micro-batch; they stay on the device."""
@@ -128,7 +128,7 @@ class Monitor:
         self.accelerator.end_training()
 
 
-def _forget_lines_after(path: Path, step: int) -> None:
+def forget_lines_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run will do again."""
     if is_main() and path.is_file():
         lines = []
