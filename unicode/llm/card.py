@@ -1,0 +1,158 @@
+"""The card of a trained model, `unicode.json`: what its ids mean and what it was trained on, checked before anything is loaded."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unicode.common.records import read_json, write_json
+from unicode.ids.layout import Layout
+from unicode.llm.embedding import find_model, read_rows
+from unicode.llm.markers import Markers
+from unicode.llm.supervise import INPUT_MODES
+from unicode.llm.vocabulary import open_gguf, read_vocabulary
+
+FILE = "unicode.json"
+FORMAT = "unicode-llm-1"
+KINDS = ("lora", "full", "llava")
+# keys of config.json that say who wrote it, not what the model is
+_VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "use_cache", "_attn_implementation"}
+
+
+@dataclass
+class Card:
+    """Content of unicode.json.
+
+    Raises:
+        ValueError: an unknown kind or input mode, or a layout or markers that make no sense.
+    """
+
+    kind: str
+    """"lora", "full" or "llava"."""
+    base: str
+    """Path of the base model as it was given."""
+    base_fingerprint: str
+    """`fingerprint_base` of it."""
+    template: str
+    """Name of the template of the conversations."""
+    input_mode: str = "ids"
+    """How images in questions are read."""
+    layout: dict[str, Any] | None = None
+    """Grid and order of the ids (`Layout.to_dict`); None for a model without image ids."""
+    image_tokenizer: dict[str, str] | None = None
+    """{"path": ..., "fingerprint": ...} of the tokenizer that made the ids."""
+    markers: dict[str, Any] | None = None
+    """`Markers.to_dict`; None for a model that reads no images."""
+    vision: dict[str, Any] | None = None
+    """Settings of the tower and projector of a "llava" model."""
+    max_length: int = 0
+    """Longest sequence that was trained on; 0 where it is not known."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Anything else that is worth keeping."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is '{self.kind}'; known: {', '.join(KINDS)}")
+        if self.input_mode not in INPUT_MODES:
+            raise ValueError(f"input_mode is '{self.input_mode}'; known: {', '.join(INPUT_MODES)}")
+        if self.layout is not None:
+            Layout.from_dict(self.layout)
+        if self.markers is not None:
+            Markers.from_dict(self.markers)
+
+    @property
+    def id_layout(self) -> Layout | None:
+        """Grid and order of the ids."""
+        return None if self.layout is None else Layout.from_dict(self.layout)
+
+    @property
+    def marker_ids(self) -> Markers | None:
+        """The markers around images."""
+        return None if self.markers is None else Markers.from_dict(self.markers)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the image tokenizer; "" where none is named."""
+        return (self.image_tokenizer or {}).get("fingerprint", "")
+
+
+def write_card(folder: str | Path, card: Card) -> None:
+    """Write unicode.json into a folder, atomically."""
+    write_json(Path(folder) / FILE, {"format": FORMAT, **asdict(card)})
+
+
+def read_card(folder: str | Path) -> Card:
+    """Read unicode.json of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, of another format, or has unknown or missing keys.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {FILE}; expected the run folder of a model trained with python -m unicode.run.train_llm")
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{path}: format is {found!r}, expected '{FORMAT}'; it was written by another version of this project")
+    known = {one.name for one in fields(Card)}
+    unknown = sorted(values.keys() - known - {"format"})
+    if unknown:
+        raise ValueError(f"{path}: unknown keys {unknown}; known: {sorted(known)}")
+    try:
+        return Card(**{name: value for name, value in values.items() if name != "format"})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def fingerprint_base(folder: str | Path) -> str:
+    """Return 16 hexadecimal digits that change with the config, an embedding row or the vocabulary of a language model.
+
+    Raises:
+        FileNotFoundError: there is no such folder or GGUF file.
+        ValueError: it holds no language model.
+    """
+    path = find_model(folder)
+    digest = hashlib.sha256(json.dumps(_describe_model(path), sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(read_rows(path).numpy()).data)
+    digest.update(json.dumps(sorted(read_vocabulary(path).tokens.items()), ensure_ascii=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_base(card: Card, folder: str | Path) -> None:
+    """ValueError naming both when the model at `folder` is not the one that the card's model was trained on."""
+    found = fingerprint_base(folder)
+    if found != card.base_fingerprint:
+        both = f"{card.base} ({card.base_fingerprint}), and {folder} is {found}"
+        raise ValueError(f"the adapter was trained on {both}; name its base model with --base")
+
+
+def check_tokenizer(card: Card, *, fingerprint: str, layout: Layout, path: str | Path = "the image tokenizer") -> None:
+    """ValueError naming both when ids of this image tokenizer mean something else to the card's model."""
+    if card.fingerprint and fingerprint and card.fingerprint != fingerprint:
+        both = f"{(card.image_tokenizer or {}).get('path', '')} ({card.fingerprint}), and {path} is {fingerprint}"
+        raise ValueError(f"the model reads ids of the image tokenizer {both}; name the right one with --image-tokenizer")
+    expected = card.id_layout
+    if expected is not None and expected != layout:
+        raise ValueError(f"the model reads images of {expected.describe()}, and {path} makes {layout.describe()}; name the right tokenizer")
+
+
+def check_vocabulary(card: Card, *, table_rows: int) -> None:
+    """ValueError when a marker of the card lies beyond the embedding table of the model that was loaded."""
+    markers = card.marker_ids
+    if markers is not None and max(markers.ids()) >= table_rows:
+        raise ValueError(
+            f"the markers of {FILE} reach id {max(markers.ids())}, but the model has {table_rows} embedding rows; "
+            "it is another base model, or its table was not grown for the markers"
+        )
+
+
+def _describe_model(path: Path) -> dict[str, Any]:
+    """What a model's own files say about its architecture."""
+    if path.suffix != ".gguf":
+        config = read_json(path / "config.json")
+        return {key: value for key, value in config.items() if key not in _VOLATILE}
+    return {tensor.name: [int(size) for size in tensor.shape] for tensor in open_gguf(path).tensors}
