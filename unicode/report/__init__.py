@@ -1,0 +1,1 @@
+"""What runs left on disk -> one HTML page that needs no network."""
