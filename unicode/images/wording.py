@@ -30,7 +30,7 @@ def caption(things: Sequence[Thing], config: ShapesConfig, rng: Random | None = 
     if rng is not None:
         rng.shuffle(ordered)
         template = rng.choice(CAPTIONS)
-    return template([(_with_article(_noun(thing, config)), f"the {thing.place}") for thing in ordered])
+    return template([(with_article(_noun(thing, config)), f"the {thing.place}") for thing in ordered])
 
 
 def _list(parts: list[str]) -> str:
@@ -139,9 +139,9 @@ class _Asker:
 
     def _claim(self, colour: str, shape: str, place: str, *, form: int) -> str:
         return (
-            f"Is there {_with_article(f'{colour} {shape}')}?",
+            f"Is there {with_article(f'{colour} {shape}')}?",
             f"Is the object at the {place} {colour}?",
-            f"Is the object at the {place} {_with_article(shape)}?",
+            f"Is the object at the {place} {with_article(shape)}?",
             f"Is there an object at the {place}?",
         )[form]
 
@@ -173,7 +173,8 @@ def _noun(thing: Thing, config: ShapesConfig) -> str:
     return f"{thing.size} {thing.colour} {thing.shape}" if config.sizes > 1 else f"{thing.colour} {thing.shape}"
 
 
-def _with_article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """Return a noun behind "a" or "an"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -187,10 +188,10 @@ def fact(config: ShapesConfig, rng: Random) -> str:
     noun = f"{colour} {shape}"
     return rng.choice([
         f"{colour.capitalize()} is a color.",
-        f"{_with_article(shape).capitalize()} is a shape.",
+        f"{with_article(shape).capitalize()} is a shape.",
         f"The {place} is a place.",
-        f"{_with_article(noun).capitalize()} is {colour}.",
-        f"{_with_article(noun).capitalize()} is {_with_article(shape)}.",
-        f"The color of {_with_article(noun)} is {colour}.",
-        f"The shape of {_with_article(noun)} is {_with_article(shape)}.",
+        f"{with_article(noun).capitalize()} is {colour}.",
+        f"{with_article(noun).capitalize()} is {with_article(shape)}.",
+        f"The color of {with_article(noun)} is {colour}.",
+        f"The shape of {with_article(noun)} is {with_article(shape)}.",
     ])  # fmt: skip

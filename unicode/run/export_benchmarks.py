@@ -1,0 +1,65 @@
+"""Write the shapes world as POPE, ScienceQA, MME, GQA and VQAv2: question files, right answers and pictures in LLaVA's folders.
+
+    python -m unicode.run.export_benchmarks --out outputs/shapes/eval
+"""
+
+import argparse
+from pathlib import Path
+
+from unicode.annotations.shapes_benchmarks import EXPORTS, export_benchmarks, write_training
+from unicode.common.config import load_config
+from unicode.common.log import get_logger
+from unicode.images.shapes import SPLITS, ShapesConfig
+from unicode.run.command import command
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_benchmarks", description="Write the shapes world as benchmarks.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks: {', '.join(EXPORTS)} (default: all)")
+    parser.add_argument("--out", required=True, help="folder of the benchmarks: what unicode.run.benchmark is given as --data")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="scenes of which split (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=100, help="the first so many scenes of the split (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=5, help="of GQA and VQAv2, per scene at most (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides what is asked (default: %(default)s)")
+    parser.add_argument("--world", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the world that differ, as colours=8")
+    train_help = "also write shapes_forms_train.json: so many training scenes, asked in the forms of these benchmarks (default: none)"
+    parser.add_argument("--train", type=int, default=0, metavar="N", help=train_help)
+    parser.add_argument("--dry-run", action="store_true", help="check the settings, write nothing")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    config = load_config(ShapesConfig, None, args.world)
+    unknown = [name for name in args.names if name not in EXPORTS]
+    if unknown or min(args.scenes, args.questions) < 1 or args.train < 0:
+        numbers = f"--scenes {args.scenes}, --questions {args.questions}, --train {args.train}"
+        what = f"no benchmark {unknown[0]} to export; known: {', '.join(EXPORTS)}" if unknown else f"{numbers}: at least 1, 1 and 0"
+        raise ValueError(what)
+    if args.dry_run:
+        log.info("would write %s to %s", ", ".join(args.names or EXPORTS), args.out)
+        return 0
+    counts = export_benchmarks(
+        args.out,
+        config=config,
+        split=args.split,
+        num_scenes=args.scenes,
+        questions=args.questions,
+        seed=args.seed,
+        names=args.names,
+    )
+    for name, count in counts.items():
+        log.info("%s: %d questions about %d pictures", name, count, args.scenes)
+    if args.train:
+        written = write_training(args.out, config, num_scenes=args.train)
+        log.info("%s: %d conversations", Path(args.out) / "shapes_forms_train.json", written)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
