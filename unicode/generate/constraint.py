@@ -81,6 +81,10 @@ class ImageConstraint(LogitsProcessor):
         if bool((self.step > self.num_ids).any()):
             raise ValueError(f"a prompt begins an image with {int(self.step.max())} ids; a block here has {self.num_ids}")
 
+    def limit(self, num_tokens: int) -> None:
+        """Let no block begin that would not fit into the next `num_tokens` tokens."""
+        self.max_length = min(self.max_length or self._seen + num_tokens, self._seen + num_tokens)
+
     def advance(self, tokens: Tensor) -> None:
         """Take the next token of each row, (B,), into the state."""
         inside = self.step >= 0

@@ -1,0 +1,121 @@
+"""Seconds per picture of the drawing loop beside transformers' own guided generation: same model, prompts, sampling and mask.
+
+    OMP_NUM_THREADS=1 python tests/bench/text_to_image.py [--vocab 32000] [--rows 8192] [--batch-size 4] [--repeats 5]
+    python tests/bench/text_to_image.py --device cuda --width 2048 --layers 16 --dtype bfloat16 --cache static --compiled
+
+An untrained LLaMA with a head of `--vocab` rows draws pictures of 8x8 + 16x16 codes (320 ids) for a batch of prompts, guided. Theirs is
+`generate(guidance_scale=...)` under `ImageConstraint` with the same temperature and top-k. Rounds of all kinds take turns, the
+median counts. Exit code 1 where ours is less than 3 times as fast as theirs, or guided takes more than 1.4 times the unguided time.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+
+from unicode.generate.block import block_rows, draw_block
+from unicode.generate.constraint import ImageConstraint, checked_level_ids
+from unicode.generate.decoder import CachedDecoder
+from unicode.generate.sampling import Sampling
+from unicode.ids.layout import Layout
+from unicode.llm.markers import Markers
+
+WANTED, WANTED_GUIDED = 3.0, 1.4
+GUIDANCE, TEMPERATURE, TOP_K = 3.0, 1.0, 100
+PROMPT = 64
+
+
+def main() -> int:
+    """Measure, print seconds per picture and ratios, judge."""
+    args = parse_args()
+    torch.manual_seed(0)
+    layout = Layout("hierarchical", ((8, 8), (16, 16)))
+    markers = Markers(*range(args.vocab - 4, args.vocab))
+    lm = build_model(args)
+    row_ids = torch.arange(1000, 1000 + args.rows) if args.rows < args.vocab - 1004 else torch.arange(args.vocab - 4)
+    prompts = torch.randint(1000, (2 * args.batch_size, PROMPT), device=args.device)
+    prompts[:, -1] = markers.image_start
+    decoder = CachedDecoder(lm, cache=args.cache, compiled=args.compiled)
+    rows = block_rows(decoder, checked_level_ids(row_ids, layout, markers=markers, vocab_size=args.vocab), layout.levels())
+    count = args.ids or layout.num_codes
+
+    def ours(guidance: float) -> None:
+        given = prompts if guidance != 1 else prompts[: args.batch_size]
+        features = decoder.start(torch.ones_like(given), input_ids=given, max_new=layout.num_codes)
+        places, seeds = torch.zeros(args.batch_size, dtype=torch.int64), torch.arange(args.batch_size)
+        sampling = Sampling(TEMPERATURE, TOP_K, guidance=guidance)
+        ids, _ = draw_block(
+            decoder, features, rows, places=places.to(args.device), count=count, sampling=sampling, seeds=seeds.to(args.device), step=0
+        )
+        ids.sum().item()
+
+    def theirs(guidance: float) -> None:
+        constraint = ImageConstraint(markers, layout, row_ids, vocab_size=args.vocab)
+        given = prompts[: args.batch_size]
+        tokens: Tensor = lm.generate(
+            given, attention_mask=torch.ones_like(given), do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=count,
+            guidance_scale=guidance if guidance != 1 else None, negative_prompt_ids=prompts[args.batch_size :] if guidance != 1 else None,
+            logits_processor=LogitsProcessorList([constraint]), pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+        tokens.sum().item()
+
+    kinds: dict[str, Callable[[], None]] = {
+        "ours, guided": lambda: ours(GUIDANCE),
+        "ours, unguided": lambda: ours(1.0),
+        "transformers, guided": lambda: theirs(GUIDANCE),
+        "transformers, unguided": lambda: theirs(1.0),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for round_number in range(args.repeats + 1):
+        for name, work in kinds.items():
+            start = time.perf_counter()
+            work()
+            if round_number:  # the first round warms up, and compiles
+                seconds[name].append(time.perf_counter() - start)
+    return report(seconds, args, count)
+
+
+def report(seconds: dict[str, list[float]], args: argparse.Namespace, count: int) -> int:
+    """Print the medians and the two ratios; return the exit code."""
+    where = f"{args.device}, {torch.get_num_threads()} threads, {args.dtype}, {args.cache} cache{', compiled' if args.compiled else ''}"
+    print(f"{where}; batch {args.batch_size}, {count} ids, {args.rows} image ids of {args.vocab}, width {args.width}, {args.layers} layers")
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in middle.items():
+        print(f"{name:<24}{value / args.batch_size:9.4f} s per picture  {1000 * value / count:8.3f} ms per step")
+    faster = middle["transformers, guided"] / middle["ours, guided"]
+    costs = middle["ours, guided"] / middle["ours, unguided"]
+    print(f"guided: {faster:.2f} times as fast as transformers (wanted {WANTED:g}); {costs:.2f} times unguided (at most {WANTED_GUIDED:g})")
+    return 0 if faster >= WANTED and costs <= WANTED_GUIDED else 1
+
+
+def build_model(args: argparse.Namespace) -> LlamaForCausalLM:
+    """An untrained model with a head of its own."""
+    heads = max(1, args.width // 64)
+    config = LlamaConfig(
+        vocab_size=args.vocab, hidden_size=args.width, intermediate_size=args.width * 8 // 3, num_hidden_layers=args.layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2048, tie_word_embeddings=False,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa" if args.device != "cpu" or args.width >= 512 else "eager"
+    return LlamaForCausalLM(config).eval().to(args.device, getattr(torch, args.dtype))
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the arguments of the benchmark."""
+    parser = argparse.ArgumentParser()
+    sizes = {"vocab": 32000, "rows": 8192, "batch-size": 4, "width": 256, "layers": 4, "repeats": 5, "ids": 0}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--cache", default="dynamic")
+    parser.add_argument("--compiled", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
