@@ -41,7 +41,7 @@ class LlavaModel(nn.Module):
 
         Args:
             input_ids: (B, T); any id of the vocabulary at the placeholders.
-            pixels: (m, 3, S, S) in [-1, 1], the pictures in the order of their places, or None.
+            pixels: (m, 3, S, S) uint8 or in [-1, 1], the pictures in the order of their places, or None.
             image_at: (m n) int64 positions in the flattened batch (b T + t), or None.
 
         Returns:
@@ -52,10 +52,10 @@ class LlavaModel(nn.Module):
         if tower.device != embeddings.device:
             tower.to(embeddings.device)
         if pixels is None or not len(pixels):
-            pixels = torch.zeros(1, 3, tower.image_size, tower.image_size, device=embeddings.device)
+            pixels = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=embeddings.device)
             image_at = torch.zeros(0, dtype=torch.long, device=embeddings.device)
         assert image_at is not None, "pixels without image_at"
-        features = self.project(tower(pixels.to(embeddings.device))).flatten(0, 1)
+        features = self.project(tower(pixels)).flatten(0, 1)
         assert len(image_at) in (0, len(features)), f"{len(image_at)} placeholders for {len(features)} features"
         used = features[: len(image_at)].to(embeddings.dtype)
         return embeddings.flatten(0, 1).index_copy(0, image_at, used).view_as(embeddings)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from unicode.common.records import read_json
-from unicode.images.transforms import eval_transform
+from unicode.images.transforms import eval_transform, to_float
 from unicode.llm.vocabulary import first_line
 from unicode.tokenizer.load import load_tokenizer
 
@@ -96,11 +96,14 @@ class Tower(nn.Module, ABC):
         """(B, 3, S, S) in [-1, 1], on the tower's device and of its dtype -> (B, n, width)."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) in [-1, 1] of any dtype -> (B, n, width) in the tower's dtype, without gradient."""
+        """(B, 3, S, S) uint8, or floats in [-1, 1] -> (B, n, width) in the tower's dtype, without gradient."""
         expected = (3, self.image_size, self.image_size)
         assert pixels.shape[1:] == expected, (pixels.shape, expected)
+        pixels = pixels.to(self.device)
+        if pixels.dtype == torch.uint8:
+            pixels = to_float(pixels)
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-            return self.features(pixels.to(device=self.device, dtype=self.dtype))
+            return self.features(pixels.to(self.dtype))
 
     @property
     def device(self) -> torch.device:
