@@ -1,0 +1,220 @@
+"""Questions about images -> answers: batches of prompts of like length, padded on the left, through one generation loop with a cache.
+
+An answer depends on its question, the model and the settings alone: not on the questions beside it, their order, or the number of
+ranks. In float32 that holds token for token; in bfloat16 rounding may turn a choice between two tokens that are almost equal.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from unicode.common.ranks import is_main
+from unicode.generate.question_images import ImageError, ImageLike, ImageReader
+from unicode.generate.sampling import Sampling, choose
+from unicode.llm.load import LanguageModel, Prompt
+
+IMAGE_TAG = "<image>"
+WINDOW = 1024
+"""Questions whose prompts and images are in memory at a time, and that are sorted by length."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked."""
+
+    text: str
+    """The question, with an <image> tag for each image or without any: then the images go in front, as LLaVA has them."""
+    images: tuple[ImageLike, ...] = ()
+    id: Any = 0
+    """Decides, with the seed, what chance does to a sampled answer."""
+    history: tuple[str, ...] = ()
+    """Earlier turns of the conversation: question, answer, question, answer; <image> tags in them take the first images."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered."""
+
+    text: str
+    num_tokens: int = 0
+    """Tokens generated, the end token included."""
+    finished: bool = False
+    """Whether the model ended the answer itself, before the limit of tokens or of its context."""
+    error: str = ""
+    """Why there is no answer: an image that cannot be read, a prompt longer than the context; empty where there is one."""
+    ids: tuple[int, ...] = ()
+    """The tokens of the answer without the end token."""
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are generated.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+
+    batch_size: int = 16
+    """Questions per batch."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens; an answer also ends where the model's context does."""
+    temperature: float = 0.0
+    """0 takes the likeliest token (greedy); above 0 answers are sampled."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of sampling, together with the id of each question."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.max_new_tokens < 1:
+            raise ValueError(f"batch size {self.batch_size} and new tokens {self.max_new_tokens} must be at least 1")
+        Sampling(self.temperature, top_p=self.top_p)
+
+    def seed_of(self, name: Any) -> int:
+        """The seed of the question with the id `name`."""
+        return int.from_bytes(blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def answer_questions(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    *,
+    config: AnswerConfig | None = None,
+    images: ImageReader | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, Answer]]:
+    """Answer questions batch by batch, in bounded memory however many there are.
+
+    Args:
+        questions: anything with a length and items by number; items are asked for once, in order, WINDOW at a time.
+        images: where images are looked up; None reads files relative to the working folder.
+        progress: whether the main rank shows a bar with the time left.
+
+    Yields:
+        (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the
+        others are answered.
+    """
+    config = config or AnswerConfig()
+    if images is None:
+        with ImageReader(model) as images:
+            yield from answer_questions(model, questions, config=config, images=images, progress=progress)
+        return
+    with tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main())) as bar:
+        for start, window in _windows(questions, images):
+            prompts, failed = _make_prompts(model, window, images)
+            for place, answer in failed.items():
+                yield start + place, answer
+            bar.update(len(failed))
+            # the longest first: what does not fit into memory shows at once, and the time left is not underrated
+            order = sorted(prompts, key=lambda place: -len(prompts[place]))
+            for first in range(0, len(order), config.batch_size):
+                batch = order[first : first + config.batch_size]
+                seeds = [config.seed_of(window[place].id) for place in batch]
+                answers = answer_batch(model, [prompts[place] for place in batch], config=config, seeds=seeds)
+                yield from zip((start + place for place in batch), answers, strict=True)
+                bar.update(len(batch))
+
+
+def answer_batch(model: LanguageModel, prompts: Sequence[Prompt], *, config: AnswerConfig, seeds: Sequence[int] = ()) -> list[Answer]:
+    """Generate the answers to prompts of any lengths in one batch.
+
+    Args:
+        seeds: one for each prompt, where answers are sampled.
+    """
+    # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
+    limits = [min(config.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
+    inputs = model.inputs(prompts)
+    stop = model.template.stop
+    with torch.inference_mode():
+        tokens: Tensor = model.lm.generate(
+            **inputs,
+            max_new_tokens=max(limits),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([_Drawn(config, seeds)] if config.temperature else []),
+            eos_token_id=model.end_ids,
+            pad_token_id=model.pad_id,
+            **({"stop_strings": [stop], "tokenizer": model.text} if stop else {}),
+        )
+    new = tokens[:, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else tokens
+    return [_make_answer(model, row[:limit]) for row, limit in zip(new.tolist(), limits, strict=True)]
+
+
+class _Drawn(LogitsProcessor):
+    """Lets greedy generation take the token that chance chooses: chance belongs to the question, not to its place in a batch."""
+
+    def __init__(self, config: AnswerConfig, seeds: Sequence[int]) -> None:
+        self._sampling = Sampling(config.temperature, top_p=config.top_p)
+        self._seeds = torch.tensor(list(seeds))
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores -> 0 at the chosen token and minus infinity elsewhere."""
+        self._seeds = self._seeds.to(scores.device)
+        everything = torch.arange(scores.shape[1], device=scores.device)
+        chosen = choose(scores.float(), everything, self._sampling, seeds=self._seeds, step=self._step)
+        self._step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+
+def _make_answer(model: LanguageModel, tokens: list[int]) -> Answer:
+    """An answer from the tokens of its row, which may go on behind the end."""
+    end = next((place for place, token in enumerate(tokens) if token in model.end_ids), None)
+    ids = tokens[:end]
+    text, stop, _ = model.read_text(ids).lstrip().partition(model.template.stop or "\0")
+    return Answer(text.strip(), len(ids) + (end is not None), bool(stop) or end is not None, ids=tuple(ids))
+
+
+def _windows(questions: Sequence[Question], images: ImageReader) -> Iterator[tuple[int, list[Question]]]:
+    """Windows of questions with the place of their first; the images of the next one are decoded while one is worked on."""
+    starts = range(0, len(questions), WINDOW)
+    following = _take(questions, 0)
+    images.prefetch(image for question in following for image in question.images)
+    for start in starts:
+        window, following = following, _take(questions, start + WINDOW)
+        images.prefetch(image for question in following for image in question.images)
+        yield start, window
+
+
+def _take(questions: Sequence[Question], start: int) -> list[Question]:
+    return [questions[place] for place in range(start, min(start + WINDOW, len(questions)))]
+
+
+def _make_prompts(model: LanguageModel, window: list[Question], images: ImageReader) -> tuple[dict[int, Prompt], dict[int, Answer]]:
+    """Place -> prompt, and place -> answer with the error of the questions that cannot be asked."""
+    contents = images.read(image for question in window for image in question.images)
+    prompts: dict[int, Prompt] = {}
+    failed: dict[int, Answer] = {}
+    for place, question in enumerate(window):
+        try:
+            seen = images.contents(question.images, contents)
+            if question.images and not seen:  # the blind baseline without images
+                question = replace(question, history=tuple(map(_without_tags, question.history)), text=_without_tags(question.text))
+            prompt = model.prompt(place_tags(question.text, question.history, len(seen)), seen)
+            if len(prompt) >= model.context:
+                raise ValueError(f"the prompt has {len(prompt)} tokens, the model's context {model.context}; shorten the question")
+            prompts[place] = prompt
+        except (ImageError, ValueError) as error:
+            failed[place] = Answer("", error=str(error))
+    return prompts, failed
+
+
+def place_tags(text: str, history: Sequence[str], num_images: int) -> list[str]:
+    """The turns of a conversation that ends with the question `text`, with as many <image> tags as images: missing ones go in front of it.
+
+    Raises:
+        ValueError: more tags than images.
+    """
+    missing = num_images - sum(turn.count(IMAGE_TAG) for turn in (*history[::2], text))
+    if missing < 0:
+        raise ValueError(f"the question has {num_images - missing} {IMAGE_TAG} tags for {num_images} images")
+    return [*history, f"{IMAGE_TAG}\n" * missing + text]
+
+
+def _without_tags(text: str) -> str:
+    return text.replace(f"{IMAGE_TAG}\n", "").replace(IMAGE_TAG, "").strip()

@@ -1,0 +1,268 @@
+"""Question and answer files in LLaVA's form, and a file of answers that several processes fill, stop and go on with.
+
+In:   {"question_id": 7, "image": "coco/7.jpg" or a list of them or nothing, "text": "What is this?"}, one a line
+Out:  {"question_id": 7, "prompt": "What is this?", "text": "A bus.", "answer_id": ..., "model_id": ..., "metadata": {"run": ..., ...}}
+
+While a job works, each rank appends to a part of its own in OUT.parts/; at the end the parts become one file in the order of the
+questions. Whatever was answered before a job was killed is kept: a part may end in half a line, which is asked again.
+OUT.run.json says which model and settings answered; others cannot go on with the file.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from unicode.common.log import get_logger
+from unicode.common.ranks import barrier, is_main, rank, world_size
+from unicode.common.records import name_errors, read_json, write_json, write_jsonl
+
+log = get_logger(__name__)
+
+Record = dict[str, Any]
+Key = tuple[str, str, str]
+"""What tells one question from another: question_id, round_id and prompt. Ids alone do not: MME asks twice about each picture by one."""
+ERROR, RUN = "error", "run"  # keys of the metadata of an answer
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a file of answers holds in the end."""
+
+    num_questions: int
+    num_answered: int
+    errors: dict[Key, str]
+    """Questions that could not be answered -> why. Their lines have an empty text; the same command asks them again."""
+    damaged: int
+    """Lines that were no answers, as a killed process leaves them; their questions were asked again."""
+
+
+def key_of(record: Mapping[str, Any]) -> Key:
+    """The key of an answer's line, or of what its line will have."""
+    return str(record["question_id"]), str(record.get("round_id") or 0), str(record.get("prompt", ""))
+
+
+def digest_run(made_by: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of what answers depend on besides the question: fingerprints and settings, plain values."""
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+class AnswerFile:
+    """Answers to a list of questions, filled by all ranks of a job and resumed question by question.
+
+    Every rank opens it with the same arguments, answers `share()`, and calls `finish()`: opening and finishing wait for all ranks.
+
+    Args:
+        path: the file of answers.
+        keys: of the questions, in the order that the answers are to have; all different.
+        made_by: what the answers depend on besides the questions: model, fingerprints, settings, as plain values.
+        model_id: name of the model for the lines.
+
+    Raises:
+        ValueError: what is there answers other questions, or was made by another model or with other settings.
+    """
+
+    def __init__(self, path: str | Path, keys: Sequence[Key], *, made_by: Mapping[str, Any], model_id: str = "") -> None:
+        self.path, self.made_by, self.model_id = Path(path), dict(made_by), model_id
+        self.run = digest_run(made_by)
+        self.parts = self.path.with_name(f"{self.path.name}.parts")
+        self._description = self.path.with_name(f"{self.path.name}.run.json")
+        self._keys = dict.fromkeys(keys)
+        assert len(self._keys) == len(keys), "two questions have one key; check_unique says which"
+        self._part: IO[str] | None = None
+        self.damaged = 0
+        done = {key for key, record in self._read().items() if ERROR not in record["metadata"]}
+        self.missing = [place for place, key in enumerate(self._keys) if key not in done]
+        """Places, in the order of the questions, of those that are still to be asked."""
+        barrier()  # nobody writes before everybody has looked, so that all deal the same questions
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def share(self) -> list[int]:
+        """The part of `missing` that this rank answers."""
+        return self.missing[rank() :: world_size()]
+
+    def put(self, question_id: Any, prompt: str, text: str, *, metadata: Mapping[str, Any] | None = None, **fields: Any) -> None:
+        """Append one answer to this rank's part as LLaVA writes it; it outlives this process when this returns.
+
+        Args:
+            metadata: plain values; "error" marks a question that could not be answered.
+            fields: further keys of the line, as round_id, options, option_char.
+
+        Raises:
+            OSError: the disk is full; the message names the part.
+        """
+        head = {"question_id": question_id, "prompt": prompt, "text": text}
+        key = key_of({**head, **fields})
+        assert key in self._keys, key
+        answer_id = hashlib.sha256(json.dumps([self.run, *key]).encode()).hexdigest()[:22]
+        record = {**head, "answer_id": answer_id, "model_id": self.model_id, **fields, "metadata": {RUN: self.run, **(metadata or {})}}
+        path = self.parts / f"{rank():05d}.jsonl"
+        with name_errors(path):
+            if self._part is None:
+                self._part = _open_part(path)
+                write_json(self._description, self.made_by)
+            self._part.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._part.flush()
+
+    def close(self) -> None:
+        """Close this rank's part."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
+    def finish(self) -> Summary:
+        """Put the parts together in the order of the questions; called by every rank when it has answered its share."""
+        self.close()
+        barrier()
+        damaged, records = self.damaged, self._read()
+        if is_main() and (self.missing or self.parts.is_dir()):
+            write_jsonl(self.path, (records[key] for key in self._keys if key in records))
+        barrier()  # everybody has read the parts
+        if is_main():
+            shutil.rmtree(self.parts, ignore_errors=True)
+        errors = {key: record["metadata"][ERROR] for key, record in records.items() if ERROR in record["metadata"]}
+        return Summary(len(self._keys), len(records) - len(errors), errors, damaged)
+
+    def records(self) -> dict[Key, Record]:
+        """Key -> line of the answers there are, in the order of the questions."""
+        found = self._read()
+        return {key: found[key] for key in self._keys if key in found}
+
+    def _read(self) -> dict[Key, Record]:
+        """Key -> line of everything there: the file first, then its parts; an answer is never replaced by an error."""
+        found: dict[Key, Record] = {}
+        self.damaged = 0
+        for file in [self.path, *sorted(self.parts.glob("*.jsonl"))]:
+            for record in self._lines(file):
+                key = key_of(record)
+                self._check(file, key, record)
+                if not (ERROR in record["metadata"] and key in found):
+                    found[key] = record
+        return found
+
+    def _lines(self, file: Path) -> Iterator[Record]:
+        """The whole lines of a file; those that are no answers are counted in `damaged`."""
+        if not file.is_file():
+            return
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    record = json.loads(line)
+                    complete = isinstance(record, dict) and {"question_id", "text"} <= record.keys()
+                except ValueError:
+                    complete = False
+                if complete:
+                    yield record
+                elif line.strip():
+                    self.damaged += 1
+                    log.info("%s, line %d is cut off or damaged; its question is asked again", file, number)
+
+    def _check(self, file: Path, key: Key, record: Record) -> None:
+        remedy = "give another file for the answers, or delete this one and what begins with its name"
+        metadata = record.get("metadata")
+        made_by = metadata.get(RUN, "") if isinstance(metadata, dict) else ""
+        if made_by != self.run:
+            raise ValueError(f"{file} holds answers of {self._difference(made_by)}; {remedy}")
+        if key not in self._keys:
+            raise ValueError(f"{file} answers question '{key[0]}' ({key[2]!r:.80}), which is not among those asked now; {remedy}")
+
+    def _difference(self, made_by: str) -> str:
+        """What is different about the run `made_by`, as far as is known."""
+        before = read_json(self._description) if self._description.is_file() else {}
+        if not made_by or digest_run(before) != made_by:
+            return "another program" if not made_by else f"another run ({made_by}, not {self.run})"
+        names = [name for name in {**before, **self.made_by} if before.get(name) != self.made_by.get(name)]
+        return "other settings: " + ", ".join(f"{name} {before.get(name)!r}, now {self.made_by.get(name)!r}" for name in names)
+
+
+def _open_part(path: Path) -> IO[str]:
+    """Open a part for appending, half a line at its end cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+    return open(path, "a", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A line of a question file."""
+
+    id: Any
+    text: str
+    images: tuple[str, ...]
+    """Paths below the image folder, or keys of a store."""
+    fields: Record
+    """All other keys of the line, as category."""
+
+    @property
+    def key(self) -> Key:
+        """See `key_of`."""
+        return key_of({"question_id": self.id, "round_id": self.fields.get("round_id"), "prompt": self.text})
+
+
+def read_questions(path: str | Path) -> list[AskedQuestion]:
+    """Read a question file: JSON lines as above, or LLaVA's JSON list of {"id", "image"?, "conversations"} (the first turn is asked).
+
+    Lines that are damaged or no questions are left out with a warning that names them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no question in it, or two with the same id.
+    """
+    questions = [question for line in _question_lines(Path(path)) if (question := _parse_question(*line, path)) is not None]
+    if not questions:
+        raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')
+    check_unique((question.key for question in questions), path)
+    return questions
+
+
+def check_unique(keys: Iterable[Key], path: str | Path) -> None:
+    """ValueError that names `path` and the first key that stands there twice."""
+    seen: set[Key] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"{path} asks question '{key[0]}' ({key[2]!r:.80}) twice; answers are found by id and text")
+        seen.add(key)
+
+
+def _question_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line, or of each element of a list; None for what is no JSON."""
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        try:
+            yield from enumerate(json.loads(text), 1)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                yield number, None
+
+
+def _parse_question(number: int, record: Any, path: str | Path) -> AskedQuestion | None:
+    """One line; None with a warning where it is no question."""
+    record = dict(record) if isinstance(record, dict) else {}
+    name, text = record.pop("question_id", record.pop("id", None)), record.pop("text", None)
+    turns = record.pop("conversations", None)
+    if text is None and isinstance(turns, list) and turns and isinstance(turns[0], dict):
+        text = turns[0].get("value")
+    images = record.pop("image", None) or []
+    images = [images] if isinstance(images, str) else images
+    if name is None or not isinstance(text, str) or not isinstance(images, Sequence) or not all(isinstance(i, str) for i in images):
+        log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
+        return None
+    return AskedQuestion(name, text.replace("<image>", "").strip(), tuple(images), record)

@@ -1,0 +1,191 @@
+"""The images of questions: ids, keys of a store, files or pictures -> what the model reads in their place.
+
+Keys that a store knows cost a look-up. Everything else is decoded by threads, ahead of its use, and read by the model in batches.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unicode.ids.store import Store
+from unicode.images.decode import UnreadableImageError, read_bytes
+
+BLANKS = {"grey": 128, "black": 0, "none": None}
+"""What stands for every image of a blind baseline: a picture of that value, or no image and no tag at all."""
+CACHED = 4096  # images whose ids are kept for later questions
+THREADS = 8
+
+ImageLike = np.ndarray | Tensor | Image.Image | bytes | str | Path
+"""Vocabulary ids in id order (n,), a picture, the content of an image file, or the key (str) or path (str, Path) of one."""
+Content = np.ndarray | Tensor
+"""What a model reads for one image: ids (n,) int64, or pixels (3, S, S) uint8."""
+
+
+class Reader(Protocol):
+    """What is needed of a model: `unicode.llm.load.LanguageModel` has it."""
+
+    def picture(self, image: Image.Image | bytes) -> Tensor:
+        """A picture or the content of an image file as (3, S, S) uint8; UnreadableImageError where it is none."""
+
+    def read_pictures(self, pixels: Tensor) -> Sequence[Content]:
+        """(B, 3, S, S) uint8 -> what is read for each of them."""
+
+    def check_store(self, store: Store) -> None:
+        """ValueError when the ids of a store are not this model's."""
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """ValueError when ids cannot be those of an image."""
+
+
+class ImageError(Exception):
+    """An image that no question can be asked about; the message says which and why."""
+
+
+class ImageReader:
+    """Looks images up, decodes them ahead and has the model read them in batches. A context manager: it owns threads.
+
+    Args:
+        stores: stores of ids that keys are looked up in, in this order.
+        root: folder that paths start from.
+        blank: empty, or a key of BLANKS: what stands in place of every image.
+        batch_size: pictures that the model reads at a time.
+
+    Raises:
+        ValueError: a store of another tokenizer or order, or an unknown `blank`.
+    """
+
+    def __init__(
+        self, model: Reader, *, stores: Sequence[Store] = (), root: str | Path = "", blank: str = "", batch_size: int = 32
+    ) -> None:
+        if blank and blank not in BLANKS:
+            raise ValueError(f"blank images '{blank}' are unknown; known: {', '.join(BLANKS)}")
+        for store in stores:
+            model.check_store(store)
+        self.model, self.stores, self.root, self.blank = model, tuple(stores), Path(root), blank
+        self._batch_size = batch_size
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._decoding: dict[Any, Future[Tensor]] = {}
+        self._known: OrderedDict[Any, Content] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def prefetch(self, images: Iterable[ImageLike]) -> None:
+        """Begin to decode those images that `read` will be asked for soon."""
+        if self.blank:
+            return
+        for image in images:
+            key = _name(image)
+            if key not in self._known and key not in self._decoding and not _is_ids(image) and self._find(image) is None:
+                self._decoding[key] = self._threads.submit(self._decode, image)
+
+    def read(self, images: Iterable[ImageLike]) -> dict[Any, Content | ImageError]:
+        """What the model reads for each image, by `name(image)`; an ImageError for those that cannot be used."""
+        found: dict[Any, Content | ImageError] = {}
+        waiting: dict[Any, Future[Tensor]] = {}
+        for image in images:
+            key = _name(image)
+            if key in found or key in waiting:
+                continue
+            if self.blank:
+                found[key] = self._blank()
+            elif key in self._known:
+                self._known.move_to_end(key)
+                found[key] = self._known[key]
+            elif (ids := self._find(image)) is not None:
+                found[key] = self._checked(image, ids)
+            else:
+                waiting[key] = self._decoding.pop(key) if key in self._decoding else self._threads.submit(self._decode, image)
+        found.update(self._read_decoded(waiting))
+        return found
+
+    def contents(self, images: Sequence[ImageLike], found: dict[Any, Content | ImageError]) -> list[Content]:
+        """What is read for the images of one question, in order; raises the first ImageError among them. Nothing for blank "none"."""
+        if self.blank == "none":
+            return []
+        contents = []
+        for image in images:
+            content = found[_name(image)]
+            if isinstance(content, ImageError):
+                raise content
+            contents.append(content)
+        return contents
+
+    def _find(self, image: ImageLike) -> np.ndarray | None:
+        """Ids that need no model."""
+        if isinstance(image, Tensor):
+            return image.cpu().numpy()
+        if isinstance(image, np.ndarray):
+            return image
+        if isinstance(image, str):
+            return next((ids for store in self.stores if (ids := store.get(image)) is not None), None)
+        return None
+
+    def _checked(self, image: ImageLike, ids: np.ndarray) -> Content | ImageError:
+        try:
+            self.model.check_ids(ids)
+        except ValueError as error:
+            return ImageError(f"image '{image}': {error}" if isinstance(image, str) else str(error))
+        return ids
+
+    def _decode(self, image: ImageLike) -> Tensor:
+        """Runs in a thread."""
+        if isinstance(image, Image.Image | bytes):
+            return self.model.picture(image)
+        return self.model.picture(read_bytes(self.root / str(image)))
+
+    def _read_decoded(self, waiting: dict[Any, Future[Tensor]]) -> dict[Any, Content | ImageError]:
+        found: dict[Any, Content | ImageError] = {}
+        keys = list(waiting)
+        for start in range(0, len(keys), self._batch_size):
+            pixels: dict[Any, Tensor] = {}
+            for key in keys[start : start + self._batch_size]:
+                try:
+                    pixels[key] = waiting[key].result()
+                except UnreadableImageError as error:
+                    found[key] = ImageError(self._explain(key, error))
+            if pixels:
+                for key, content in zip(pixels, self.model.read_pictures(torch.stack(list(pixels.values()))), strict=True):
+                    found[key] = content
+                    self._remember(key, content)
+        return found
+
+    def _remember(self, key: Any, content: Content) -> None:
+        if isinstance(content, np.ndarray) and isinstance(key, str):  # ids are small, pixels are not
+            self._known[key] = content
+            if len(self._known) > CACHED:
+                self._known.popitem(last=False)
+
+    def _explain(self, key: Any, error: UnreadableImageError) -> str:
+        where = f"; looked in {self.root}" + "".join(f" and {store.path}" for store in self.stores)
+        return f"image '{key}': {error}{where}" if isinstance(key, str) else f"image: {error}"
+
+    def _blank(self) -> Content:
+        """What the model reads for a picture of one value, or nothing where there is to be no image."""
+        value = BLANKS[self.blank]
+        if value is None:
+            return np.empty(0, dtype=np.int64)
+        if self.blank not in self._known:
+            grey = Image.new("RGB", (64, 64), (value, value, value))
+            self._known[self.blank] = self.model.read_pictures(self.model.picture(grey)[None])[0]
+        return self._known[self.blank]
+
+
+def _is_ids(image: ImageLike) -> bool:
+    return isinstance(image, np.ndarray | Tensor)
+
+
+def _name(image: ImageLike) -> Any:
+    """What tells one image from another: its path, or the object itself."""
+    return str(image) if isinstance(image, str | Path) else id(image)

@@ -1,0 +1,243 @@
+"""A tuned language model as inference sees it: prompts from turns and images, batches from prompts, text from tokens.
+
+Both ways of reading an image have one face here. This project's models read ids of their own vocabulary, in `input_ids`; models of
+the LLaVA kind read pixels through a tower and a projector. What differs is settled in `read_pictures`, `prompt` and `inputs`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unicode.ids.encode import arithmetic
+from unicode.ids.layout import Layout
+from unicode.ids.store import Store
+from unicode.ids.text import write_run
+from unicode.images.config import DataConfig
+from unicode.images.decode import UnreadableImageError, decode_image
+from unicode.images.transforms import eval_transform, to_float
+from unicode.llm.card import Card, check_tokenizer
+from unicode.llm.collate import collate, sum_inputs
+from unicode.llm.markers import Markers
+from unicode.llm.model import context_length, table_rows
+from unicode.llm.pieces import piece_encoder
+from unicode.llm.prompt import Template
+from unicode.llm.splice import LlavaModel
+from unicode.llm.supervise import Example, ExampleBuilder
+from unicode.tokenizer.load import load_tokenizer
+from unicode.tokenizer.model import ImageTokenizer
+
+Content = np.ndarray | Tensor
+"""What is read for one image: ids (n,) int64, or pixels (3, S, S) uint8."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for its last answer.
+
+    Attributes:
+        example: its tokens; nothing in it is learned.
+        pixels: (m, 3, S, S) uint8, the pictures at its placeholders, where the model reads pixels.
+    """
+
+    example: Example
+    pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+
+@dataclass
+class LanguageModel:
+    """A language model in evaluation mode with everything that says how to talk to it; made by `unicode.llm.load.open_model`.
+
+    Attributes:
+        card: what unicode.json says.
+        lm: a causal language model of transformers, a PEFT model of one, or a `LlavaModel` around one.
+        text: its text tokenizer.
+        markers: ids of the tokens around images; None for a model that reads none.
+        template: how turns become words.
+        layout: of the ids of an image; None where the model reads pixels or knows no image ids.
+        device: where it computes.
+        fingerprint: 16 hexadecimal digits that tell trained models apart.
+        tokenizer_path: folder of the image tokenizer; empty: there is none.
+    """
+
+    card: Card
+    lm: Any
+    text: Any
+    markers: Markers | None
+    template: Template
+    layout: Layout | None
+    device: torch.device
+    fingerprint: str
+    tokenizer_path: str = ""
+    _builder: ExampleBuilder = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._builder = ExampleBuilder(self.template, self.text, self.markers, self.layout, self.vocab_size)
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether images are read as pixels, through a tower, and not as ids."""
+        return isinstance(self.lm, LlavaModel)
+
+    @cached_property
+    def context(self) -> int:
+        """Longest sequence in tokens, prompt and answer together."""
+        return context_length(self.lm)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return table_rows(self.lm)
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer: the template's, and those that the base model itself ends with."""
+        own = self.lm.config.get_text_config().eos_token_id
+        return sorted({self.template.end_id(self.text), *(own if isinstance(own, list) else [own] if own is not None else [])})
+
+    @property
+    def pad_id(self) -> int:
+        """Token of the padding; nothing reads it."""
+        return int(self.text.pad_token_id if self.text.pad_token_id is not None else self.end_ids[0])
+
+    @cached_property
+    def images(self) -> ImageTokenizer:
+        """The image tokenizer, opened when first asked for.
+
+        Raises:
+            FileNotFoundError: it is not where the model's training had it.
+            ValueError: it is another one than the model was trained with, its ids stand in another order, or the model reads pixels.
+        """
+        if not self.tokenizer_path:
+            kind = "reads pixels" if self.reads_pixels else "was trained without one being named"
+            raise ValueError(f"this model has no image tokenizer: it {kind}; name one with --image-tokenizer DIR where it reads ids")
+        if not Path(self.tokenizer_path).is_dir():
+            raise FileNotFoundError(f"no image tokenizer {self.tokenizer_path}, with which the model was trained; give --image-tokenizer")
+        tokenizer = load_tokenizer(self.tokenizer_path).to(self.device)
+        check_tokenizer(self.card, fingerprint=tokenizer.fingerprint, layout=tokenizer.layout, path=self.tokenizer_path)
+        top = int(tokenizer.row_ids.max())
+        if top >= self.vocab_size:
+            reason = f"writes ids up to {top}, but the language model has {self.vocab_size} tokens"
+            raise ValueError(f"{self.tokenizer_path} {reason}; take the tokenizer whose codebook was made from this model")
+        return tokenizer
+
+    def check_store(self, store: Store) -> None:
+        """ValueError when the ids of a store are not those that this model reads."""
+        if self.reads_pixels:
+            raise ValueError(f"{store.path} holds ids, but this model reads pixels; give the folder of the images instead")
+        check_tokenizer(self.card, fingerprint=store.origin.tokenizer, layout=store.layout, path=store.path)
+        if store.origin.vocab_size > self.vocab_size:
+            raise ValueError(f"{store.path} has ids up to {store.origin.vocab_size - 1}, the language model only {self.vocab_size} tokens")
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """ValueError when `ids` cannot be a whole image for this model."""
+        if self.reads_pixels:
+            raise ValueError("this model reads pixels; give a picture in place of ids")
+        if self.layout is not None and ids.shape != (self.layout.num_codes,):
+            raise ValueError(f"an image of shape {ids.shape}; {self.layout.describe()} has ({self.layout.num_codes},) ids")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(f"image ids from {ids.min()} to {ids.max()}; the language model has {self.vocab_size} tokens")
+
+    @cached_property
+    def _transform(self) -> tuple[Callable[[Image.Image], Tensor], int]:
+        """How a picture becomes (3, S, S) uint8, and S."""
+        if self.reads_pixels:
+            return self.lm.tower.transform, self.lm.tower.image_size
+        side = self.images.config.image_size
+        return eval_transform(side), side
+
+    def picture(self, image: Image.Image | bytes) -> Tensor:
+        """A picture or the content of an image file -> (3, S, S) uint8, as it is encoded into a store; may be called from threads.
+
+        Raises:
+            UnreadableImageError: not an image, damaged, or too thin.
+        """
+        transform, side = self._transform
+        settings = DataConfig()
+        if isinstance(image, bytes):
+            image = decode_image(image, shorter=math.ceil(settings.draft * side), max_pixels=settings.max_pixels)
+        width, height = image.size
+        if max(width, height) * side**2 > settings.max_pixels * min(width, height):
+            raise UnreadableImageError(f"too thin: {width}x{height} pixels")
+        return transform(image.convert("RGB"))
+
+    def read_pictures(self, pixels: Tensor) -> list[Content]:
+        """(B, 3, S, S) uint8 -> what is read for each: ids (N,), or the pixels themselves."""
+        return list(pixels) if self.reads_pixels else list(self.image_ids(to_float(pixels)).cpu().numpy())
+
+    def image_ids(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, N) int64 vocabulary ids in id order, computed in float32 as a store's are."""
+        with arithmetic("float32", self.device):
+            return self.images.to_ids(self.images.encode(images.to(self.device)))
+
+    def prompt(self, turns: Sequence[str | None], contents: Sequence[Content] = ()) -> Prompt:
+        """Tokenize a conversation whose last answer is to be written.
+
+        Args:
+            turns: human and gpt by turns, ends with a question; an <image> tag for each image.
+            contents: what is read for each image, in the order of the tags.
+
+        Raises:
+            ValueError: tags that do not fit the images, or ids that are no image.
+        """
+        if not self.reads_pixels:
+            return Prompt(self._builder.build(turns, contents, input_mode=self.card.input_mode))
+        places = np.full(self.lm.tower.num_features, self._placeholder)
+        example = self._builder.build(turns, [places] * len(contents))
+        return Prompt(example, torch.stack([torch.as_tensor(content) for content in contents]) if len(contents) else None)
+
+    @cached_property
+    def _placeholder(self) -> int:
+        """An id at positions that features replace; any that is no marker."""
+        taken = self.markers.ids() if self.markers is not None else ()
+        return next(index for index in range(self.vocab_size) if index not in taken)
+
+    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """A batch of prompts, padded on the left, as `lm.generate` of transformers takes it.
+
+        Returns:
+            attention_mask (B, T) with input_ids (B, T), or with inputs_embeds (B, T, D) where something other than rows of the
+            table is read; in that case `generate` returns the new tokens alone.
+        """
+        batch = collate([prompt.example for prompt in prompts], pad_id=self.pad_id, side="left")
+        batch = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        mask = {"attention_mask": batch["attention_mask"]}
+        if self.reads_pixels:
+            pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
+            at = batch["is_image"].flatten().nonzero().flatten()
+            seen = to_float(torch.cat(pixels).to(self.device)) if pixels else None
+            with torch.no_grad():
+                return mask | {"inputs_embeds": self.lm.embed(batch["input_ids"], pixels=seen, image_at=at if pixels else None)}
+        if any(len(prompt.example.extra_at) for prompt in prompts):
+            with torch.no_grad():
+                return mask | {"inputs_embeds": sum_inputs(self.lm.get_input_embeddings(), batch)}
+        return mask | {"input_ids": batch["input_ids"]}
+
+    def read_text(self, ids: Sequence[int]) -> str:
+        """The words of an answer's tokens: images in it as <vistok>...</vistok>, other special tokens left out."""
+        encoder = piece_encoder(self.text)
+        start, end = (self.markers.image_start, self.markers.image_end) if self.markers is not None else (-1, -1)
+        parts: list[str] = []
+        words: list[int] = []
+        image: list[int] | None = None
+        for token in ids:
+            if token == start:
+                image = []
+            elif image is not None and token != end:
+                image.append(token)
+            elif image is not None:
+                parts += [encoder.decode(words), write_run(image)]
+                words, image = [], None
+            elif token not in encoder.special_ids:
+                words.append(token)
+        return "".join([*parts, encoder.decode(words)])
