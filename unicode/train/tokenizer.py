@@ -1,14 +1,13 @@
 """Training of an image tokenizer on any number of devices: a config in, a run folder with checkpoints out; the same call resumes."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from omegaconf import OmegaConf
 from torch import nn
 
 from unicode.codebook.table import load_table
@@ -26,6 +25,7 @@ from unicode.tokenizer.objective import Objective, image_psnr
 from unicode.train.averaging import WeightAverage
 from unicode.train.config import TrainTokenizerConfig, split_batch
 from unicode.train.monitor import Monitor
+from unicode.train.same_run import check_same_run
 from unicode.train.sampler import StepSampler
 from unicode.train.schedule import language_ratio, learning_rate, quantization_strength
 
@@ -253,7 +253,7 @@ class TokenizerTrainer:
         if checkpoint is None and list((self.folder / "checkpoints").glob("step_*")):
             raise ValueError(f"every checkpoint in {self.folder / 'checkpoints'} is damaged; delete that folder to start the run anew")
         if checkpoint is not None:
-            self._check_same_run()
+            check_same_run(self.config, self.folder, fixed=("model.",), loose=("model.codebook.table",))
             self._load(checkpoint)
             logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
         barrier()
@@ -262,21 +262,6 @@ class TokenizerTrainer:
             save_config(self.config, self.folder / "config.yaml")
         self.accelerator.init_trackers("tensorboard")
         return checkpoint
-
-    def _check_same_run(self) -> None:
-        """Raise ValueError when the run folder was made with another model; say when other settings differ."""
-        path = self.folder / "config.yaml"
-        if not path.is_file():
-            return
-        before, now = _flatten(OmegaConf.to_container(OmegaConf.load(path))), _flatten(asdict(self.config))
-        changed = [key for key in now if before.get(key) != now[key] and not key.startswith("run.dir")]
-        for key in changed:
-            if key.startswith("model.") and key != "model.codebook.table":
-                values = f"{key}={before.get(key)}, this one has {now[key]}"
-                raise ValueError(f"{self.folder} holds a run with {values}; choose another run.dir or take the old value")
-        if changed:
-            settings = ", ".join(f"{key}={now[key]} (was {before.get(key)})" for key in changed)
-            logger.warning("continuing %s under other settings: %s", self.folder, settings)
 
     def _save(self, step: int) -> Path | None:
         """Write a checkpoint on the main rank: everything that training depends on, and the tokenizer ready for use."""
@@ -335,10 +320,3 @@ def build_accelerator(config: TrainTokenizerConfig) -> Accelerator:
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     precision = "bf16" if bf16 else "no"
     return Accelerator(cpu=cpu, mixed_precision=precision, log_with="tensorboard", project_dir=config.run.dir, kwargs_handlers=[ddp])
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix[:-1]: list(values) if isinstance(values, tuple) else values}
-    return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}
