@@ -1,4 +1,4 @@
-"""Which weights learn: LoRA adapters beside frozen linear layers, or the layers themselves; the shared codebook never, its marker rows yes."""
+"""Which weights learn: LoRA adapters beside frozen linear layers, or the layers themselves; of the shared codebook the marker rows only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

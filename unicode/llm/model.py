@@ -48,7 +48,8 @@ def open_base(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
     except Exception as error:  # transformers fails in many ways on a folder that is no model
         raise ValueError(f"{place} is no model that transformers knows ({first_line(error)})") from error
-    options: dict[str, Any] = {"dtype": _torch_dtype(dtype, gguf=bool(source)), "attn_implementation": choose_attention(attention, config, device)}
+    implementation = choose_attention(attention, config, device)
+    options: dict[str, Any] = {"dtype": _torch_dtype(dtype, gguf=bool(source)), "attn_implementation": implementation}
     if quantize != "none":
         options |= {"quantization_config": _quantization(quantize, options["dtype"]), "device_map": {"": torch.cuda.current_device()}}
     if not source:

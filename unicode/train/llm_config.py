@@ -1,4 +1,4 @@
-"""The config of a language model's training: model, adapter, vision, data, optimizer, loop and run folder, each documented where it stands."""
+"""The config of a language model's training: model, adapter, vision, data, optimizer, loop, run folder, each documented where it stands."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ class ModelConfig:
     path: str = ""
     """Folder of a Hugging Face model, or a .gguf file."""
     image_tokenizer: str = ""
-    """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; empty where the data say which it was."""
+    """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; may be empty for training."""
     template: str = "vicuna_v1"
     """Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)."""
     input_mode: str = "ids"
@@ -151,7 +151,7 @@ class LlmRunConfig:
     """Where the run lives and how it computes."""
 
     dir: str = "outputs/llm"
-    """Run folder: config.yaml, metrics.jsonl, checkpoint-N/, TensorBoard files, and at the end the adapter or model. The same folder resumes."""
+    """Run folder: config.yaml, metrics.jsonl, checkpoint-N/, tensorboard/, and at the end the adapter or model. The same folder resumes."""
     seed: int = 0
     """Seed of new weights, data order and dropout."""
     device: str = "auto"

@@ -6,7 +6,8 @@ The sums run over the whole step: all micro-batches of all ranks. An image has t
 common mean would hardly hear the answers; averaged apart, neither drowns the other. With one kind alone it is the plain mean.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,18 @@ class Targets:
     def total_weights(self) -> torch.Tensor:
         """(2,) float64: the summed weights of the targets of each kind."""
         return torch.zeros(NUM_KINDS, dtype=torch.float64).index_add_(0, self.kinds, self.weights.double())
+
+    def pin_memory(self) -> "Targets":
+        """In page-locked memory, as data loaders ask for it."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Targets":
+        """On a device, without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Targets":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Targets(**{name: None if value is None else change(value) for name, value in values.items()})
 
 
 def find_targets(

@@ -1,0 +1,216 @@
+"""transformers' Trainer with this project's loss, order of data, learning rates and held-out losses.
+
+What is overridden, and nothing else: `get_train_dataloader` (an order that is a function of the step), `get_batch_samples` (targets are
+counted over the whole step), `compute_loss`, `create_optimizer` (learning rates of projector and marker rows), `evaluate` (losses by
+task), `log`, `save_model` (an adapter's folder holds no full weights) and `floating_point_ops` (walking over all weights each step).
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from unicode.common.ranks import all_reduce_sum_, is_main, rank, world_size
+from unicode.llm.lora import is_marker_row
+from unicode.train.llm_batches import Batch, Collator
+from unicode.train.llm_checkpoint import MarkWhole
+from unicode.train.llm_config import TrainLlmConfig
+from unicode.train.llm_loss import LossTable, combine, target_losses
+from unicode.train.llm_monitor import LossGuard, Monitor, Pace
+from unicode.train.llm_sampler import ConversationSampler
+
+_STEP_SEED = 1_000_003
+
+
+class LlmTrainer(Trainer):
+    """Trains a language model on conversations.
+
+    Args:
+        model: a causal language model, a PEFT model of one, or a LLaVA model.
+        args: arguments of transformers, as `unicode.train.llm` builds them.
+        config: the run's config.
+        sampler: order of the training conversations on this rank.
+        train_set: training conversations.
+        val_set: held-out conversations; None for none.
+        collator: examples -> batch.
+        text_tokenizer: saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        config: TrainLlmConfig,
+        sampler: ConversationSampler,
+        train_set: Dataset[Any],
+        val_set: Dataset[Any] | None,
+        collator: Collator,
+        text_tokenizer: Any,
+    ) -> None:
+        self.monitor, self.guard, self.pace = Monitor(Path(str(args.output_dir))), LossGuard(), Pace()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_set,
+            eval_dataset=val_set,
+            processing_class=text_tokenizer,
+            callbacks=[self.monitor, self.guard, MarkWhole()],
+        )
+        self.remove_callback(PrinterCallback)
+        self.settings, self.sampler, self.collator = config, sampler, collator
+        weights = config.optimizer
+        self.kind_weights = torch.tensor([weights.text_weight, weights.image_weight], device=args.device)
+        self.losses = LossTable(collator.tasks, args.device)
+        # The loss is normalized over the whole step here: Trainer shall not divide it by the number of micro-batches once more.
+        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = True, True
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, left on the CPU: counting their targets there costs no wait for the device."""
+        return self._loader(self.train_dataset, self.sampler)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The micro-batches of one step on this rank, and the weights of text and image targets in the whole step, (2,).
+
+        Chance (dropout) is seeded by the step here, so that a resumed run needs no saved random state.
+        """
+        samples = [next(epoch_iterator) for _ in range(num_batches)]
+        torch.manual_seed((self.args.seed * _STEP_SEED + self.state.global_step) * 4099 + rank())
+        counts = torch.zeros(3, dtype=torch.float64)
+        for batch in samples:
+            counts[:2] += batch["targets"].total_weights()
+            counts[2] += batch["num_tokens"]
+        self.pace.add(int(counts[2]))
+        return samples, all_reduce_sum_(counts[:2].to(device=self.args.device, dtype=torch.float32))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The share of a micro-batch in the loss of its step, times the number of ranks, because ranks average their gradients."""
+        assert isinstance(num_items_in_batch, torch.Tensor), "the targets of the step were not counted"
+        nll, targets = self._forward(model, inputs)
+        self.losses.add(nll, targets)
+        loss = combine(nll, targets, totals=num_items_in_batch, kind_weights=self.kind_weights)
+        self.guard.watch(loss.detach(), self.state.global_step + 1)
+        loss = loss * world_size()
+        return (loss, None) if return_outputs else loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with groups of their own for projector and marker rows; no decay for vectors and marker rows."""
+        if self.optimizer is None:
+            options = self.settings.optimizer
+            rates = {"main": options.lr, "projector": options.projector_lr or options.lr, "markers": options.marker_lr or options.lr}
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            for name, parameter in (self.model if model is None else model).named_parameters():
+                if parameter.requires_grad:
+                    kind = "projector" if name.startswith("projector.") else "markers" if is_marker_row(name, parameter) else "main"
+                    matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+                    groups.setdefault((kind, matrix and kind != "markers"), []).append(parameter)
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            decay = self.args.weight_decay
+            wanted = [{"params": found, "lr": rates[kind], "weight_decay": decay * decays} for (kind, decays), found in groups.items()]
+            self.optimizer = optimizer(wanted, **settings)
+        return self.optimizer  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Measure the held-out losses, plain and by task; every conversation counts once, whatever the ranks."""
+        if self.eval_dataset is None:
+            return {}
+        begun, model = time.perf_counter(), self.model_wrapped
+        table = LossTable(self.collator.tasks, self.args.device)
+        was_training = model.training
+        model.eval()
+        batches, counts = self._eval_batches()
+        for batch, count in zip(self._loader(self.eval_dataset, batches), counts, strict=True):
+            nll, targets = self._forward(model, self._prepare_inputs(batch))
+            table.add(nll, targets, weight=count)
+        model.train(was_training)
+        found = table.take()
+        options = self.settings.optimizer
+        loss = options.text_weight * found.get("text_loss", 0.0) + options.image_weight * found.get("image_loss", 0.0)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **found}.items() if "targets" not in name}
+        metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - begun
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.pace.take()  # the time of the measurement belongs to no step
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the losses by kind and task, and tokens per second, to a training log."""
+        if "loss" in logs:
+            logs |= self.losses.take()
+            logs["tokens_per_second"] = self.pace.take() * world_size()
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter (and projector), or the whole model where it was tuned; never full weights beside an adapter."""
+        inner = getattr(self.model, "lm", self.model)
+        if not isinstance(inner, PeftModel) and inner is self.model:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = gather_trainable(self.model)
+        if is_main():
+            folder = output_dir or str(self.args.output_dir)
+            self.model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            self.processing_class.save_pretrained(folder)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers would walk over all parameters in every step."""
+        return 0
+
+    def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
+        """(n,) losses of the targets of a micro-batch, and the targets."""
+        targets = inputs["targets"].to(self.args.device)
+        options = {} if targets.keep is None else {"logits_to_keep": targets.keep}
+        outputs = model(**inputs["inputs"], **options, use_cache=False)
+        return target_losses(outputs.logits, targets), targets
+
+    def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:
+        workers = self.settings.data.num_workers
+        return DataLoader(
+            dataset, batch_sampler=batches, collate_fn=self.collator, num_workers=workers, pin_memory=self.args.device.type == "cuda"
+        )
+
+    def _eval_batches(self) -> tuple[list[list[int]], list[float]]:
+        """Batches of this rank, of like lengths, and 1 for each; ranks with fewer repeat one that counts 0, so that all do as many."""
+        total, limit = len(self.eval_dataset), self.settings.train.eval_samples  # type: ignore[arg-type]
+        chosen = np.unique(np.linspace(0, total - 1, min(total, limit or total)).round().astype(np.int64))
+        chosen = chosen[np.argsort(np.asarray(self.eval_dataset.lengths)[chosen], kind="stable")]  # type: ignore[union-attr]
+        size = self.args.per_device_eval_batch_size
+        batches = [chosen[begin : begin + size].tolist() for begin in range(0, len(chosen), size)]
+        mine = batches[rank() :: world_size()]
+        missing = -(-len(batches) // world_size()) - len(mine)
+        return [*mine, *[batches[0]] * missing], [1.0] * len(mine) + [0.0] * missing
+
+
+def gather_trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> trainable weight on the CPU, whole also where ZeRO-3 has split it; call on every rank."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with whole([parameter for _, parameter in named]):
+        return {name: parameter.detach().cpu().clone() for name, parameter in named}
+
+
+def whole(parameters: list[nn.Parameter]) -> Any:
+    """A block in which parameters that ZeRO-3 has split are whole."""
+    from contextlib import nullcontext
+
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
