@@ -1,12 +1,12 @@
 """Answer files (JSON Lines) -> answer records by key; what is damaged, doubled or foreign is counted and named."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unicode.metrics.benchmarks.entry import Answers, Question
+from unicode.metrics.benchmarks.entry import Answers, Question, Score
 
 NAMED = 5
 """How many of the damaged lines or of the unknown ids a message names."""
@@ -64,11 +64,11 @@ def read_answers(path: Path, key_of: Callable[[Mapping[str, Any]], str]) -> Answ
     return answers
 
 
-def count_unknown(answers: Answers, known: Collection[str], *, where: str) -> int:
-    """Return how many answers belong to no question of `known` (keys).
+def count_answers_(score: Score, answers: Answers, known: Collection[str], *, where: str) -> None:
+    """Enter into `score` how many questions (keys `known`) there are, how many have an answer, and how many answers belong to none.
 
     Raises:
-        ValueError: more than half of them do not: the answers belong to another question file.
+        ValueError: more than half of the answers belong to none: they are answers to another question file.
     """
     unknown = [record["question_id"] for key, record in answers.items() if key not in known]
     if 2 * len(unknown) > len(answers):
@@ -77,10 +77,15 @@ def count_unknown(answers: Answers, known: Collection[str], *, where: str) -> in
             f"{len(unknown)} of {len(answers)} answers are to questions that {where} does not have (question_id {shown}, ...): "
             "these are answers to another question file; give the answers of this benchmark and split"
         )
-    return len(unknown)
+    score.num_expected, score.num_answered, score.num_unknown = len(known), len(answers) - len(unknown), len(unknown)
+    if unknown:
+        shown = ", ".join(repr(name) for name in unknown[:NAMED])
+        score.notes.append(f"{len(unknown)} answers are to questions that {where} does not have, and left out: question_id {shown}")
+    if score.num_answered < score.num_expected:
+        score.notes.append(f"{score.num_expected - score.num_answered} of {score.num_expected} questions have no answer")
 
 
-def check_prompts(answers: Answers, questions: Collection[Question], *, where: str) -> None:
+def check_prompts(answers: Answers, questions: Iterable[Question], *, where: str) -> None:
     """Refuse answers whose recorded prompts are not the questions of their ids, as happens when two files number theirs alike.
 
     Answers without a recorded prompt are not looked at.

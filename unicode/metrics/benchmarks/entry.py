@@ -15,9 +15,6 @@ from unicode.common.records import atomic_write
 Answers = Mapping[str, Mapping[str, Any]]
 """Answer records by key, in the order of their file (see `answers.read_answers`): `question_id`, `prompt`, `text` and what LLaVA adds."""
 
-UNKNOWN_PROMPT = "Unknown"
-"""What stands in for the prompt of a question that has no answer."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -52,9 +49,8 @@ class Question:
     def answer_record(self, text: str, *, answer_id: str, model_id: str) -> dict[str, Any]:
         """Return the line of an answer file that LLaVA would write."""
         extra = {name: self.fields[name] for name in ("round_id", "options", "option_char") if name in self.fields}
-        return {
-            "question_id": self.id, **extra, "prompt": self.prompt, "text": text, "answer_id": answer_id, "model_id": model_id, "metadata": {}
-        }  # fmt: skip
+        record = {"question_id": self.id, **extra, "prompt": self.prompt, "text": text}
+        return {**record, "answer_id": answer_id, "model_id": model_id, "metadata": {}}
 
 
 @dataclass(frozen=True)
@@ -154,6 +150,11 @@ def missing_files(benchmark: Benchmark, data: Path, options: Options, *, purpose
     """Return a message for each file that is not there; `purpose` is "ask" or "score"."""
     needed = [file for file in benchmark.needed_files(options) if (file.to_ask if purpose == "ask" else file.to_score)]
     return [file.message(data) for file in needed if file.find(data) is None]
+
+
+def result_text(content: Any) -> str:
+    """Return the text of a small JSON file for people to read."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def json_lines(records: list[dict[str, Any]]) -> str:
