@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FACTS = """JSON.stringify({
@@ -64,7 +64,7 @@ class Browser:
         self.commands, self.replies = os.fdopen(to_browser, "wb", buffering=0), os.fdopen(from_browser, "rb")
         self.number, self.events = 0, []
 
-    def __enter__(self) -> "Browser":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

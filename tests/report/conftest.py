@@ -98,8 +98,9 @@ def make_benchmarks(folder: Path, headline: float) -> Path:
 
 def make_steps(path: Path) -> Path:
     steps = [("base", 61.2, 900.0), ("tokenizer", 128.0, 1400.5), ("lora", 700.0, 2100.0), ("vqa", 42.0, None)]
+    long = "long/" * 40
     lines = [
-        {"step": name, "command": f"python -m unicode.run.{name} --out {'long/' * 40}", "seconds": seconds, "peak_mib": peak, "skipped": False}
+        {"step": name, "command": f"python -m unicode.run.{name} --out {long}", "seconds": seconds, "peak_mib": peak, "skipped": False}
         for name, seconds, peak in steps
     ]
     return write_lines(path, [*lines, {"step": "base", "command": "", "seconds": 0.1, "peak_mib": None, "skipped": True}])

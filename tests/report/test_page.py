@@ -109,13 +109,17 @@ def test_a_user_is_told(words, said, capsys, tmp_path, monkeypatch):
 
 
 def test_parts_are_escaped():
-    page = build_page("<t>", "a & b", [Figure("<n>", "1")], [Section("x > y", table(["<h>"], [["<c>", 1.5, None]]) + missing("<m>", "<r>"))])
+    body = table(["<h>", "", ""], [["<c>", 1.5, None]]) + missing("<m>", "<r>")
+    page = build_page("<t>", "a & b", [Figure("<n>", "1")], [Section("x > y", body)])
     read(page)
     for part in ("<t>", "<n>", "<h>", "<c>", "<m>", "<r>"):
         assert part not in page
 
 
-@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (12345, "12,345"), (0.123456, "0.1235"), (35.5, "35.5"), (0.0, "0"), (1234.56, "1,235")])
+NUMBERS = [(3, "3"), (12345, "12,345"), (0.123456, "0.1235"), (35.5, "35.5"), (0.0, "0"), (1234.56, "1,235")]
+
+
+@pytest.mark.parametrize(("value", "shown"), NUMBERS)
 def test_numbers(value, shown):
     assert number(value) == shown
 

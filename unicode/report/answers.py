@@ -61,7 +61,9 @@ def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
             expected = tuple(map(str, known)) if isinstance(known, list | tuple) else (str(known),)
             kind = str(line.get("kind") or line.get("category") or "")
             text = str(line.get("text", "")).replace("<image>", "").strip()
-            asked.append(Asked(identity, str(line.get("image") or ""), text, kind, expected, said[identity]))
+            image = line.get("image") or ""
+            first = str(image[0] if isinstance(image, list) else image)
+            asked.append(Asked(identity, first, text, kind, expected, said[identity]))
     return asked
 
 

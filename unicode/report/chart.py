@@ -53,7 +53,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, across: str = "step"
     label = f"{title} over {across} {_short(min(xs))} to {_short(max(xs))}: {said}"
     scale = ", logarithmic" if logarithmic else ""
     keys = "".join(
-        f'<span class="key k{index % NUM_COLOURS}"></span>{escape(name)} <b>{_short(points[-1][1])}</b>'
+        f'<span class="keyed"><span class="key k{index % NUM_COLOURS}"></span>{escape(name)} <b>{_short(points[-1][1])}</b></span> '
         for index, (name, points) in enumerate(kept.items())
     )
     drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'

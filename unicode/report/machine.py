@@ -60,8 +60,20 @@ def commands_section(path: str | Path | None, commands: Sequence[str] = ()) -> S
 
 
 def describe_machine() -> str:
-    """Return processor, number of cores and system in words."""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}, {platform.system()})"
+    """Return GPUs, where the driver tells, number of cores, processor and system in words."""
+    graphics = [_line(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    processor = _line(Path("/proc/cpuinfo"), "model name") or platform.machine()
+    parts = [f"{len(graphics)} x {name}" for name in graphics[:1]]
+    return ", ".join([*parts, f"{os.cpu_count()} CPU cores ({processor}, {platform.system()})"])
+
+
+def _line(path: Path, name: str) -> str:
+    """The value of the first "name: value" line of a file of the system, "" where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
 
 
 def clock(seconds: float) -> str:

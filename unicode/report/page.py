@@ -96,7 +96,10 @@ def hidden(summary: str, body: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> str:
     """Return a table of plain cells: numbers to the right, None as a dash; scrolls by itself where the screen is narrow."""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    numeric = [any(isinstance(row[at], int | float) for row in rows if at < len(row)) for at in range(len(head))]
+    columns = "".join(
+        f'<th scope="col"{" class=number" if right else ""}>{escape(name)}</th>' for name, right in zip(head, numeric, strict=True)
+    )
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     label = escape(caption or ", ".join(head), quote=True)
     inside = f"<table>{title}<thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table>"

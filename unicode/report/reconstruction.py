@@ -13,7 +13,7 @@ from unicode.report.runs import read_object
 
 PADDING = 2  # pixels around the pictures of grid.png
 NUM_SHOWN = 8
-NAMES = ("original", "all levels", "coarse level alone")
+NAMES = ("original", "all levels", "coarse only")
 COMMAND = "python -m unicode.run.eval_tokenizer --ckpt RUN --images IMAGES --out DIR/metrics.json"
 
 
@@ -50,9 +50,10 @@ def reconstruction_section(folder: str | Path | None) -> tuple[Section, list[Fig
     parts.append(_pictures(Path(folder), report))
     metrics = report.get("metrics", {})
     known = {name: one for name, one in metrics.items() if one.get("value") is not None}
-    rows = [(name, one["value"], one.get("unit", ""), one.get("protocol", "")) for name, one in known.items()]
-    if rows:
-        parts.append(table(["measure", "value", "", "how"], rows))
+    if known:
+        parts.append(table(["measure", "value", ""], [(name, one["value"], one.get("unit", "")) for name, one in known.items()]))
+        how = "".join(paragraph(f"{name}: {one.get('protocol', '')}") for name, one in known.items())
+        parts.append(hidden("how they are measured", how))
     absent = [f"{name}: {one.get('reason', '')}; {one.get('remedy', '')}" for name, one in metrics.items() if name not in known]
     if absent:
         parts.append(hidden(f"{len(absent)} measures could not be computed", "".join(map(paragraph, absent))))

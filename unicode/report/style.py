@@ -28,7 +28,7 @@ a { color: var(--accent); text-underline-offset: 3px; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
 .figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
   display: flex; flex-direction: column; }
-.figure b { font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.figure b { font-size: 1.55rem; line-height: 1.3; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .figure small, figcaption, .note, caption { color: var(--soft); font-size: 0.86rem; }
 .missing { border-left: 3px solid var(--line); padding: 4px 0 4px 12px; color: var(--soft); }
 .scroll { overflow-x: auto; margin: 12px 0; }
@@ -60,15 +60,17 @@ img.map { border: 1px solid var(--line); border-radius: 4px; max-width: 720px; }
 .wrong { color: var(--wrong); font-weight: 600; }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
+th.number { text-align: right; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .series { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .c0 { stroke: var(--s0); } .c1 { stroke: var(--s1); } .c2 { stroke: var(--s2); }
 .c3 { stroke: var(--s3); } .c4 { stroke: var(--s4); } .c5 { stroke: var(--s5); }
-.key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 5px 0 10px; }
+.keyed { white-space: nowrap; margin-right: 12px; }
+.key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
 .k0 { background: var(--s0); } .k1 { background: var(--s1); } .k2 { background: var(--s2); }
 .k3 { background: var(--s3); } .k4 { background: var(--s4); } .k5 { background: var(--s5); }
-.bar { display: block; height: 8px; border-radius: 4px; background: var(--accent); min-width: 2px; }
+.bar { display: block; height: 8px; margin-top: 8px; border-radius: 4px; background: var(--accent); min-width: 2px; }
 td.bars { width: 30%; min-width: 90px; }
 table.wordgrid { font: 12px/1.3 ui-monospace, Menlo, Consolas, monospace; margin: 0; }
-table.wordgrid td { border: 1px solid var(--line); padding: 3px 6px; text-align: center; white-space: pre; }
+table.wordgrid td { min-width: 2em; border: 1px solid var(--line); padding: 3px 6px; text-align: center; white-space: pre; }
 """

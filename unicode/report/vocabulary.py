@@ -11,7 +11,7 @@ from unicode.report.picture import figure, image_tag
 
 MAX_WORDS = 24
 MAX_COLUMNS = 8  # finer maps of words are listed by frequency: they would not fit a screen
-COLOURS = ((180, 71, 15), (31, 95, 168), (122, 63, 160))  # coarse level, finer levels, both
+COLOURS = ((222, 106, 40), (56, 130, 224), (160, 92, 205))  # coarse level, finer levels, both
 UNUSED, TRANSPARENT = (128, 128, 128, 46), (0, 0, 0, 0)
 
 Words = Callable[[int], str]
@@ -53,7 +53,7 @@ def draw_map(counts: np.ndarray, eligible: np.ndarray | None = None) -> np.ndarr
     coarse, fine = counts[0] > 0, counts[1:].sum(axis=0) > 0
     for chosen, colour in ((coarse & ~fine, COLOURS[0]), (fine & ~coarse, COLOURS[1]), (coarse & fine, COLOURS[2])):
         pixels[:size][chosen, :3] = colour
-        pixels[:size][chosen, 3] = (90 + 165 * strength[chosen]).astype(np.uint8)
+        pixels[:size][chosen, 3] = (110 + 145 * strength[chosen]).astype(np.uint8)
     return pixels.reshape(-1, width, 4)
 
 
@@ -79,12 +79,14 @@ def vocabulary_section(
         parts.append(missing("The words are not known, ids stand in their place; name the language model with", "--base DIR"))
     parts.append(gallery([_spelled(one, name) for one in examples], kind="words"))
     parts.append("<h3>The vocabulary, one dot a token</h3>")
-    used, free = int((counts.sum(axis=0) > 0).sum()), int(eligible.sum()) if eligible is not None else counts.shape[1]
-    common = ", ".join(_show(name(int(index))) for index in np.argsort(-counts.sum(axis=0), kind="stable")[:5])
+    total = counts.sum(axis=0)
+    used, free = int((total > 0).sum()), int(eligible.sum()) if eligible is not None else counts.shape[1]
+    common = ", ".join(_show(name(int(index))) for index in np.argsort(-total, kind="stable")[:5] if total[index])
     alt = f"Map of {counts.shape[1]} ids: {used} of {free} eligible ones are used by {num_images} pictures, most of all {common}"
     picture = image_tag(draw_map(counts, eligible), alt, kind="map pixels", max_side=1024)
-    key = '<span class="key k0"></span>coarse level <span class="key k1"></span>finer levels <span class="key k3"></span>both'
-    legend = f"{used} of {free} eligible tokens are used by {num_images} pictures; the stronger, the more often. {key}; grey: unused."
+    kinds = ((0, "coarse level"), (1, "finer levels"), (3, "both"))
+    key = " ".join(f'<span class="keyed"><span class="key k{colour}"></span>{meaning}</span>' for colour, meaning in kinds)
+    legend = f"{used} of {free} eligible tokens are used by {num_images} pictures; the stronger, the more often. {key} Grey: unused."
     parts.append(figure(picture, legend))
     parts.append(_commonest(counts, name))
     return Section(title, "\n".join(parts), short)

@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     if args.out.suffix not in (".html", ".htm"):
         raise ValueError(f"--out {args.out} is no .html file")
     sections = page_sections(args)
@@ -81,7 +82,7 @@ def page_sections(args: argparse.Namespace) -> tuple[list[Figure], list[Section]
     decompression, exact = decompression_section(args.decompression, finder)
     steps, time = steps_section(args.steps)
     runs = ({"tokenizer": args.tokenizer} if args.tokenizer else {}) | llm
-    own_command = shlex.join(["python", "-m", "unicode.run.report", *(sys.argv[1:])])
+    own_command = shlex.join(["python", "-m", "unicode.run.report", *args.words])
     sections = [
         reconstruction,
         words_section(args, finder),
