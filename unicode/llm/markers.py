@@ -72,7 +72,8 @@ def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
             text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False)], special_tokens=True)
             index = text_tokenizer.convert_tokens_to_ids(name)
         chosen.append(index)
-    return Markers(*chosen, added=tuple(index for index in chosen if index >= table_rows))
+    start, end, compressed_start, compressed_end = chosen
+    return Markers(start, end, compressed_start, compressed_end, added=tuple(index for index in chosen if index >= table_rows))
 
 
 def reserved_tokens(text_tokenizer: Any, *, table_rows: int) -> list[int]:

@@ -5,6 +5,7 @@ token whether it is to be learned. Tokenizers of the SentencePiece kind put a sp
 middle of a text must not get one. So two encoders are kept: the tokenizer's own, and a copy of it that adds no space.
 """
 
+import hashlib
 import json
 from functools import lru_cache
 from typing import Any
@@ -26,6 +27,7 @@ class PieceEncoder:
         bos_id: the start token where the tokenizer begins every text with one, else None.
         eos_id: the end token.
         special_ids: ids that are no ordinary text.
+        digest: of the whole tokenizer; two with the same digest give the same ids.
 
     Raises:
         ValueError: the tokenizer has no fast backend, or no end token.
@@ -40,6 +42,7 @@ class PieceEncoder:
             raise ValueError("the text tokenizer has no end token; set eos_token in its tokenizer_config.json")
         state = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
         bare = without_prefix_space(state)
+        self.digest = hashlib.sha256(json.dumps([state, text_tokenizer.eos_token_id], sort_keys=True).encode()).hexdigest()[:32]
         self._own = Tokenizer.from_str(json.dumps(state))
         self._bare = self._own if bare == state else Tokenizer.from_str(json.dumps(bare))
         first = text_tokenizer("a")["input_ids"][:1]

@@ -1,0 +1,261 @@
+"""Annotation files of any size -> examples by index: conversations with the ids of their images, checked before the first is used."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from unicode.annotations.conversation import BAD_IDS, TASKS, RefusedError, image_key
+from unicode.annotations.image_ids import ImageIds, open_image_ids
+from unicode.common.log import get_logger
+from unicode.ids.layout import Layout
+from unicode.llm.markers import Markers
+from unicode.llm.prompt import Template
+from unicode.llm.record_index import Intake, Measured, RecordIndex, index_records
+from unicode.llm.sample import Sample, read_sample
+from unicode.llm.supervise import Example, ExampleBuilder
+
+log = get_logger(__name__)
+
+TOO_LONG = "too long"
+MANY_SHOWN = 5  # faults named in an error
+
+
+class ConversationDataset(Dataset[Example]):
+    """The conversations of one or more annotation files, tokenized when asked for.
+
+    Every record is looked at when the data set is made: its turns, tags, ids and number of tokens. A record too long is cut between
+    turns, or left out when its first turn alone is too long; never is an image cut.
+
+    Args:
+        files: JSON lists of records; FILE@FOLDER where its image paths start from a folder of the image root.
+        stores: folders of ids (or opened stores' folders) for records that name their images.
+        template: how turns are put into words.
+        text_tokenizer: the language model's, of transformers.
+        markers: around images; None for a model that reads none.
+        layout: of the ids; None takes it from the stores, or from the records.
+        fingerprint: of the image tokenizer; "" takes it from the stores, or from the records.
+        vocab_size: rows of the embedding table; 0 leaves ids unchecked.
+        max_length: most tokens of an example; 0 for no limit.
+        input_mode: "sum" compresses the images of all questions, "ids" those of records that ask for it.
+        isolate_turns: see `unicode.llm.supervise.split_branches`.
+        image_positions: positions of an image whose features are put in later (LLaVA's way); 0 where images are ids.
+        skip_bad: leave out records that cannot be used and count them, in place of an error that names them.
+
+    Attributes:
+        lengths: (n,) int32 tokens.
+        tasks: (n,) int8, places in annotations.conversation.TASKS.
+        sources: (n,) int32, places in `files`.
+        num_images: (n,) int16, images of each example.
+        layout, fingerprint: of the ids, as far as anything says it.
+        intake: what became of the records; `skipped` its counts by reason.
+
+    Raises:
+        FileNotFoundError: no such annotation file or store.
+        ValueError: a damaged file; records that cannot be used; ids of another tokenizer, in another order or beyond the vocabulary;
+            no record left.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        *,
+        stores: Sequence[str | Path] = (),
+        template: Template,
+        text_tokenizer: Any,
+        markers: Markers | None,
+        layout: Layout | None = None,
+        fingerprint: str = "",
+        vocab_size: int = 0,
+        max_length: int = 0,
+        input_mode: str = "ids",
+        isolate_turns: bool = False,
+        image_positions: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        if not files:
+            raise ValueError("no annotation files; name some, as data.files=[FILE.json]")
+        self.paths, self.folders = zip(*(split_source(file) for file in files), strict=True)
+        self.image_ids = open_image_ids(stores) if stores and not image_positions else None
+        self.layout, self.fingerprint, self.image_positions = layout, fingerprint, image_positions
+        self.max_length, self.input_mode, self.isolate_turns, self.vocab_size = max_length, input_mode, isolate_turns, vocab_size
+        if self.image_ids is not None:
+            self._check_stores(self.image_ids)
+        self.builder = ExampleBuilder(template, text_tokenizer, markers, None, vocab_size)
+        self._adopt(self.layout, self.fingerprint, "")
+        self.indexes = [self._index(number) for number in range(len(self.paths))]
+        self.intake = Intake()
+        for index in self.indexes:
+            self.intake.add(index.intake)
+        self._check_intake(skip_bad)
+        self.lengths, self.tasks, self.num_images = (
+            np.concatenate([index.columns[name] for index in self.indexes]) for name in ("lengths", "tasks", "images")
+        )
+        sizes = [len(index) for index in self.indexes]
+        self.sources = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        self._begins = np.cumsum([0, *sizes])
+        self._contents: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Example of one record; the same whenever it is asked for."""
+        sample, source = self.sample(index), int(self.sources[index])
+        return self.builder.build(
+            sample.turns,
+            self._runs(sample, source),
+            input_mode=sample.input_mode or self.input_mode,
+            isolate_turns=self.isolate_turns,
+            task=sample.task,
+            images=tuple(self._key(key, source) for key in sample.keys),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_contents": {}}  # memory maps would travel as copies of the files
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Reason -> records left out."""
+        return self.intake.refused
+
+    def sample(self, index: int) -> Sample:
+        """The turns and images of one record, cut as its example is."""
+        source = int(self.sources[index])
+        columns, place = self.indexes[source].columns, index - int(self._begins[source])
+        start, end, rounds = (int(columns[name][place]) for name in ("starts", "ends", "rounds"))
+        if source not in self._contents:
+            self._contents[source] = np.memmap(self.paths[source], dtype=np.uint8, mode="r")
+        record = json.loads(self._contents[source][start:end].tobytes())
+        return read_sample(record).first_rounds(rounds)
+
+    def _index(self, source: int) -> RecordIndex:
+        index = index_records(
+            self.paths[source],
+            lambda record, place: self._measure(record, place, source),
+            settings={**self._settings(), "folder": self.folders[source]},
+        )
+        self._adopt(Layout.parse(index.layout) if index.layout else None, index.tokenizer, str(self.paths[source]))
+        return index
+
+    def _measure(self, record: Any, place: str, source: int) -> Measured:
+        """Check a record and count its tokens. RefusedError for one that cannot be used, ValueError where the others cannot be either."""
+        sample = read_sample(record)
+        if sample.layout or sample.tokenizer:
+            self._adopt(self._parse_layout(sample.layout, place), sample.tokenizer, place)
+        runs, rounds = self._runs(sample, source), len(sample.turns) // 2
+        for count in range(rounds, 0, -1):
+            part = sample.first_rounds(count)
+            try:
+                length = self.builder.measure(
+                    part.turns,
+                    runs[: len(part.images)],
+                    input_mode=sample.input_mode or self.input_mode,
+                    isolate_turns=self.isolate_turns,
+                )
+            except ValueError as error:
+                raise RefusedError(BAD_IDS, str(error)) from error
+            if not self.max_length or length <= self.max_length:
+                return Measured(length, count, count < rounds, TASKS.index(sample.task), len(part.images))
+        raise RefusedError(TOO_LONG, f"its first turn has {length} tokens, at most {self.max_length} are allowed")
+
+    def _runs(self, sample: Sample, source: int) -> list[np.ndarray]:
+        """Ids of the images of a sample; in LLaVA's way positions that are filled later."""
+        if self.image_positions:
+            if len(sample.keys) < len(sample.images):
+                raise RefusedError(BAD_IDS, "the record holds ids, but this model reads image files; give it LLaVA's own annotations")
+            return [np.zeros(self.image_positions, dtype=np.int64)] * len(sample.images)
+        runs: list[np.ndarray] = []
+        for image in sample.images:
+            if not isinstance(image, str):
+                runs.append(image)
+            elif self.image_ids is not None:
+                runs.append(self.image_ids.get(self._key(image, source)))
+            else:
+                raise ValueError(
+                    f"{self.paths[source]}, record {sample.id!r} names the image '{image}', but no store of ids is given; "
+                    "name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)"
+                )
+        return runs
+
+    def _key(self, key: str, source: int) -> str:
+        return f"{self.folders[source]}/{key}" if self.folders[source] else key
+
+    def _check_stores(self, image_ids: ImageIds) -> None:
+        """Take layout and fingerprint from the stores, or check them against those expected."""
+        for store in image_ids.stores:
+            if self.layout is not None:
+                store.check_tokenizer(self.fingerprint or store.origin.tokenizer, self.layout)
+            if self.vocab_size and store.origin.vocab_size > self.vocab_size:
+                raise ValueError(
+                    f"{store.path} holds ids of a vocabulary of {store.origin.vocab_size} tokens, but the language model has "
+                    f"{self.vocab_size}; take the language model whose table the image tokenizer was trained with"
+                )
+        self.layout, self.fingerprint = image_ids.layout, self.fingerprint or image_ids.tokenizer
+
+    def _adopt(self, layout: Layout | None, tokenizer: str, place: str) -> None:
+        """Take what a record or file says about its ids; ValueError when it contradicts what is known."""
+        if layout is not None and self.layout is not None and layout != self.layout:
+            both = f"{layout.describe()}, expected {self.layout.describe()}"
+            raise ValueError(f"{place}: its ids are {both}; make the annotations again with the store of this image tokenizer")
+        if tokenizer and self.fingerprint and tokenizer != self.fingerprint:
+            both = f"{tokenizer}, expected {self.fingerprint}"
+            raise ValueError(f"{place}: its ids are of the image tokenizer {both}; make the annotations again with the store of this one")
+        self.layout, self.fingerprint = self.layout or layout, self.fingerprint or tokenizer
+        if not self.image_positions and self.builder.layout != self.layout:
+            self.builder = replace(self.builder, layout=self.layout)
+
+    def _parse_layout(self, text: str, place: str) -> Layout | None:
+        if self.layout is not None and text == self.layout.describe():
+            return self.layout
+        try:
+            return Layout.parse(text) if text else None
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+
+    def _check_intake(self, skip_bad: bool) -> None:
+        """ValueError naming the first records that cannot be used, or when none is left."""
+        names = ", ".join(map(str, self.paths))
+        bad = {reason: count for reason, count in self.intake.refused.items() if reason != TOO_LONG}
+        if bad and not skip_bad:
+            shown = "; ".join(f"{count} x {reason}, as {self.intake.examples[reason]}" for reason, count in list(bad.items())[:MANY_SHOWN])
+            total = f"{sum(bad.values())} of {self.intake.records} records cannot be used"
+            raise ValueError(f"{total}: {shown}; mend them, or leave such records out with data.skip_bad=true")
+        if not any(len(index) for index in self.indexes):
+            raise ValueError(f"no record of {names} is left to learn from: {self.intake.describe()}")
+        if self.intake.refused or self.intake.cut:
+            log.info("%s: %s", names, self.intake.describe())
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything but the file that the index of a file depends on."""
+        builder = self.builder
+        stores = [] if self.image_ids is None else [repr(store.manifest) for store in self.image_ids.stores]
+        return {
+            "template": [builder.template.name, str(getattr(builder.text_tokenizer, "chat_template", None))],
+            "text_tokenizer": builder.encoder.digest,
+            "markers": None if builder.markers is None else builder.markers.to_dict(),
+            "layout": None if self.layout is None else self.layout.describe(),
+            "tokenizer": self.fingerprint,
+            "stores": hashlib.sha256("".join(stores).encode()).hexdigest(),
+            "limits": [self.vocab_size, self.max_length, self.input_mode, self.isolate_turns, self.image_positions],
+        }
+
+
+def split_source(file: str | Path) -> tuple[Path, str]:
+    """FILE or FILE@FOLDER -> the file, and the folder below the image root that its image paths start from.
+
+    Raises:
+        ValueError: the folder leaves the image root.
+    """
+    name, _, folder = str(file).rpartition("@")
+    if not name or Path(file).is_file():
+        return Path(file), ""
+    try:
+        return Path(name), image_key(folder)
+    except RefusedError as refused:
+        raise ValueError(f"'{file}': '@{folder}' names no folder below the image root: {refused}") from None
