@@ -12,6 +12,7 @@ CHUNK_CHARS = 1 << 20
 MAX_RECORD_CHARS = 1 << 26
 """A record that does not end within this many characters (64 Mi) is a damaged file, not a record."""
 _SPACE = " \t\n\r"
+_BYTE_ORDER_MARK = "\u00ef\u00bb\u00bf"  # read as Latin-1
 _AFTER_ELEMENT = frozenset(_SPACE + ",]")
 _TOKEN_CHARS = 32  # a fault this close to the end of what was read may be a token that was cut in two
 
@@ -27,6 +28,23 @@ def read_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS, max_reco
     """
     with open(path, encoding="utf-8-sig") as file:
         yield from _ListReader(file, str(path), chunk_chars, max_record_chars).elements()
+
+
+def locate_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS) -> Iterator[tuple[int, int]]:
+    """Yield for each element of a JSON list where in the file it begins and ends, in bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `read_json_list`.
+    """
+    # one character per byte: the marks of JSON are ASCII, and no byte of a longer UTF-8 character looks like one of them
+    with open(path, encoding="latin-1", newline="") as file:
+        mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
+        if not mark:
+            file.seek(0)
+        reader, shift = _ListReader(file, str(path), chunk_chars, MAX_RECORD_CHARS), len(_BYTE_ORDER_MARK) if mark else 0
+        for _ in reader.elements():
+            yield reader.span[0] + shift, reader.span[1] + shift
 
 
 class JsonListWriter:
@@ -86,6 +104,7 @@ class _ListReader:
         self.chunk_chars, self.max_record_chars = chunk_chars, max_record_chars
         self.text, self.at, self.ended = "", 0, False
         self.index, self.lines_before = 0, 1
+        self.dropped, self.span = 0, (0, 0)  # characters before `text`; where the element yielded last begins and ends in the file
         self.decoder = json.JSONDecoder(parse_constant=self._refuse_constant)
 
     def elements(self) -> Iterator[Any]:
@@ -106,7 +125,10 @@ class _ListReader:
     def _elements_of_filled_list(self) -> Iterator[Any]:
         while True:
             self._next_char()
-            yield self._element()
+            start = self.dropped + self.at
+            element = self._element()
+            self.span = start, self.dropped + self.at
+            yield element
             self.index += 1
             separator = self._next_char()
             if separator not in (",", "]"):
@@ -158,6 +180,7 @@ class _ListReader:
             more = self.file.read(num_chars)
         except UnicodeDecodeError as error:
             self._fail(f"the file is not UTF-8 text ({error.reason})")
+        self.dropped += self.at
         self.text, self.at, self.ended = self.text[self.at :] + more, 0, not more
 
     def _refuse_constant(self, constant: str) -> NoReturn:

@@ -6,6 +6,7 @@ writes them, in files and in text: every coarse cell is followed by the finer co
 of cells are one unbroken run. `arrange` goes from canonical to id order, `restore` back; both are one gather.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,8 @@ import torch
 
 Codes = TypeVar("Codes", np.ndarray, torch.Tensor)
 ORDERS = {"hierarchical": ("nested", "rows"), "residual": ("depth",)}  # the first one is the default of its kind
+
+_DESCRIBED = re.compile(r"(?P<kind>\w+) (?P<grids>\d+x\d+(?: \+ \d+x\d+)*)(?: x (?P<depth>\d+))? in order '(?P<order>\w+)'")
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,15 @@ class Layout:
         """One phrase for messages, as "hierarchical 8x8 + 16x16 in order 'nested'"."""
         grids = " + ".join(f"{height}x{width}" for height, width in self.grids)
         return f"{self.kind} {grids}{f' x {self.depth}' if self.kind == 'residual' else ''} in order '{self.order}'"
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """Inverse of `describe`. ValueError for any other phrase."""
+        found = _DESCRIBED.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r} describes no layout; expected a phrase as \"hierarchical 8x8 + 16x16 in order 'nested'\"")
+        grids = [[int(side) for side in grid.split("x")] for grid in found["grids"].split(" + ")]
+        return cls(found["kind"], tuple((height, width) for height, width in grids), int(found["depth"] or 1), found["order"])
 
     def check_same(self, other: "Layout") -> None:
         """ValueError that names both when `other` has another grid or order: ids of the two must not be mixed."""
