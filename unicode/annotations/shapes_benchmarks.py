@@ -1,7 +1,7 @@
 """The shapes world as benchmarks: scenes with questions in the files of POPE, ScienceQA, MME, GQA and VQAv2, where LLaVA's layout has them.
 
 What is asked has one right answer, so a model's scores against those of the same model with blank images say what it sees. The pictures
-are PNG files; scene i of the world is SPLIT_000000i.png everywhere.
+are PNG files (those of VQAv2 behind the names of COCO's JPEGs); scene i of the world is SPLIT_000000i.png in the other folders.
 """
 
 from collections import Counter
@@ -197,21 +197,21 @@ def _write_gqa(out: Path, folder: str, pictures: Sequence[Picture], questions: i
 
 
 def _write_vqav2(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
-    """The world's questions as a val split with ten equal answers each, and the same as the questions of the test server."""
+    """The world's questions as the official val split, with ten equal answers each; its pictures must have names of COCO."""
     asked: list[dict[str, Any]] = []
     gold: list[dict[str, Any]] = []
     for place, picture in enumerate(pictures):
         for question in picture.scene.questions(picture.rng)[:questions]:
-            number = len(asked)
-            asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
+            number = {"question_id": len(asked), "image_id": place}
+            asked.append({**number, "question": question.text})
             answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, 11)]
             gold.append({
-                "question_id": number, "image_id": place, "question_type": " ".join(question.text.lower().split()[:2]),
-                "answer_type": ANSWER_TYPES.get(question.kind, "other"), "multiple_choice_answer": question.answer, "answers": answers,
+                **number, "question_type": " ".join(question.text.lower().split()[:2]), "multiple_choice_answer": question.answer,
+                "answer_type": ANSWER_TYPES.get(question.kind, "other"), "answers": answers,
             })  # fmt: skip
-    write_jsonl(out / "vqav2" / "llava_vqav2_mscoco_val2014.jsonl", asked)
+        _save(out / folder / f"COCO_val2014_{place:012d}.jpg", picture)  # readers go by the content
+    write_json(out / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked, "data_subtype": "val2014"})
     write_json(out / "vqav2" / "v2_mscoco_val2014_annotations.json", {"annotations": gold, "data_subtype": "val2014"})
-    _draw(out / folder, pictures)
     return len(asked)
 
 
