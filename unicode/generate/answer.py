@@ -76,6 +76,11 @@ class AnswerConfig:
             raise ValueError(f"batch size {self.batch_size} and new tokens {self.max_new_tokens} must be at least 1")
         Sampling(self.temperature, top_p=self.top_p)
 
+    def made_by(self) -> dict[str, Any]:
+        """Those settings that answers depend on."""
+        sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return {"max_new_tokens": self.max_new_tokens, **(sampled if self.temperature else {})}
+
     def seed_of(self, name: Any) -> int:
         """The seed of the question with the id `name`."""
         return int.from_bytes(blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1

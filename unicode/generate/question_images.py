@@ -4,7 +4,7 @@ Keys that a store knows cost a look-up. Everything else is decoded by threads, a
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,7 @@ class ImageReader:
     Args:
         stores: stores of ids that keys are looked up in, in this order.
         root: folder that paths start from.
+        find: asked for a picture by its name where no store has it, in place of reading a file below `root`; gives None for an unknown one.
         blank: empty, or a key of BLANKS: what stands in place of every image.
         batch_size: pictures that the model reads at a time.
 
@@ -63,14 +64,21 @@ class ImageReader:
     """
 
     def __init__(
-        self, model: Reader, *, stores: Sequence[Store] = (), root: str | Path = "", blank: str = "", batch_size: int = 32
+        self,
+        model: Reader,
+        *,
+        stores: Sequence[Store] = (),
+        root: str | Path = "",
+        find: Callable[[str], Image.Image | None] | None = None,
+        blank: str = "",
+        batch_size: int = 32,
     ) -> None:
         if blank and blank not in BLANKS:
             raise ValueError(f"blank images '{blank}' are unknown; known: {', '.join(BLANKS)}")
         for store in stores:
             model.check_store(store)
         self.model, self.stores, self.root, self.blank = model, tuple(stores), Path(root), blank
-        self._batch_size = batch_size
+        self._batch_size, self._find_picture = batch_size, find
         self._threads = ThreadPoolExecutor(THREADS)
         self._decoding: dict[Any, Future[Tensor]] = {}
         self._known: OrderedDict[Any, Content] = OrderedDict()
@@ -110,6 +118,15 @@ class ImageReader:
         found.update(self._read_decoded(waiting))
         return found
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those names that neither a store nor a file stands behind; files are not opened."""
+        if self.blank:
+            return []
+        unknown = [name for name in dict.fromkeys(names) if self._find(name) is None]
+        if self._find_picture is not None:
+            return [name for name in unknown if self._find_picture(name) is None]
+        return [name for name in unknown if not (self.root / name).is_file()]
+
     def contents(self, images: Sequence[ImageLike], found: dict[Any, Content | ImageError]) -> list[Content]:
         """What is read for the images of one question, in order; raises the first ImageError among them. Nothing for blank "none"."""
         if self.blank == "none":
@@ -143,7 +160,12 @@ class ImageReader:
         """Runs in a thread."""
         if isinstance(image, Image.Image | bytes):
             return self.model.picture(image)
-        return self.model.picture(read_bytes(self.root / str(image)))
+        if self._find_picture is None:
+            return self.model.picture(read_bytes(self.root / str(image)))
+        picture = self._find_picture(str(image))
+        if picture is None:
+            raise UnreadableImageError("missing or no image")
+        return self.model.picture(picture)
 
     def _read_decoded(self, waiting: dict[Any, Future[Tensor]]) -> dict[Any, Content | ImageError]:
         found: dict[Any, Content | ImageError] = {}
@@ -168,7 +190,8 @@ class ImageReader:
                 self._known.popitem(last=False)
 
     def _explain(self, key: Any, error: UnreadableImageError) -> str:
-        where = f"; looked in {self.root}" + "".join(f" and {store.path}" for store in self.stores)
+        places = [*(store.path for store in self.stores), *([] if self._find_picture else [self.root])]
+        where = f"; looked in {' and '.join(map(str, places))}" if places else ""
         return f"image '{key}': {error}{where}" if isinstance(key, str) else f"image: {error}"
 
     def _blank(self) -> Content:

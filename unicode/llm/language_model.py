@@ -156,6 +156,11 @@ class LanguageModel:
         side = self.images.config.image_size
         return eval_transform(side), side
 
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures that are read, in pixels."""
+        return self._transform[1]
+
     def picture(self, image: Image.Image | bytes) -> Tensor:
         """A picture or the content of an image file -> (3, S, S) uint8, as it is encoded into a store; may be called from threads.
 

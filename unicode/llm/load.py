@@ -58,19 +58,7 @@ def open_model(
     if not (folder / CARD_FILE).is_file():
         return _open_plain(folder, image_tokenizer=image_tokenizer, device=place, options=options)
     card = read_card(folder)
-    own_weights = (folder / "config.json").is_file()
-    source = folder if own_weights else find_base(card, base, folder=folder)
-    if not own_weights:
-        check_base(card, source)
-    model, _ = open_base(source, **options)
-    text = _open_text(folder)
-    markers = card.marker_ids
-    if markers is not None and not own_weights:
-        fit_embeddings_(model, markers)
-    check_vocabulary(card, table_rows=table_rows(model))
-    lm: Any = model
-    if (folder / ADAPTER_CONFIG).is_file():
-        lm = add_adapter(model, folder, merge=merge)
+    lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
     _neutralize_(lm)
     if card.vision is not None:
         lm = _add_vision(lm, card, folder)
@@ -78,13 +66,49 @@ def open_model(
         card=card,
         lm=_moved(lm, place),
         text=text,
-        markers=markers,
+        markers=card.marker_ids,
         template=get_template(card.template, text),
         layout=card.id_layout,
         device=place,
         fingerprint=digest_folder(folder, card.base_fingerprint),
         tokenizer_path=image_tokenizer or (card.image_tokenizer or {}).get("path", ""),
     )
+
+
+def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tuple[Any, Any, Card]:
+    """Open a run folder's base model with its adapter added to the weights.
+
+    Args:
+        dtype: of the weights; "auto" as the base model has them.
+
+    Returns:
+        The plain language model on the CPU, its text tokenizer, and the card.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_model`; or there is no adapter.
+    """
+    folder = Path(path)
+    card = read_card(folder)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder} holds no adapter ({ADAPTER_CONFIG}); its weights are whole as they are")
+    lm, text = _open_weights(folder, card, base=base, merge=True, options={"dtype": dtype, "device": "cpu"})
+    return lm, text, card
+
+
+def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The language model of a folder with a card, its adapter included, and the text tokenizer."""
+    own_weights = (folder / "config.json").is_file()
+    has_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if not own_weights and not has_adapter and card.kind != "llava":
+        raise FileNotFoundError(f"{folder} has neither {ADAPTER_CONFIG} nor config.json; start its training again, it goes on and ends")
+    source = folder if own_weights else find_base(card, base, folder=folder)
+    if not own_weights:
+        check_base(card, source)
+    model, _ = open_base(source, **options)
+    if card.marker_ids is not None and not own_weights:
+        fit_embeddings_(model, card.marker_ids)
+    check_vocabulary(card, table_rows=table_rows(model))
+    return add_adapter(model, folder, merge=merge) if has_adapter else model, _open_text(folder)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

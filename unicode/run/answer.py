@@ -1,0 +1,120 @@
+"""Answer a file of questions about images. The same command goes on where a stopped one was.
+
+python -m unicode.run.answer --model outputs/unicode_lora --questions questions.jsonl --images photos/ --answers answers.jsonl
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unicode.common.log import get_logger
+from unicode.common.ranks import is_main
+from unicode.run.command import command
+from unicode.run.job import open_job
+
+log = get_logger(__name__)
+SHOWN_ERRORS = 10
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.answer", description="Answer a file of questions about images.")
+    parser.add_argument("--model", required=True, help="run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
+    parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
+    parser.add_argument("--answers", required=True, help="file of answers to write or to go on with")
+    parser.add_argument("--images", default=".", help="folder that image paths start from, or shapes:SPLIT (default: the working folder)")
+    parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")
+    parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
+    parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
+    parser.add_argument("--batch-size", type=int, default=16, help="questions per batch (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest with this probability together")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--blank-images", default="", help="blind baseline: grey, black (a picture of it) or none (no image at all)")
+    parser.add_argument("--limit", type=int, default=0, help="only the first so many questions")
+    parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="open everything, look for the images, answer nothing")
+    return parser
+
+
+class _Chosen(Sequence[Any]):
+    """Some of the questions of a file, as `answer_questions` takes them."""
+
+    def __init__(self, asked: Sequence[Any], places: Sequence[int]) -> None:
+        self.asked, self.places = asked, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        from unicode.generate.answer import Question
+
+        question = self.asked[self.places[index]]
+        return Question(question.text, question.images, id=question.id)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    from unicode.generate.answer import AnswerConfig
+    from unicode.generate.answer_file import AnswerFile, read_questions
+    from unicode.generate.question_images import ImageReader
+    from unicode.ids.store import Store
+    from unicode.llm.load import open_model
+    from unicode.run.picture_finder import SHAPES, PictureFinder
+
+    config = AnswerConfig(args.batch_size, args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    asked = read_questions(args.questions)
+    asked = asked[: args.limit or len(asked)]
+    device = open_job(args.device)
+    model = open_model(args.model, base=args.base, image_tokenizer=args.image_tokenizer, device=device, dtype=args.dtype, merge=args.merge)
+    stores = [Store(path) for path in args.store]
+    in_world = args.images.partition(":")[0] == SHAPES
+    find = PictureFinder([args.images], world=[f"image_size={model.image_size}"]) if in_world and not args.blank_images else None
+    with ImageReader(model, stores=stores, root=args.images, find=find, blank=args.blank_images) as images:
+        if args.dry_run:
+            lost = images.missing(name for question in asked for name in question.images)
+            log.info("%d questions, %d images not found%s", len(asked), len(lost), f", the first is '{lost[0]}'" if lost else "")
+            return 0
+        made_by = {"model": model.fingerprint, "dtype": str(model.lm.dtype), "blank_images": args.blank_images, **config.made_by()}
+        with AnswerFile(args.answers, [one.key for one in asked], made_by=made_by, model_id=Path(args.model).resolve().name) as file:
+            answer_share(file, asked, model=model, images=images, config=config)
+            summary = file.finish()
+    if is_main():
+        report(summary, args.answers)
+    return 0
+
+
+def answer_share(file: Any, asked: Sequence[Any], *, model: Any, images: Any, config: Any) -> None:
+    """Answer this rank's share of the questions that have no answer yet."""
+    from unicode.generate.answer import answer_questions
+    from unicode.generate.answer_file import ERROR
+
+    share = file.share()
+    if len(file.missing) < len(asked):
+        log.info("%s: %d of %d questions are answered already", file.path, len(asked) - len(file.missing), len(asked))
+    for index, answer in answer_questions(model, _Chosen(asked, share), config=config, images=images, progress=True):
+        question = asked[share[index]]
+        metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished} | ({ERROR: answer.error} if answer.error else {})
+        fields = {name: question.fields[name] for name in ("round_id",) if name in question.fields}
+        file.put(question.id, question.text, answer.text, metadata=metadata, **fields)
+
+
+def report(summary: Any, path: str) -> None:
+    """Say how many questions are answered, and which are not and why."""
+    for key, reason in list(summary.errors.items())[:SHOWN_ERRORS]:
+        log.warning("question %s has no answer: %s", key[0], reason)
+    if len(summary.errors) > SHOWN_ERRORS:
+        log.warning("... and %d more; their lines in %s say why", len(summary.errors) - SHOWN_ERRORS, path)
+    damaged = f", {summary.damaged} damaged lines of an earlier run were asked again" if summary.damaged else ""
+    errors = f", {len(summary.errors)} without answer (the same command asks them again)" if summary.errors else ""
+    log.info("%s: %d of %d questions answered%s%s", path, summary.num_answered, summary.num_questions, errors, damaged)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""Add a trained LoRA adapter to its base model: a plain Hugging Face folder that any tool opens, with unicode.json in it.
+
+python -m unicode.run.merge_lora outputs/unicode_lora outputs/unicode_merged
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from unicode.common.log import get_logger
+from unicode.run.command import command
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.merge_lora", description="Add a LoRA adapter to its base model.")
+    parser.add_argument("run", help="run folder of train_llm with an adapter")
+    parser.add_argument("out", help="folder to write")
+    parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
+    parser.add_argument("--dtype", default="auto", help="of the weights: float32, bfloat16, float16 or auto, as the base model has them")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds a model already")
+    parser.add_argument("--dry-run", action="store_true", help="open base model and adapter, write nothing")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    from unicode.llm.card import write_card
+    from unicode.llm.load import open_merged
+    from unicode.llm.projector import PROJECTOR_FILE, find_projector, read_projector, save_projector
+
+    run, out = Path(args.run), Path(args.out)
+    if (out / "config.json").exists() and not args.overwrite:
+        raise ValueError(f"{out} holds a model already; give another folder, or --overwrite")
+    if out.resolve() == run.resolve():
+        raise ValueError(f"{out} is the run folder itself; give another folder for the merged model")
+    model, text, card = open_merged(run, base=args.base, dtype=args.dtype)
+    if args.dry_run:
+        log.info("%s on %s can be merged: %d weights, %s", run, card.base, model.num_parameters(), model.dtype)
+        return 0
+    model.save_pretrained(out)
+    text.save_pretrained(out)
+    if (run / PROJECTOR_FILE).is_file():
+        save_projector(out, read_projector(find_projector(run)))
+    # last of all: a folder with a card is whole
+    write_card(out, replace(card, kind="full" if card.kind == "lora" else card.kind, config={**card.config, "merged_from": str(run)}))
+    log.info("%s: %d weights, %s", out, model.num_parameters(), model.dtype)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
