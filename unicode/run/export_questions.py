@@ -1,0 +1,42 @@
+"""Turn conversations about pictures into a question file with the right answers, which `unicode.run.answer` and the report read.
+
+    python -m unicode.run.export_questions --anno outputs/shapes/shapes_questions_val.json --out outputs/shapes/questions_val.jsonl
+"""
+
+import argparse
+from pathlib import Path
+
+from unicode.annotations.question_file import write_question_file
+from unicode.common.log import get_logger
+from unicode.run.command import command
+
+log = get_logger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_questions", description=__doc__.splitlines()[0])
+    parser.add_argument("--anno", required=True, type=Path, metavar="FILE", help="conversations of LLaVA's form, about one picture each")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="question file to write, .jsonl")
+    parser.add_argument("--limit", type=int, default=0, help="the first so many questions (default: all)")
+    parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="only these kinds, as colour shape place count")
+    parser.add_argument("--no-instruction", action="store_true", help="ask without 'Answer the question using a single word or phrase.'")
+    parser.add_argument("--dry-run", action="store_true", help="find the first question, write nothing")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    if args.out.suffix != ".jsonl" or args.limit < 0:
+        raise ValueError(f"--out {args.out} has to be a .jsonl file, --limit ({args.limit}) not negative")
+    settings = {"limit": args.limit, "kinds": tuple(args.kinds), "instruct": not args.no_instruction}
+    count = write_question_file(args.anno, args.out, **settings, dry_run=args.dry_run)
+    if not args.dry_run:
+        log.info("%s: %d questions", args.out, count)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
