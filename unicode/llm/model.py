@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from unicode.common.log import get_logger
 from unicode.llm.embedding import find_model, weight_files
@@ -40,25 +40,33 @@ def open_base(
         FileNotFoundError: nothing there.
         ValueError: no language model, a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
     """
-    place = find_model(path)
-    source: dict[str, Any] = {"gguf_file": place.name} if place.suffix == ".gguf" else {}
-    folder = place.parent if source else place
-    text_tokenizer = _open_tokenizer(folder, source)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
-    except Exception as error:  # transformers fails in many ways on a folder that is no model
-        raise ValueError(f"{place} is no model that transformers knows ({first_line(error)})") from error
+    config, text_tokenizer = open_description(path)
+    place, folder, source = _locate(path)
     implementation = choose_attention(attention, config, device)
     options: dict[str, Any] = {"dtype": _torch_dtype(dtype, gguf=bool(source)), "attn_implementation": implementation}
     if quantize != "none":
         options |= {"quantization_config": _quantization(quantize, options["dtype"]), "device_map": {"": torch.cuda.current_device()}}
-    if not source:
-        _check_complete(place)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, config=None if source else config, local_files_only=True, **options, **source)
     except Exception as error:
         raise ValueError(f"{place} could not be opened as a causal language model ({first_line(error, limit=300)})") from error
     return model.eval(), text_tokenizer
+
+
+def open_description(path: str | Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Open a model's config and tokenizer, which take no time; arguments and errors as `open_base`, which reads the weights too."""
+    place, folder, source = _locate(path)
+    try:
+        text_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **source)
+    except Exception as error:  # transformers fails in many ways on a folder without a tokenizer
+        raise ValueError(f"{place} holds no tokenizer that opens ({first_line(error)}); copy the model's tokenizer files there") from error
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
+    except Exception as error:
+        raise ValueError(f"{place} is no model that transformers knows ({first_line(error)})") from error
+    if not source and not weight_files(folder) and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise FileNotFoundError(f"{folder} holds no weights (model.safetensors); the download is not complete")
+    return config, text_tokenizer
 
 
 def choose_attention(attention: str, config: Any, device: str = "auto") -> str:
@@ -75,14 +83,14 @@ def choose_attention(attention: str, config: Any, device: str = "auto") -> str:
     return "eager" if cpu and getattr(config.get_text_config(), "hidden_size", EAGER_WIDTH) < EAGER_WIDTH else "sdpa"
 
 
-def table_rows(model: PreTrainedModel) -> int:
-    """Rows of the model's input-embedding table, which may be more than its tokenizer has tokens."""
-    return int(model.config.get_text_config().vocab_size)
+def table_rows(model: Any) -> int:
+    """Rows of a model's input-embedding table, which may be more than its tokenizer has tokens; `model` may be its config."""
+    return int(getattr(model, "config", model).get_text_config().vocab_size)
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Longest sequence that the model's positions are made for; 2^30 where its config names none."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30)
+def context_length(model: Any) -> int:
+    """Longest sequence that a model's positions are made for, 2^30 where nothing says it; `model` may be its config."""
+    return int(getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None) or 2**30)
 
 
 def fit_embeddings_(model: PreTrainedModel, markers: "Markers") -> None:
@@ -97,7 +105,7 @@ def fit_embeddings_(model: PreTrainedModel, markers: "Markers") -> None:
         return
     model.resize_token_embeddings(wanted, mean_resizing=False)
     for module in {id(part): part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None}.values():
-        weight = module.weight
+        weight = module.get_parameter("weight")
         with _gathered(weight), torch.no_grad():
             if weight.numel():
                 weight[before:] = weight[:before].float().mean(dim=0).to(weight.dtype)
@@ -126,18 +134,10 @@ def _torch_dtype(dtype: str | torch.dtype, *, gguf: bool) -> str | torch.dtype:
     return DTYPES[dtype]
 
 
-def _open_tokenizer(folder: Path, source: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a GGUF file."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **source)
-    except Exception as error:  # transformers fails in many ways on a folder without a tokenizer
-        raise ValueError(f"{folder} holds no tokenizer that opens ({first_line(error)}); copy the model's tokenizer files there") from error
-
-
-def _check_complete(folder: Path) -> None:
-    """Raise an error that names the file when weights are missing or damaged."""
-    if not weight_files(folder) and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise FileNotFoundError(f"{folder} holds no weights (model.safetensors); the download is not complete")
+def _locate(path: str | Path) -> tuple[Path, Path, dict[str, Any]]:
+    """The folder or GGUF file that is meant, the folder of it, and what `from_pretrained` has to be told of a GGUF file."""
+    place = find_model(path)
+    return (place, place.parent, {"gguf_file": place.name}) if place.suffix == ".gguf" else (place, place, {})
 
 
 def _quantization(quantize: str, dtype: Any) -> Any:

@@ -11,12 +11,12 @@ from unicode.run.command import command
 logger = get_logger(__name__)
 
 
-def check_run_dir(path: Path) -> None:
+def check_run_dir(path: Path, *, example: str = "outputs/tokenizer") -> None:
     """Raise ValueError when `path` cannot become, or stay, a folder that is written to."""
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         fault = "cannot be written" if place.is_dir() else "is a file"
-        raise ValueError(f"run.dir {path}: {place} {fault}; choose a folder of your own, for example run.dir=outputs/tokenizer")
+        raise ValueError(f"run.dir {path}: {place} {fault}; choose a folder of your own, for example run.dir={example}")
 
 
 @command

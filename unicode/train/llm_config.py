@@ -55,6 +55,8 @@ class LlmDataConfig:
     """Let the questions of a conversation see its images but not each other, each as if it were asked alone."""
     pack: bool = False
     """Put several short conversations into one row of a batch; they do not see each other."""
+    skip_bad: bool = False
+    """Leave out records that cannot be used and count them; false stops with the first of them named."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Task -> how often its records occur, times the weight of their file; 1 for tasks that are not named."""
     num_workers: int = 0

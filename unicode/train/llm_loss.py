@@ -51,8 +51,8 @@ class Targets:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Targets":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Targets(**{name: None if value is None else change(value) for name, value in values.items()})
+        values = [getattr(self, field.name) for field in fields(self)]
+        return Targets(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
 
 
 def find_targets(

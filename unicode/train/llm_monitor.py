@@ -17,7 +17,8 @@ from unicode.common.ranks import all_reduce_min_, is_main
 from unicode.common.records import name_errors
 from unicode.train.monitor import forget_lines_after
 
-NOT_WRITTEN = ("epoch", "total_flos")
+NOT_WRITTEN = ("epoch", "total_flos", "train_")
+"""Beginnings of names of what Trainer logs and nobody needs: its epoch is the whole run, its sums at the end count the time of saving."""
 logger = get_logger(__name__)
 
 
@@ -34,6 +35,8 @@ class Monitor(TrainerCallback):
         self.writer: SummaryWriter | None = None
         self.last: dict[str, float] = {}
         """The newest value of everything that was logged."""
+        self.evaluated_at = -1
+        """Step of the newest held-out loss."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar at the step the run resumes from and drop lines of steps that will be done again."""
@@ -50,8 +53,11 @@ class Monitor(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Write one line."""
-        values = {name: value for name, value in (logs or {}).items() if name not in NOT_WRITTEN and isinstance(value, int | float)}
+        values = {name: value for name, value in (logs or {}).items() if not name.startswith(NOT_WRITTEN) and isinstance(value, int | float)}
+        if not values:
+            return
         self.last |= values
+        self.evaluated_at = state.global_step if "eval_loss" in values else self.evaluated_at
         if not is_main():
             return
         path = self.folder / "metrics.jsonl"

@@ -67,6 +67,8 @@ class LlmTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.settings, self.sampler, self.collator = config, sampler, collator
+        self.whole_model: Any = model  # not wrapped by DDP or DeepSpeed
+        self.text_tokenizer = text_tokenizer
         weights = config.optimizer
         self.kind_weights = torch.tensor([weights.text_weight, weights.image_weight], device=args.device)
         self.losses = LossTable(collator.tasks, args.device)
@@ -115,12 +117,12 @@ class LlmTrainer(Trainer):
             options = self.settings.optimizer
             rates = {"main": options.lr, "projector": options.projector_lr or options.lr, "markers": options.marker_lr or options.lr}
             groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-            for name, parameter in (self.model if model is None else model).named_parameters():
+            for name, parameter in self.whole_model.named_parameters():
                 if parameter.requires_grad:
                     kind = "projector" if name.startswith("projector.") else "markers" if is_marker_row(name, parameter) else "main"
                     matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
                     groups.setdefault((kind, matrix and kind != "markers"), []).append(parameter)
-            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.whole_model)
             decay = self.args.weight_decay
             wanted = [{"params": found, "lr": rates[kind], "weight_decay": decay * decays} for (kind, decays), found in groups.items()]
             self.optimizer = optimizer(wanted, **settings)
@@ -159,15 +161,14 @@ class LlmTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter (and projector), or the whole model where it was tuned; never full weights beside an adapter."""
-        inner = getattr(self.model, "lm", self.model)
-        if not isinstance(inner, PeftModel) and inner is self.model:
+        if not isinstance(self.whole_model, PeftModel):
             super().save_model(output_dir, _internal_call)
             return
-        state = gather_trainable(self.model)
+        state = gather_trainable(self.whole_model)
         if is_main():
             folder = output_dir or str(self.args.output_dir)
-            self.model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-            self.processing_class.save_pretrained(folder)
+            self.whole_model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            self.text_tokenizer.save_pretrained(folder)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would walk over all parameters in every step."""

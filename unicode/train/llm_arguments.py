@@ -1,0 +1,143 @@
+"""A run's config -> the arguments of transformers' Trainer: devices, precision, batches, schedule, DeepSpeed."""
+
+import math
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from unicode.common.ranks import world_size
+from unicode.train.config import LoopConfig, split_batch
+from unicode.train.deepspeed_config import read_deepspeed, zero_stage
+from unicode.train.llm_config import TrainLlmConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What follows from a config and the machine.
+
+    Attributes:
+        cpu: whether to compute on the CPU.
+        bf16: whether to compute in bfloat16.
+        dtype: name of the type of the weights in memory.
+        accumulation: micro-batches per step and rank.
+        micro: conversations per micro-batch.
+        deepspeed: content of the DeepSpeed file; None without.
+        zero: ZeRO stage, 0 without.
+    """
+
+    cpu: bool
+    bf16: bool
+    dtype: str
+    accumulation: int
+    micro: int
+    deepspeed: dict[str, Any] | None
+    zero: int
+
+
+def settle(config: TrainLlmConfig) -> Setting:
+    """Decide on device, precision and batches.
+
+    Raises:
+        FileNotFoundError: no DeepSpeed file of that name.
+        ValueError: no GPU where one is asked for, a batch that cannot be split, or a DeepSpeed file that contradicts the run.
+    """
+    run, loop = config.run, config.train
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device is cuda, but there is no GPU here; set run.device=auto")
+    cpu = run.device == "cpu" or not torch.cuda.is_available()
+    bf16 = run.precision == "bf16" or (run.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+    ranks = world_size()
+    split = LoopConfig(steps=1, batch_size=loop.batch_size, micro_batch_size=loop.micro_batch_size)
+    accumulation = split_batch(split, ranks)
+    micro = loop.batch_size // (accumulation * ranks)
+    deepspeed = None
+    if run.deepspeed:
+        expected = {
+            "train_micro_batch_size_per_gpu": ("train.micro_batch_size", micro),
+            "gradient_accumulation_steps": ("train.batch_size", accumulation),
+            "train_batch_size": ("train.batch_size", loop.batch_size),
+            "gradient_clipping": ("optimizer.clip", config.optimizer.clip),
+            "bf16.enabled": ("run.precision", bf16),
+            "fp16.enabled": ("run.precision", False),
+        }
+        deepspeed = read_deepspeed(run.deepspeed, expected=expected)
+    return Setting(cpu, bf16, choose_dtype(config, bf16=bf16), accumulation, micro, deepspeed, zero_stage(deepspeed))
+
+
+def choose_dtype(config: TrainLlmConfig, *, bf16: bool) -> str:
+    """The type of the weights in memory: frozen ones may be bfloat16; trained ones stay float32 where nothing keeps an exact copy."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if bf16 and (config.lora.enabled or bool(config.run.deepspeed)) else "float32"
+
+
+def build_arguments(config: TrainLlmConfig, setting: Setting) -> TrainingArguments:
+    """Return the arguments of a run, its number of steps still open (see `set_steps_`); joins the other ranks.
+
+    With ZeRO-3, models that are opened while these arguments live are split over the ranks at once.
+    """
+    prepare_processes(deepspeed=setting.deepspeed is not None)
+    loop, options, run = config.train, config.optimizer, config.run
+    args = TrainingArguments(
+        output_dir=run.dir,
+        max_steps=max(1, loop.steps),
+        per_device_train_batch_size=setting.micro,
+        per_device_eval_batch_size=loop.eval_batch_size or setting.micro,
+        gradient_accumulation_steps=setting.accumulation,
+        learning_rate=options.lr,
+        lr_scheduler_type=options.schedule,
+        weight_decay=options.weight_decay,
+        adam_beta1=options.betas[0],
+        adam_beta2=options.betas[1],
+        max_grad_norm=options.clip,
+        logging_strategy="steps",
+        logging_steps=loop.log_every,
+        logging_nan_inf_filter=False,  # it would wait for the device in every micro-batch; LossGuard looks after NaN
+        eval_strategy="steps" if config.data.val_files and loop.eval_every else "no",
+        eval_steps=loop.eval_every or None,
+        save_strategy="steps" if loop.save_every else "no",
+        save_steps=loop.save_every or 500,
+        save_total_limit=loop.keep + 1,  # one more, because the newest one is marked as whole only after old ones are dropped
+        seed=run.seed,
+        bf16=setting.bf16,
+        use_cpu=setting.cpu,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="warning",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=7 * 24 * 3600,
+        deepspeed=setting.deepspeed,
+    )
+    assert args.device is not None  # asking for it joins the process group
+    return args
+
+
+def set_steps_(args: TrainingArguments, *, steps: int, warmup: float) -> None:
+    """Set the number of steps and of those that warm up, a share of them below 1."""
+    args.max_steps = steps
+    args.warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+
+
+def prepare_processes(*, deepspeed: bool) -> None:
+    """Make the environment one in which Trainer does what the config says.
+
+    ACCELERATE_USE_CPU, which the scripts set on machines without GPU, silently turns DeepSpeed off; `use_cpu` says the same without that.
+    A process that no launcher started becomes a job of one rank, where DeepSpeed needs a job and where Trainer would otherwise split each
+    batch over all GPUs it sees.
+    """
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" in os.environ or not (deepspeed or torch.cuda.device_count() > 1):
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -1,0 +1,140 @@
+"""The data of a language model's training run: config -> conversations, how often each occurs, and what may share a batch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unicode.annotations.conversation import TASKS
+from unicode.common.log import get_logger
+from unicode.ids.layout import Layout
+from unicode.llm.dataset import ConversationDataset
+from unicode.llm.markers import Markers
+from unicode.llm.model import context_length, table_rows
+from unicode.llm.prompt import Template
+from unicode.tokenizer.load import load_tokenizer
+from unicode.train.llm_config import TrainLlmConfig
+
+DEFAULT_LENGTH = 2048
+log = get_logger(__name__)
+
+
+@dataclass
+class LlmData:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        train, val: conversations; `val` is None without held-out files.
+        weights: (n,) how often each training conversation occurs in an epoch.
+        modalities: (n,) 1 for conversations with images, 0 for text.
+        max_length: longest sequence in tokens.
+    """
+
+    train: ConversationDataset
+    val: ConversationDataset | None
+    weights: np.ndarray
+    modalities: np.ndarray
+    max_length: int
+
+    @property
+    def epoch_length(self) -> int:
+        """Conversations of an epoch, repetitions counted."""
+        return max(1, round(float(self.weights.sum())))
+
+
+def read_data(
+    config: TrainLlmConfig, *, model_config: Any, template: Template, text_tokenizer: Any, markers: Markers, image_positions: int = 0
+) -> LlmData:
+    """Open the annotation files of a config; everything in them that cannot be used is found here, before a model is loaded.
+
+    Args:
+        config: the run's config.
+        model_config: config of the language model.
+        template: of the prompts.
+        text_tokenizer: of the language model.
+        markers: around images.
+        image_positions: positions of one image whose features are put in later; 0 where images are ids.
+
+    Raises:
+        FileNotFoundError: a file, store or image tokenizer is missing.
+        ValueError: a damaged file, ids that do not fit the model or each other, a length beyond the model's context.
+    """
+    data = config.data
+    if not data.files:
+        raise ValueError("data.files is empty; give annotation files, for example data.files=[data/shapes.json,data/captions.json*0.5]")
+    max_length = choose_length(data.max_length, context_length(model_config))
+    rows = max(table_rows(model_config), max(markers.ids()) + 1)
+    layout, fingerprint = describe_tokenizer(config.model.image_tokenizer, rows=table_rows(model_config), model=config.model.path)
+    files, file_weights = zip(*map(split_weight, data.files), strict=True)
+    options: dict[str, Any] = {
+        "stores": data.stores,
+        "template": template,
+        "text_tokenizer": text_tokenizer,
+        "markers": markers,
+        "vocab_size": rows,
+        "max_length": max_length,
+        "input_mode": config.model.input_mode,
+        "isolate_turns": data.isolate_turns,
+        "image_positions": image_positions,
+        "skip_bad": data.skip_bad,
+    }
+    train = ConversationDataset(files, layout=layout, fingerprint=fingerprint, **options)
+    val = ConversationDataset(data.val_files, layout=train.layout, fingerprint=train.fingerprint, **options) if data.val_files else None
+    for name, found in (("training", train), ("held-out", val)):
+        if found is not None:
+            log.info("%s data: %s", name, found.intake.describe())
+    weights = np.asarray(file_weights)[train.sources] * task_factors(train.tasks, data.task_weights)
+    return LlmData(train, val, weights, (train.num_images > 0).astype(np.int64), max_length)
+
+
+def split_weight(file: str) -> tuple[str, float]:
+    """PATH or PATH*WEIGHT -> path and weight (1 without). ValueError for a weight that is no number from 0 up."""
+    path, star, weight = file.rpartition("*")
+    if not star:
+        return file, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1e6:
+        raise ValueError(f"data.files: '{file}': '{weight}' is no weight; write PATH*WEIGHT with a number from 0 up, as {path}*0.5")
+    return path, value
+
+
+def task_factors(tasks: np.ndarray, weights: dict[str, float]) -> np.ndarray:
+    """(n,) factor of each conversation for its task. ValueError for the name of a task that does not exist."""
+    check_tasks("data.task_weights", weights)
+    factors = np.array([weights.get(task, 1.0) for task in TASKS] + [1.0])
+    return factors[np.where(tasks < 0, len(TASKS), tasks)]  # type: ignore[no-any-return]
+
+
+def check_tasks(key: str, weights: dict[str, float]) -> None:
+    """Raise ValueError for a task that does not exist."""
+    for task in weights:
+        if task not in TASKS:
+            raise ValueError(f"{key} names the task '{task}'; known: {', '.join(TASKS)}")
+
+
+def choose_length(wanted: int, context: int) -> int:
+    """The longest sequence of a run. ValueError beyond the model's context."""
+    if wanted > context:
+        raise ValueError(f"data.max_length is {wanted}, but the model's context is {context} tokens; set at most that")
+    return wanted or min(context, DEFAULT_LENGTH)
+
+
+def describe_tokenizer(path: str, *, rows: int, model: str) -> tuple[Layout | None, str]:
+    """Layout and fingerprint of an image tokenizer; None and "" without one.
+
+    Raises:
+        FileNotFoundError: no tokenizer there.
+        ValueError: its ids are not ids of a vocabulary of `rows` rows.
+    """
+    if not path:
+        return None, ""
+    tokenizer = load_tokenizer(path)
+    largest = int(tokenizer.row_ids.max())
+    if largest >= rows:
+        reason = f"its largest image id is {largest}, but {model} has {rows} rows in its embedding table"
+        raise ValueError(f"the image tokenizer {path} does not fit the model: {reason}; train it on the table of this model")
+    return tokenizer.layout, tokenizer.fingerprint
