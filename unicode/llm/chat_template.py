@@ -2,6 +2,7 @@
 
 The template is rendered once with place-holders for the turns; what stands between the place-holders is the template's. So nothing has
 to be found again in a rendered text, and a prompt to be answered is the beginning of what was trained on, whatever the template does.
+Spaces right before a turn go to the turn, because most tokenizers write a space and the word after it as one token.
 """
 
 from collections.abc import Sequence
@@ -34,9 +35,12 @@ class ChatTemplate:
         specials = set(text_tokenizer.all_special_tokens)
         specials |= {token.content for token in text_tokenizer.added_tokens_decoder.values() if token.special}
         self._specials = sorted(specials, key=len, reverse=True)
-        spaced = self._apply(f" {_QUESTION} ", f" {_ANSWER} ", 1)
-        self._strips = tuple(f" {place.format(0)} " not in spaced for place in (_QUESTION, _ANSWER))
+        spaced = self._apply(f"\t{_QUESTION}\t", f"\t{_ANSWER}\t", 1)
+        self._strips = tuple(f"\t{place.format(0)}\t" not in spaced for place in (_QUESTION, _ANSWER))
         self._end = self._split_tail(self._scaffold(1)[-1])[1]
+
+    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[Any]]:
+        return ChatTemplate, (self._tokenizer,)
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
         """As `Template.render`."""
@@ -44,17 +48,16 @@ class ChatTemplate:
         scaffold = self._scaffold(len(pairs))
         parts: list[Part] = []
         for number, (question, answer) in enumerate(pairs):
-            before = scaffold[2 * number]
-            if number:
-                before = self._split_tail(before)[2]
-            parts += [Part(before, kind=CONTROL), Part(question.strip() if self._strips[0] else question)]
-            parts.append(Part(scaffold[2 * number + 1], kind=CONTROL))
-            if answer is not None:
-                words, end, rest = self._split_tail(scaffold[2 * number + 2])
-                answer = (answer.strip() if self._strips[1] else answer) + words
-                parts += [Part(answer, learned=True), Part(end, learned=True, kind=END)]
-                if number + 1 == len(pairs):
-                    parts.append(Part(rest, kind=CONTROL))
+            before, between, behind = scaffold[2 * number : 2 * number + 3]
+            parts += _spoken(self._split_tail(before)[2] if number else before, question.strip() if self._strips[0] else question)
+            if answer is None:
+                parts.append(Part(between.rstrip(" "), kind=CONTROL))
+                break
+            words, end, rest = self._split_tail(behind)
+            parts += _spoken(between, (answer.strip() if self._strips[1] else answer) + words, learned=True)
+            parts.append(Part(end, learned=True, kind=END))
+            if number + 1 == len(pairs):
+                parts.append(Part(rest, kind=CONTROL))
         return [part for part in parts if part.text]
 
     def end_id(self, text_tokenizer: Any) -> int:
@@ -90,3 +93,9 @@ class ChatTemplate:
         place = min(at for at, _ in places)
         token = next(token for at, token in places if at == place)
         return tail[:place], token, tail[place + len(token) :]
+
+
+def _spoken(before: str, words: str, *, learned: bool = False) -> list[Part]:
+    """A turn and what the template prints before it."""
+    control = before.rstrip(" ")
+    return [Part(control, kind=CONTROL), Part(before[len(control) :] + words, learned=learned)]

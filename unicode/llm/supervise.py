@@ -16,7 +16,7 @@ import torch
 
 from unicode.annotations.conversation import IMAGE_TAG
 from unicode.ids.layout import Layout
-from unicode.ids.text import read_run
+from unicode.ids.text import CLOSE, OPEN, read_run
 from unicode.llm.markers import Markers
 from unicode.llm.pieces import AFTER_SPECIAL, INSIDE, START, PieceEncoder, piece_encoder
 from unicode.llm.prompt import CONTROL, END, IMAGE, Template, rounds
@@ -26,6 +26,8 @@ IGNORED = -100
 """Label of a position that is not learned."""
 INPUT_MODES = ("ids", "sum")
 """How images in questions are read: all their ids one after another, or one position per coarse cell."""
+NOT_BEGUN = OPEN + CLOSE
+"""A run of no ids, as UniCode-ECCV24 wrote it for a picture not begun: nothing."""
 Runs = Sequence[Any]
 """Arrays of ids (n,), one for each <image> tag in the order of the tags; see `ExampleBuilder`."""
 
@@ -148,6 +150,7 @@ class ExampleBuilder:
         """Return the segments of the common beginning and of each branch; of a conversation without branches one list."""
         if input_mode not in INPUT_MODES:
             raise ValueError(f"input_mode is '{input_mode}'; known: {', '.join(INPUT_MODES)}")
+        turns = [turn if turn is None else turn.replace(NOT_BEGUN, "") for turn in turns]
         num_tags = sum(turn.count(IMAGE_TAG) for turn in turns if turn is not None)
         if num_tags != len(runs):
             raise ValueError(f"{num_tags} {IMAGE_TAG} in the conversation, {len(runs)} images")
@@ -179,7 +182,7 @@ class ExampleBuilder:
                 for words, run in _cut(part.text, runs):
                     if run is not None:
                         yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
-                        place = AFTER_SPECIAL
+                        place = AFTER_SPECIAL if len(run) else place
                     else:
                         yield Segment(self.encoder.encode(words, place=INSIDE if part.learned else place), part.learned)
                         place = INSIDE
@@ -281,7 +284,7 @@ def _cut(text: str, runs: Iterator[Any]) -> Iterator[tuple[str, np.ndarray | Non
     for found in IMAGE.finditer(text):
         if found.start() > done:
             yield text[done : found.start()], None
-        ids = next(runs) if found.group() == IMAGE_TAG else read_run(found.group(), allow_empty=True)
+        ids = next(runs) if found.group() == IMAGE_TAG else read_run(found.group())
         yield found.group(), np.asarray(ids, dtype=np.int64)
         done = found.end()
     if done < len(text):
