@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unicode.common.json_stream import dump_line, read_json_list, write_json_list
+from unicode.common.json_stream import dump_line, locate_json_list, read_json_list, write_json_list
 
 
 def random_value(rng: random.Random, depth: int = 0) -> Any:
@@ -141,3 +141,22 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_line_is_one_line() -> None:
     assert dump_line({"a": "x\ny é"}) == '{"a": "x\\ny é"}'
+
+
+@pytest.mark.parametrize("chunk_chars", [1, 7, 1 << 20])
+def test_located_bytes_are_the_elements(tmp_path: Path, chunk_chars: int) -> None:
+    rng = random.Random(chunk_chars)
+    for trial in range(20):
+        elements = [random_value(rng) for _ in range(rng.randrange(8))]
+        text = json.dumps(elements, indent=rng.choice([None, 1]), ensure_ascii=rng.random() < 0.3)
+        path = tmp_path / f"{trial}.json"
+        path.write_bytes((rng.choice(["", "\r\n ", "\ufeff"]) + text.replace("\n", "\r\n")).encode())
+        content = path.read_bytes()
+        assert [json.loads(content[start:end]) for start, end in locate_json_list(path, chunk_chars=chunk_chars)] == elements
+
+
+def test_locating_names_faults(tmp_path: Path) -> None:
+    path = tmp_path / "cut.json"
+    path.write_text('[{"a": 1},\n{"a": ', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cut.json, record 1, line 2: the file is cut off"):
+        list(locate_json_list(path))

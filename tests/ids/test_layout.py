@@ -191,3 +191,14 @@ def test_permutations_made_in_inference_mode_serve_training() -> None:
     weights = torch.ones(layout.num_codes, requires_grad=True)
     layout.arrange(weights).sum().backward()
     assert torch.equal(weights.grad, torch.ones(layout.num_codes))
+
+
+@given(layouts())
+def test_descriptions_are_read_back(layout: Layout) -> None:
+    assert Layout.parse(layout.describe()) == layout
+
+
+@pytest.mark.parametrize("text", ["", "nested", "hierarchical 8x8 + 16 in order 'nested'", "hierarchical 8x8 + 16x16 in order 'nested' "])
+def test_other_phrases_describe_no_layout(text: str) -> None:
+    with pytest.raises(ValueError, match="describes no layout; expected a phrase as"):
+        Layout.parse(text)
