@@ -90,7 +90,8 @@ def make_drawings(folder: Path, *, decompressed: bool) -> Path:
 def make_benchmarks(folder: Path, headline: float) -> Path:
     for name in ("pope", "gqa"):
         values = {"accuracy": headline, "adversarial": {"f1": 80.25, "yes_share": 0.5}}
-        scores = {"name": name, "headline": headline, "unit": "%", "values": values, "num_expected": 90, "num_answered": 90}
+        scores = {"benchmark": name, "title": name.upper(), "headline": headline, "unit": "%", "values": values, "protocol": "as LLaVA"}
+        scores |= {"n_expected": 90, "n_answered": 88, "n_unparsed": 1, "notes": ["one file is missing"]}
         (folder / name).mkdir(parents=True)
         (folder / name / "scores.json").write_text(json.dumps(scores))
     return folder
@@ -122,6 +123,6 @@ def runs(tmp_path_factory) -> SimpleNamespace:
         generation=make_drawings(root / "drawn", decompressed=False),
         decompression=make_drawings(root / "decompressed", decompressed=True),
         benchmarks=make_benchmarks(root / "benchmarks", 85.5),
-        blind_benchmarks=make_benchmarks(root / "blind_benchmarks", 50.0),
+        blind_benchmarks=make_benchmarks(root / "benchmarks" / "blank_grey", 50.0),
         steps=make_steps(root / "steps.jsonl"),
     )

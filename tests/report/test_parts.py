@@ -7,7 +7,7 @@ from unicode.report.curves import group_series
 from unicode.report.machine import clock
 from unicode.report.reconstruction import read_grid
 from unicode.report.runs import read_metrics, read_object, read_steps, spread
-from unicode.report.scores import flatten, read_scores
+from unicode.report.scores import benchmarks_section, flatten, read_scores, with_baselines
 from unicode.report.vocabulary import Coded, count_ids, draw_map, vocabulary_section
 
 
@@ -49,7 +49,10 @@ def test_plain_answers():
 
 
 def test_scores_of_all_benchmarks(runs):
-    assert {name: one["headline"] for name, one in read_scores(runs.benchmarks).items()} == {"gqa": 85.5, "pope": 85.5}
+    assert {name: one["headline"] for name, one in read_scores(runs.benchmarks).items()} == {"GQA": 85.5, "POPE": 85.5}
+    assert with_baselines({"this model": runs.benchmarks}) == {"this model": runs.benchmarks, "blind, grey": runs.blind_benchmarks}
+    body = benchmarks_section({"this model": runs.benchmarks}).body
+    assert "88 of 90" in body and "blind, grey" in body and "one file is missing" in body and ">50<" in body
     assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": True}) == {"a.b": 1, "a.c.d": None, "e": "True"}
 
 

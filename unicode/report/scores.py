@@ -8,7 +8,8 @@ from unicode.report.page import Cell, Section, hidden, missing, paragraph, table
 from unicode.report.runs import read_object
 
 FILE = "scores.json"
-COUNTS = ("num_expected", "num_answered", "num_unparsed")
+BLIND = "blank_*"
+"""Folders of baselines that saw no pictures, beside the benchmarks of the model itself."""
 
 
 def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -16,14 +17,25 @@ def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(Path(folder).glob(f"*/{FILE}")):
         content = read_object(path)
-        found[str(content.get("name") or path.parent.name)] = content
+        found[str(content.get("title") or content.get("benchmark") or path.parent.name)] = content
+    return found
+
+
+def with_baselines(folders: Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """Return the folders by name, with the blind baselines of the same runs after them."""
+    found: dict[str, str | Path] = {}
+    for name, folder in folders.items():
+        found[name] = folder
+        for path in sorted(Path(folder).glob(BLIND)):
+            kind = path.name.removeprefix("blank_")
+            found[f"blind, {kind}" if len(folders) == 1 else f"{name} blind, {kind}"] = path
     return found
 
 
 def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
     """Return the section; `folders` is name -> --out of `unicode.run.benchmark`, the model itself first."""
     title, short = "Benchmarks", "Benchmarks"
-    scores = {name: read_scores(folder) for name, folder in folders.items()}
+    scores = {name: read_scores(folder) for name, folder in with_baselines(folders).items()}
     names = list(dict.fromkeys(benchmark for found in scores.values() for benchmark in found))
     if not names:
         command = "python -m unicode.run.benchmark NAME --model DIR --data DIR --out DIR"
@@ -33,10 +45,11 @@ def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
     for name in names:
         own = [found.get(name, {}) for found in scores.values()]
         known = next(content for content in own if content)
-        counts = "/".join(str(known[key]) for key in ("num_answered", "num_expected") if key in known)
+        counts = " of ".join(str(known[key]) for key in ("n_answered", "n_expected") if known.get(key) is not None)
         rows.append([name, *(_headline(content) for content in own), str(known.get("unit", "")), counts])
         lines = list(flatten(known.get("values", {})).items())
-        note = paragraph(str(known["protocol"]), "note") if known.get("protocol") else ""
+        said = [known.get("protocol"), *(known.get("notes") or [])]
+        note = "".join(paragraph(str(one), "note") for one in said if one)
         if lines:
             details.append(hidden(f"{name}: all numbers", note + table(["", "value"], lines)))
     head = ["benchmark", *scores, "unit", "answered"]
