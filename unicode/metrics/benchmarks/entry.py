@@ -46,12 +46,6 @@ class Question:
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the answer record (`round_id`, `options`, `option_char`) or of the question (`category`)."""
 
-    def answer_record(self, text: str, *, answer_id: str, model_id: str) -> dict[str, Any]:
-        """Return the line of an answer file that LLaVA would write."""
-        extra = {name: self.fields[name] for name in ("round_id", "options", "option_char") if name in self.fields}
-        record = {"question_id": self.id, **extra, "prompt": self.prompt, "text": text}
-        return {**record, "answer_id": answer_id, "model_id": model_id, "metadata": {}}
-
 
 @dataclass(frozen=True)
 class NeededFile:

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from unicode.metrics.benchmarks.entry import Options
+from unicode.metrics.benchmarks.vizwiz import Vizwiz
+from unicode.metrics.benchmarks.vqav2 import Vqav2
+
+SHORT = "Answer the question using a single word or phrase."
+TEN = [{"answer": "yes"}] * 2 + [{"answer": "no"}] * 8
+
+
+def put_val(put):
+    questions = [{"question_id": n, "image_id": 42, "question": f"Q{n}?"} for n in (1, 2)]
+    put("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
+    annotations = [{"question_id": n, "answer_type": kind, "answers": TEN} for n, kind in ((1, "yes/no"), (2, "other"))]
+    put("vqav2/v2_mscoco_val2014_annotations.json", {"annotations": annotations})
+
+
+def test_vqav2_val(put, score, tmp_path):
+    put_val(put)
+    first, _ = Vqav2().read_questions(tmp_path, Options(split="val"))
+    assert (first.text, first.image) == (f"Q1?\n{SHORT}", "COCO_val2014_000000000042.jpg")
+    assert Vqav2().image_folder(Options(split="val")) == "vqav2/val2014"
+    result = score(Vqav2(), [{"question_id": 1, "text": "Yes."}, {"question_id": "2", "text": "No"}], split="val")
+    assert result.headline == pytest.approx(80)
+    assert result.values["per_answer_type"] == {"other": pytest.approx(100), "yes/no": pytest.approx(60)}
+    assert score(Vqav2(), [{"question_id": 2, "text": "No"}], split="val").headline == pytest.approx(50)
+
+
+def test_vqav2_test_counts_against_the_asked_split(put, score):
+    lines = [{"question_id": n, "image": f"{n}.jpg", "text": f"Q{n}?\n{SHORT}"} for n in range(4)]
+    put("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", lines[:2])
+    put("vqav2/llava_vqav2_mscoco_test2015.jsonl", lines)
+    result = score(Vqav2(), [{"question_id": 1, "text": "Two, I think", "prompt": f"Q1?\n{SHORT}"}])
+    assert (result.num_expected, result.num_answered) == (2, 1)
+    assert json.loads(result.files["vqav2_upload.json"]) == [
+        {"question_id": 0, "answer": ""},
+        {"question_id": 1, "answer": "2 i think"},
+        {"question_id": 2, "answer": ""},
+        {"question_id": 3, "answer": ""},
+    ]
+    assert any("challenge 830" in note for note in result.notes)
+    with pytest.raises(ValueError, match="another text"):
+        score(Vqav2(), [{"question_id": 1, "text": "x", "prompt": "Is there a dog?"}])
+
+
+def test_vizwiz_upload(put, score):
+    put("vizwiz/llava_test.jsonl", [{"question_id": n, "image": f"{n}.jpg", "text": "Q?"} for n in range(2)])
+    result = score(Vizwiz(), [{"question_id": 0, "text": "The Dog."}])
+    assert json.loads(result.files["vizwiz_upload.json"]) == [{"image": "0.jpg", "answer": "dog"}, {"image": "1.jpg", "answer": ""}]
+    assert result.headline is None
+    assert any("challenge 2185" in note for note in result.notes)
+
+
+def test_vizwiz_val(put, score, tmp_path):
+    rows = [{"image": f"v{n}.jpg", "question": "Q?", "answers": TEN, "answer_type": "other", "answerable": 1} for n in range(2)]
+    put("vizwiz/val.json", rows)
+    first, _ = Vizwiz().read_questions(tmp_path, Options(split="val"))
+    insufficient = "When the provided information is insufficient, respond with 'Unanswerable'."
+    assert first.text == f"Q?\n{insufficient}\n{SHORT}"
+    assert first.image == "v0.jpg"
+    assert score(Vizwiz(), [{"question_id": "v0.jpg", "text": "no"}], split="val").headline == pytest.approx(50)
+
+
+@pytest.mark.parametrize("benchmark", [Vqav2(), Vizwiz()], ids=lambda benchmark: benchmark.name)
+def test_without_files(benchmark, score, tmp_path):
+    for split in ("", "val"):
+        result = score(benchmark, [{"question_id": 1, "text": "x"}], split=split)
+        assert result.headline is None
+        assert any("is not there" in note for note in result.notes)
+        with pytest.raises(FileNotFoundError, match=r"is not there: (it comes with LLaVA's eval.zip|download)"):
+            benchmark.read_questions(tmp_path, Options(split=split))
+    with pytest.raises(ValueError, match=r"has no split 'dev'"):
+        benchmark.read_questions(tmp_path, Options(split="dev"))
+
+
+def test_damaged_official_files(put, score, tmp_path):
+    put("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", [1])
+    put("vqav2/v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 1}]})
+    put("vizwiz/val.json", [{"image": "x"}])
+    with pytest.raises(ValueError, match="not the official question file"):
+        Vqav2().read_questions(tmp_path, Options(split="val"))
+    with pytest.raises(ValueError, match="does not hold questions with answers"):
+        score(Vqav2(), [], split="val")
+    with pytest.raises(ValueError, match="not an annotation file of VizWiz"):
+        Vizwiz().read_questions(tmp_path, Options(split="val"))
