@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=16, help="questions per batch (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=0, help="longest answer (default: LLaVA's, 128 or 1024 by benchmark)")
     parser.add_argument("--skip-missing-images", action="store_true", help="leave questions unanswered whose pictures are not there")
-    parser.add_argument("--judge", default="", metavar="MODEL", help="llavabench: the judge, at OPENAI_BASE_URL with OPENAI_API_KEY")
+    judge_help = "llavabench: the judge behind OPENAI_BASE_URL, with OPENAI_API_KEY (default: JUDGE_MODEL of the environment)"
+    parser.add_argument("--judge", default="", metavar="MODEL", help=judge_help)
+    parser.add_argument("--judge-estimate", action="store_true", help="say what the judge would cost, do not ask it")
     parser.add_argument("--judge-workers", type=int, default=4, help="questions put to the judge at a time (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")

@@ -71,9 +71,8 @@ class _Questions(Sequence[Asked]):
         return Asked(question.text, tuple(self._images(question)), id=question.key)
 
     def _images(self, question: Question) -> Iterator[Any]:
-        if question.image_data:  # the picture stands in the table; a store has it under the name that it is written to disk with
-            name = f"{question.id}.jpg"
-            yield name if any(store.get(name) is not None for store in self._stores) else question.image_data
+        if question.image_data and all(store.get(question.image) is None for store in self._stores):
+            yield question.image_data  # the picture stands in the table of the questions
         elif question.image:
             yield question.image
 
@@ -92,7 +91,7 @@ def check_images(benchmark: Benchmark, questions: Sequence[Question], settings: 
         return
     folder = benchmark.image_folder(settings.options)
     stores = open_stores(settings, folder)
-    names = dict.fromkeys(question.image for question in questions if question.image)
+    names = dict.fromkeys(question.image for question in questions if question.image and not question.image_data)
     root = settings.data / folder
     missing = [name for name in names if not (root / name).is_file() and all(store.get(name) is None for store in stores)]
     if missing:
@@ -135,7 +134,7 @@ def ask(
     made_by = describe_run(model, settings, config.max_new_tokens)
     folder = benchmark.image_folder(settings.options)
     stores = open_stores(settings, folder)
-    every = [_key(question) for question in benchmark.read_questions(settings.data, settings.options)]
+    every = [_key(question) for question in (benchmark.read_questions(settings.data, settings.options) if settings.limit else questions)]
     places = {_key(question): place for place, question in enumerate(questions)}
     with AnswerFile(path, every, made_by=made_by, model_id=model_id) as file:
         file.missing = [place for place in file.missing if every[place] in places]  # answers beyond a limit stay where they are

@@ -1,6 +1,7 @@
 """One benchmark after another: ask where answers are missing, score, write; what each step needs is opened when it is needed."""
 
 import argparse
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,9 @@ from unicode.common.log import get_logger
 from unicode.common.ranks import barrier, is_main
 from unicode.common.records import read_json
 from unicode.metrics.benchmarks.answers import read_answers
-from unicode.metrics.benchmarks.entry import Benchmark, Options, missing_files
+from unicode.metrics.benchmarks.endpoint import URL_VARIABLE, Endpoint
+from unicode.metrics.benchmarks.entry import Answers, Benchmark, Options, missing_files
+from unicode.metrics.benchmarks.llavabench import Llavabench
 from unicode.metrics.benchmarks.table import BENCHMARKS
 from unicode.run.benchmark_report import describe, run_name, write_report
 from unicode.run.command import one_line
@@ -42,7 +45,7 @@ class Runner:
         """What the user chose, as far as it concerns a benchmark."""
         split = self.args.split if benchmark.name in WITH_SPLITS else ""
         circular = self.args.circular and benchmark.name.startswith("mmbench")
-        return Options(split=split, circular=circular, judge_name=self.args.judge, judge_workers=self.args.judge_workers)
+        return Options(split=split, circular=circular, judge_workers=self.args.judge_workers)
 
     def find_answers(self, benchmark: Benchmark) -> Path:
         """The file of answers that --answers means; FileNotFoundError where a folder has none for this benchmark."""
@@ -130,7 +133,7 @@ class Runner:
     def _score(self, benchmark: Benchmark, path: Path, folder: Path, answered: dict[str, Any]) -> None:
         found = read_answers(path, benchmark.key_of)
         answers = {key: record for key, record in found.records.items() if not (record.get("metadata") or {}).get("error")}
-        score = benchmark.score(self.args.data, answers, replace(self.options(benchmark)))
+        score = benchmark.score(self.args.data, answers, self._with_judge(benchmark, answers, folder / "judge.jsonl"))
         score.notes += found.notes(path)
         if self.args.limit:
             score.notes.append(f"only {self.args.limit} questions were asked (--limit): a try, no score to quote")
@@ -140,3 +143,26 @@ class Runner:
         report = write_report(folder, score, {"model": ", ".join(models), "answers": str(path), **answered})
         for line in describe(report, folder):
             log.info("%s", line)
+        if score.values.get("judged", 0) < score.values.get("requests", 0) and self._judges(benchmark):
+            raise OSError(f"{benchmark.title} is not judged to the end: {score.notes[-1]}")
+
+    def _judges(self, benchmark: Benchmark) -> bool:
+        """Whether a judge is to be asked."""
+        return isinstance(benchmark, Llavabench) and not self.args.judge_estimate and bool(self.args.judge or os.environ.get(URL_VARIABLE))
+
+    def _with_judge(self, benchmark: Benchmark, answers: Answers, replies: Path) -> Options:
+        """The options, with the judge in them where there is one to be asked; says what that will cost.
+
+        Raises:
+            ValueError: a judge is named and no endpoint, or the other way round.
+        """
+        options = self.options(benchmark)
+        if not isinstance(benchmark, Llavabench) or not (self.args.judge or os.environ.get(URL_VARIABLE)):
+            return options
+        judge = Endpoint.from_environment(replies, model=self.args.judge)
+        if judge is None:
+            raise ValueError(f"--judge {self.args.judge} names no endpoint: set {URL_VARIABLE} to its address, up to /v1")
+        if not missing_files(benchmark, self.args.data, options, purpose="score"):
+            prompts = benchmark.judge_prompts(self.args.data, answers)
+            log.info("%s", judge.estimate(prompt for _, prompt in prompts.values()).describe())
+        return replace(options, ask=None if self.args.judge_estimate else judge, judge_name=judge.model)
