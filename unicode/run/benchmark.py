@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks, LLaVA's playground/data/eval (EVALUATION.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results: NAME/scores.json and more, table.md over all")
     parser.add_argument("--answers", type=Path, help="score this file of answers (with all: a folder of NAME.jsonl), ask nothing")
-    parser.add_argument("--store", nargs="+", default=[], metavar="STORE", help="stores of ids in which images are looked up first")
+    parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")
     parser.add_argument("--split", choices=("", "val"), default="", help="vqav2, vizwiz: val, which has answers (default: the test split)")
     parser.add_argument("--circular", action="store_true", help="mmbench: ask every question once for each rotation of its options")
     parser.add_argument("--blank-images", choices=("grey", "black", "none"), default="", help="blind baseline: what stands for every image")
