@@ -5,6 +5,7 @@ The rules are those of the EvalAI servers, quirks included, for a submission is 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 ANNOTATORS_TO_AGREE = 3
 
 
+@lru_cache(maxsize=1 << 16)  # people agree: the annotators of VQAv2 val give each answer a hundred times
 def normalize_answer(answer: str) -> str:
     """Return an answer as the EvalAI servers compare it.
 
@@ -46,10 +48,8 @@ def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
 
     With ten annotators 1, 2, 3 and 4 agreeing ones give 0.3, 0.6, 0.9 and 1.0 (VQA, Antol et al. 2015, as M4C evaluates it).
     """
-    scores = []
-    for left_out in range(len(references)):
-        others = sum(other == prediction for index, other in enumerate(references) if index != left_out)
-        scores.append(min(1, others / ANNOTATORS_TO_AGREE))
+    agreeing = sum(reference == prediction for reference in references)
+    scores = [min(1, (agreeing - (reference == prediction)) / ANNOTATORS_TO_AGREE) for reference in references]
     return sum(scores) / len(scores) if scores else 0.0
 
 
