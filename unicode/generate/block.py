@@ -63,7 +63,7 @@ def draw_block(
     Returns:
         (B, count) int64 ids, and the features (R, D) of the last id but one: the last is not in the cache yet.
     """
-    drawn = []
+    drawn: list[Tensor] = []
     for number in range(count):
         if number:
             features = decoder.step(drawn[-1].repeat(2) if sampling.guided else drawn[-1])

@@ -138,7 +138,7 @@ def checked_level_ids(row_ids: Tensor | Sequence[Tensor], layout: Layout, *, mar
     for ids in given:
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
             found = f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
-            raise ValueError(f"image ids range from {found}; the language model has ids 0 to {vocab_size - 1}: was it trained with another?")
+            raise ValueError(f"image ids range from {found}; the language model has ids 0 to {vocab_size - 1}; is it another model?")
         clash = [marker for marker in markers.ids() if bool((ids == marker).any())]
         if clash:
             raise ValueError(f"id {clash[0]} is a marker and an image id; export the codebook table again, which leaves special tokens out")

@@ -15,6 +15,7 @@ from transformers import DynamicCache, StaticCache
 CACHES = ("dynamic", "static")
 _PADDED_TO = 64  # lengths of static caches are multiples of it, so that batches of nearly one length share one
 _IDENTITY_ROWS = 512
+_CHANGED_SCORES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what configs call a change of the scores behind the head
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class CachedDecoder:
         compiled: compile the step; needs the static cache. The first batch of each size then takes long.
 
     Raises:
-        ValueError: an unknown cache, or compiling without the static one.
+        ValueError: an unknown cache, compiling without the static one, or a static one for a model with a sliding window.
     """
 
-    def __init__(self, lm: nn.Module, *, cache: str = "dynamic", compiled: bool = False) -> None:
+    def __init__(self, lm: Any, *, cache: str = "dynamic", compiled: bool = False) -> None:
         if cache not in CACHES:
             raise ValueError(f"cache '{cache}' is unknown; choose one of {', '.join(CACHES)}")
         if compiled and cache != "static":
@@ -64,7 +65,10 @@ class CachedDecoder:
         self._plain_head = self._head_is_all()
         self._static: dict[tuple[int, int], StaticCache] | None = {} if cache == "static" else None
         self._run = torch.compile(self._step, mode="reduce-overhead", dynamic=False) if compiled else self._step
-        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        windows = "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
+        kinds = set(getattr(self.config, "layer_types", None) or [windows])
+        if cache == "static" and kinds != {"full_attention"}:
+            raise ValueError(f"the static cache needs attention to all of the past, this model has {', '.join(sorted(kinds))}; take dynamic")
         self._own_mask = self.config._attn_implementation in ("eager", "sdpa") and kinds == {"full_attention"}
         self._cache: Any = None
         self._visible = self._additive = torch.empty(0)
@@ -162,9 +166,9 @@ class CachedDecoder:
 
     @torch.no_grad()
     def _head_is_all(self) -> bool:
-        """Whether the model's scores are its head on its last hidden state, not scaled or capped afterwards; asks with one token."""
-        if self.head is None:
+        """Whether the model's scores are its head on its last hidden state, not scaled or capped afterwards."""
+        if self.head is None or any(getattr(self.config, name, None) not in (None, 1.0) for name in _CHANGED_SCORES):
             return False
-        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-        whole = self.causal(input_ids=token, use_cache=False).logits[:, -1]
-        return bool(torch.allclose(whole, self.head(self._body(input_ids=token, use_cache=False).last_hidden_state[:, -1])))
+        tokens = torch.linspace(0, self.vocab_size - 1, 8, device=self.device).long()[None]  # ask it, for what its config does not say
+        whole = self.causal(input_ids=tokens, use_cache=False).logits
+        return bool(torch.allclose(whole, self.head(self._body(input_ids=tokens, use_cache=False).last_hidden_state), rtol=1e-3, atol=1e-3))

@@ -1,7 +1,7 @@
 """Pictures on disk with a line for each, filled by all ranks of a job, stopped at any moment and gone on with.
 
     OUT/pictures/ID.png        written whole, before its line
-    OUT/results.jsonl          {"id", "prompt", "seed", "ids", "file", "seconds", ...} in the order of the prompts; "error" where there is none
+    OUT/results.jsonl          {"id", "prompt", "seed", "ids", "file", "seconds", ...} in the order of the prompts, or with "error"
     OUT/results.parts/         what the ranks of a job have done so far; gone when the job has ended
     OUT/settings.json          what the pictures depend on besides the prompts; others are not mixed in
 

@@ -6,7 +6,7 @@ marker and the given ids: so the model finds itself exactly where training had i
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class DrawRequest:
     """What the user says, in full; runs of ids may stand in it."""
     seed: int = 0
     """Of the sampling; the same seed and question give the same picture in every batch."""
-    given: np.ndarray = NOTHING
+    given: np.ndarray = field(default_factory=lambda: NOTHING)
     """(n,) the first ids of the answer, in whole rows: they are kept as they are."""
     count: int = 0
     """How many ids to draw after the given ones; 0: the rest of the image."""
@@ -96,8 +96,9 @@ class Artist:
     """
 
     def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, cache: str = "dynamic", compiled: bool = False) -> None:
-        if model.reads_pixels or model.layout is None:
-            reason = "it reads pixels" if model.reads_pixels else "it was trained without ids of images"
+        if model.reads_pixels or model.layout is None or model.markers is None:
+            missing = "ids of images" if model.layout is None else "markers around images"
+            reason = "it reads pixels" if model.reads_pixels else f"it was trained without {missing}"
             raise ValueError(f"this model cannot draw: {reason}; train one with: bash scripts/finetune_visual_text_lora.sh")
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()

@@ -121,7 +121,7 @@ def _json_lines(path: Path) -> Iterator[DrawPrompt]:
             continue
         text = next((record[key] for key in TEXT_KEYS if key in record), None) if isinstance(record, dict) else None
         if not isinstance(text, str) or not isinstance(record.get("seed", 0), int):
-            yield DrawPrompt(name, "", where, error='expected {"prompt": "words", "id": ..., "seed": a whole number}, the last two if wanted')
+            yield DrawPrompt(name, "", where, error='expected {"prompt": "words"}, with "id" and "seed" (a whole number) if wanted')
             continue
         fault = "" if text.strip() else "the prompt is empty"
         yield DrawPrompt(str(record.get("id", name)), text.strip(), where, seed=record.get("seed"), error=fault)

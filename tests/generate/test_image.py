@@ -1,0 +1,114 @@
+"""Pictures drawn from requests: the right prompt, exact given rows, the same picture in every batch, guidance, errors."""
+
+import numpy as np
+import pytest
+import torch
+
+from unicode.generate.image import FREE_QUESTION, Artist, DrawRequest, caption_request, decode_pictures, draw_images
+from unicode.generate.sampling import Sampling
+from unicode.ids.text import write_run
+from unicode.llm.supervise import ExampleBuilder
+
+
+def requests(number: int) -> list[DrawRequest]:
+    words = ["a red circle", "two blue squares and a very green triangle at the top left", "a cross"]
+    return [caption_request(words[index % 3], seed=index) for index in range(number)]
+
+
+def test_the_prompt_is_what_training_shows(drawing_model):
+    artist, ids = Artist(drawing_model), drawing_model.images.row_ids[:20].numpy()
+    request = caption_request("a red circle")
+    builder = ExampleBuilder(drawing_model.template, drawing_model.text, drawing_model.markers, drawing_model.layout)
+    whole = builder.build([request.question, write_run(ids)]).input_ids.tolist()
+    start = whole.index(drawing_model.markers.image_start)
+    assert artist.prompt(request).input_ids.tolist() == whole[: start + 1]
+    begun = DrawRequest(request.question, given=ids[:10])
+    assert artist.prompt(begun).input_ids.tolist() == whole[: start + 11]
+    assert artist.prompt(begun).is_image.sum() == 10
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, 3.0), Sampling(temperature=0)], ids=["plain", "guided", "greedy"])
+def test_a_picture_does_not_depend_on_its_batch(drawing_model, sampling):
+    together = dict(draw_images(drawing_model, requests(6), sampling=sampling, batch_size=6))
+    alone = dict(draw_images(drawing_model, requests(6), sampling=sampling, batch_size=1))
+    static = dict(draw_images(drawing_model, requests(6), sampling=sampling, batch_size=4, cache="static"))
+    for place in range(6):
+        assert not together[place].error and together[place].ids.shape == (20,)
+        assert np.array_equal(together[place].ids, alone[place].ids)
+        assert np.array_equal(together[place].ids, static[place].ids)
+    assert set(np.concatenate([drawing.ids for drawing in together.values()])) <= set(drawing_model.images.row_ids.tolist())
+
+
+def test_seeds_matter_and_repeat(drawing_model):
+    artist = Artist(drawing_model)
+    first, second, again = (artist.draw([caption_request("a ring", seed=seed)])[0].ids for seed in (1, 2, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, second)
+
+
+def test_given_rows_are_kept(drawing_model):
+    artist, layout = Artist(drawing_model, sampling=Sampling(guidance=2.0)), drawing_model.layout
+    given = drawing_model.images.row_ids[5:15].numpy()
+    (drawing,) = artist.draw([DrawRequest("Draw a ring.", seed=3, given=given)])
+    assert drawing.ids.shape == (layout.num_codes,) and np.array_equal(drawing.ids[:10], given)
+    (row,) = artist.draw([DrawRequest("Draw a ring.", given=given[:0], count=layout.row_length)])
+    assert row.ids.shape == (layout.row_length,)
+    assert decode_pictures(drawing_model, row.ids[None]).shape == (1, 16, 32, 3)
+    assert artist.pictures(drawing.ids[None]).shape == (1, 32, 32, 3)
+
+
+def test_guidance_one_is_none_and_more_changes_the_picture(drawing_model):
+    plain, one, three = (
+        Artist(drawing_model, sampling=Sampling(guidance=guidance)).draw(requests(2)) for guidance in (1.0, 1.000001, 3.0)
+    )
+    assert np.array_equal(plain[1].ids, one[1].ids) and not np.array_equal(plain[1].ids, three[1].ids)
+
+
+def test_compressed_questions(drawing_model):
+    artist, ids = Artist(drawing_model, sampling=Sampling(temperature=0)), drawing_model.images.row_ids[:20].numpy()
+    request = DrawRequest(f"Restore {write_run(ids)}.", compressed=True)
+    example = artist.prompt(request)
+    assert example.is_image.sum() == 4 and len(example.extra_at) == 4
+    assert drawing_model.markers.compressed_start in example.input_ids
+    both = artist.draw([request, DrawRequest("Draw it, please.")])
+    assert np.array_equal(both[0].ids, artist.draw([request])[0].ids)
+
+
+def test_errors_name_the_request_and_the_others_go_on(drawing_model):
+    long = caption_request("red " * 400)
+    broken = DrawRequest("Draw.", given=np.arange(3))
+    found = dict(draw_images(drawing_model, [requests(1)[0], long, broken, requests(2)[1]]))
+    assert [bool(found[place].error) for place in range(4)] == [False, True, True, False]
+    assert "fit into the model's context of 400" in found[1].error and "whole rows" in found[2].error
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        caption_request("  ")
+    with pytest.raises(ValueError, match=r"only slot is \{caption\}"):
+        caption_request("a", template="{words}")
+
+
+def test_a_model_without_image_ids_cannot_draw(drawing_model, tiny_llama):
+    from unicode.llm.load import open_model
+
+    with pytest.raises(ValueError, match="cannot draw"):
+        Artist(open_model(tiny_llama, device="cpu"))
+
+
+def test_an_adapter_draws_as_the_merged_model_does(drawing_model):
+    from copy import deepcopy
+    from dataclasses import replace
+
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(deepcopy(drawing_model.lm), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False,
+                                                                    modules_to_save=["lm_head"])).eval()  # fmt: skip
+    model = replace(drawing_model, lm=adapted)
+    drawn = Artist(model).draw(requests(3))
+    merged = Artist(replace(drawing_model, lm=deepcopy(adapted).merge_and_unload())).draw(requests(3))
+    assert all(np.array_equal(one.ids, other.ids) for one, other in zip(drawn, merged, strict=True))
+    assert not np.array_equal(drawn[0].ids, Artist(drawing_model).draw(requests(3))[0].ids)
+
+
+def test_the_free_question_is_one_of_the_annotations(drawing_model):
+    from unicode.annotations.prompts import TEMPLATES, UNCONDITIONAL
+
+    assert FREE_QUESTION in TEMPLATES[UNCONDITIONAL]
