@@ -208,7 +208,8 @@ def main(folder, trained):
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
     optimizer = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
-    config = {"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 3}, "optimizer": optimizer, "zero_force_ds_cpu_optimizer": False}
+    config = {"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 3}, "optimizer": optimizer}
+    config["zero_force_ds_cpu_optimizer"] = False
     tower = parts.Patches()  # no part of what follows
     kept = HfDeepSpeedConfig(config)  # from_pretrained divides the language model from here on
     model = parts.make_model(folder)

@@ -23,8 +23,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "clip"
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 8}
-    CLIPVisionModel(CLIPVisionConfig(**sizes)).save_pretrained(folder)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=SIZE, patch_size=8)).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}))
     return folder
 
@@ -33,7 +33,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random HQ-VAE of 2x2 and 4x4 cells."""
     torch.manual_seed(0)
-    autoencoder = AutoencoderConfig(channels=8, multipliers=[1, 2], num_res_blocks=1, latent_channels=12, encoder_attention=[], decoder_attention=[])
+    small = {"channels": 8, "multipliers": [1, 2], "num_res_blocks": 1, "latent_channels": 12}
+    autoencoder = AutoencoderConfig(**small, encoder_attention=[], decoder_attention=[])  # type: ignore[arg-type]
     config = TokenizerConfig(image_size=SIZE, autoencoder=autoencoder, codebook=CodebookConfig(mode="free", num_rows=32))
     folder = tmp_path_factory.mktemp("models") / "hqvae"
     ImageTokenizer(config).save_pretrained(folder)
@@ -122,7 +123,7 @@ def test_padding_keeps_the_picture_in_the_middle() -> None:
     [
         ({"kind": "siglip"}, "vision.kind is 'siglip'; choose one of clip, tokenizer"),
         ({"feature": "quantized"}, "vision.feature is 'quantized'; with vision.kind=clip one of patch, cls_patch"),
-        ({"kind": "tokenizer", "feature": "patch"}, "with vision.kind=tokenizer one of latent, quantized"),
+        ({"kind": "tokenizer", "feature": "patch"}, "with vision.kind=tokenizer one of quantized, latent"),
         ({"fit": "stretch"}, "vision.fit is 'stretch'"),
         ({"enabled": True}, "vision.enabled=true needs vision.path"),
         ({"projector_only": True}, "vision.projector_only=true trains nothing without vision.enabled=true"),

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unicode.llm.projector import save_projector
+from unicode.llm.projector import load_projector_, save_projector
 from unicode.llm.vision import Tower
 
 
@@ -141,17 +143,30 @@ class LlavaModel(nn.Module):
         return self.lm.get_output_embeddings()  # type: ignore[operator, no-any-return]
 
     def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
-        """Write what `lm.save_pretrained` writes (of a PEFT model, its adapter) and projector.safetensors.
+        """Write projector.safetensors and what was trained of the language model: an adapter, all its weights, or nothing.
 
         Args:
-            state_dict: gathered weights of this module by their names here, where ranks hold parts of them (ZeRO-3).
+            state_dict: weights of this module by their names here, gathered where ranks hold parts of them (ZeRO-3).
+            kwargs: for `lm.save_pretrained`.
         """
-        inner = None if state_dict is None else part_of(state_dict, "lm.")
-        self.lm.save_pretrained(folder, **({} if inner is None else {"state_dict": inner}), **kwargs)  # type: ignore[operator]
-        save_projector(folder, self.projector.state_dict() if state_dict is None else part_of(state_dict, "projector."))
+        state = self.state_dict() if state_dict is None else state_dict
+        if isinstance(self.lm, PeftModel) or any(parameter.requires_grad for parameter in self.lm.parameters()):
+            self.lm.save_pretrained(folder, state_dict=part_of(state, "lm."), **kwargs)  # type: ignore[operator]
+        save_projector(folder, part_of(state, "projector."))
+
+    def load_trained_(self, folder: str | Path) -> None:
+        """Take what `save_pretrained` wrote; a training goes on with it.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no projector, or one that does not fit.
+        """
+        load_projector_(self.projector, folder)
+        if isinstance(self.lm, PeftModel):
+            self.lm.load_adapter(str(folder), self.lm.active_adapters[0], is_trainable=True)
+        for file in sorted(Path(folder).glob("model*.safetensors")):
+            self.lm.load_state_dict(load_file(file), strict=False)
 
 
 def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-

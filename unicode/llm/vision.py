@@ -23,7 +23,7 @@ from unicode.llm.vocabulary import first_line
 from unicode.tokenizer.load import load_tokenizer
 
 FITS = ("auto", "pad", "crop", "squash")
-CLIP_FEATURES, TOKENIZER_FEATURES = ("patch", "cls_patch"), ("latent", "quantized")
+FEATURES = {"clip": ("patch", "cls_patch"), "tokenizer": ("quantized", "latent")}  # the first is the default
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the published models
 GREY = (0.5, 0.5, 0.5)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,20 +58,27 @@ class VisionSettings:
     """Train the projector alone, the language model frozen: LLaVA's first stage."""
     images: list[str] = field(default_factory=list)
     """Where the pictures of the annotation files lie: folders that their paths start from, LMDB folders, tar shards, or "shapes"."""
+    world: list[str] = field(default_factory=list)
+    """Settings of the generated world of "shapes" that differ from the default one, as colours=8."""
 
     def __post_init__(self) -> None:
         """Reject values that make no sense."""
         if self.kind not in TOWERS:
             raise ValueError(f"vision.kind is '{self.kind}'; choose one of {', '.join(TOWERS)}")
-        features = CLIP_FEATURES if self.kind == "clip" else TOKENIZER_FEATURES
-        self.feature = self.feature or ("patch" if self.kind == "clip" else "quantized")
-        for name, allowed in (("feature", features), ("fit", FITS), ("dtype", DTYPES)):
+        for name, allowed in (("feature", ("", *FEATURES[self.kind])), ("fit", FITS), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"vision.{name} is '{getattr(self, name)}'; with vision.kind={self.kind} one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"vision.{name} is '{getattr(self, name)}'; with vision.kind={self.kind} one of {', '.join(filter(None, allowed))}"
+                )
         if self.enabled and not self.path:
             raise ValueError(f"vision.enabled=true needs vision.path, the folder of the {self.kind} tower")
         if self.projector_only and not self.enabled:
             raise ValueError("vision.projector_only=true trains nothing without vision.enabled=true")
+
+    @property
+    def chosen_feature(self) -> str:
+        """`feature`, or the default of the kind."""
+        return self.feature or FEATURES[self.kind][0]
 
 
 class Tower(nn.Module, ABC):
@@ -142,7 +149,7 @@ class ClipTower(Tower):
         config = self.model.config
         if not -config.num_hidden_layers - 1 <= settings.layer <= config.num_hidden_layers:
             raise ValueError(f"vision.layer is {settings.layer}, but the tower {folder} has {config.num_hidden_layers} layers")
-        self.layer, self.with_class = settings.layer, settings.feature == "cls_patch"
+        self.layer, self.with_class = settings.layer, settings.chosen_feature == "cls_patch"
         self.image_size, self.width = int(config.image_size), int(config.hidden_size)
         self.num_features = (self.image_size // int(config.patch_size)) ** 2 + int(self.with_class)
         processor = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
@@ -170,7 +177,7 @@ class TokenizerTower(Tower):
         super().__init__()
         tokenizer = load_tokenizer(settings.path)
         self.encoder, self.quant_conv = tokenizer.encoder, tokenizer.quant_conv
-        self.stack = tokenizer.stack if settings.feature == "quantized" else None
+        self.stack = None if settings.chosen_feature == "latent" else tokenizer.stack
         self.image_size = tokenizer.config.image_size
         self.num_features = (self.image_size // tokenizer.config.autoencoder.stride) ** 2
         self.width = tokenizer.stack.out_channels if self.stack is not None else tokenizer.config.map_channels
@@ -196,7 +203,7 @@ def build_tower(settings: VisionSettings) -> Tower:
         FileNotFoundError: there is no such folder.
         ValueError: the folder does not hold what `vision.kind` says.
     """
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     assert not is_deepspeed_zero3_enabled(), "build the tower before the training arguments"
     tower = TOWERS[settings.kind](settings)
@@ -243,9 +250,10 @@ def _open_clip(folder: Path) -> Any:
     from transformers import CLIPVisionModel
 
     try:
-        model, found = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers fails in many ways on a folder of another model
         raise ValueError(f"vision.path '{folder}' holds no CLIP vision model that opens ({first_line(error)})") from error
+    model, found = loaded
     if found["missing_keys"]:
         first = sorted(found["missing_keys"])[0]
         raise ValueError(f"vision.path '{folder}' holds no CLIP vision model: it lacks {len(found['missing_keys'])} weights, as {first}")
