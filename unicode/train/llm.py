@@ -1,4 +1,4 @@
-"""Training of a language model on conversations with images as ids: a config in, a run folder with an adapter or model out; resumes."""
+"""Training of a language model on conversations with images: a config in, a run folder with an adapter or model out; resumes."""
 
 import resource
 import time
@@ -25,6 +25,7 @@ from unicode.train.llm_config import TrainLlmConfig
 from unicode.train.llm_data import check_tasks, read_data
 from unicode.train.llm_sampler import ConversationSampler
 from unicode.train.llm_trainer import LlmTrainer
+from unicode.train.llm_vision import open_vision
 from unicode.train.same_run import check_same_run
 
 SUMMARY = "summary.json"
@@ -54,9 +55,17 @@ class LlmTraining:
         model_config, self.text_tokenizer = open_description(config.model.path)
         self.markers = choose_markers(self.text_tokenizer, table_rows=table_rows(model_config))
         self.template = get_template(config.model.template, self.text_tokenizer)
+        self.vision = open_vision(config.vision)
         self.data = read_data(
-            config, model_config=model_config, template=self.template, text_tokenizer=self.text_tokenizer, markers=self.markers
+            config,
+            model_config=model_config,
+            template=self.template,
+            text_tokenizer=self.text_tokenizer,
+            markers=self.markers,
+            image_positions=self.vision.positions if self.vision else 0,
         )
+        if self.vision:
+            self.vision.check(self.data.train)
         loop = config.train
         self.steps = loop.steps or max(1, round(loop.epochs * self.data.epoch_length / loop.batch_size))
         check_same_run(config, self.folder, fixed=FIXED)
@@ -82,7 +91,7 @@ class LlmTraining:
             built = base
         if self.sums:
             sum_inputs_(built, built.get_input_embeddings())
-        return built
+        return self.vision.around(built) if self.vision else built
 
     @property
     def sums(self) -> bool:
@@ -144,6 +153,7 @@ class LlmTraining:
             keep_logits=self.keeps_logits,
             mask_dtype=torch.bfloat16 if self.setting.bf16 else torch.float32,
             task_weights=dict(self.config.optimizer.task_weights),
+            add_images=self.vision.reader if self.vision else None,
         )
         return LlmTrainer(
             self.model,
@@ -178,6 +188,7 @@ class LlmTraining:
     def _finish(self, trainer: LlmTrainer, *, seconds: float) -> None:
         """Write what inference needs to the top of the run folder, the summary last."""
         trainer.save_model(str(self.folder))
+        vision = {"unreadable_pictures": self.vision.unreadable(self.device)} if self.vision else {}
         if is_main():
             write_card(self.folder, self.card())
             last = trainer.monitor.last
@@ -194,6 +205,7 @@ class LlmTraining:
                     "parameters_learned": learning,
                     "ranks": world_size(),
                     "losses": {name: value for name, value in last.items() if "loss" in name},
+                    **vision,
                 },
             )
         barrier()
@@ -203,7 +215,7 @@ class LlmTraining:
         config, train = self.config, self.data.train
         tokenizer = {"path": config.model.image_tokenizer, "fingerprint": train.fingerprint}
         return Card(
-            kind="lora" if config.lora.enabled else "full",
+            kind="llava" if self.vision else "lora" if config.lora.enabled else "full",
             base=config.model.path,
             base_fingerprint=fingerprint_base(config.model.path),
             template=config.model.template,
@@ -211,6 +223,7 @@ class LlmTraining:
             layout=None if train.layout is None else train.layout.to_dict(),
             image_tokenizer=tokenizer if any(tokenizer.values()) else None,
             markers=self.markers.to_dict(),
+            vision=self.vision.describe() if self.vision else None,
             max_length=self.data.max_length,
             config={"lora": asdict(config.lora), "steps": self.steps},
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from unicode.llm.lora import LoraSettings
+from unicode.llm.vision import VisionSettings
 
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 QUANTIZATIONS = ("none", "nf4", "int8")
@@ -177,6 +178,7 @@ class TrainLlmConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    vision: VisionSettings = field(default_factory=VisionSettings)
     data: LlmDataConfig = field(default_factory=LlmDataConfig)
     optimizer: LlmOptimizerConfig = field(default_factory=LlmOptimizerConfig)
     train: LlmLoopConfig = field(default_factory=LlmLoopConfig)
@@ -184,6 +186,10 @@ class TrainLlmConfig:
 
     def __post_init__(self) -> None:
         """Reject what does not fit together."""
+        if self.vision.projector_only and self.lora.enabled:
+            raise ValueError("vision.projector_only=true trains no adapter; set lora.enabled=false")
+        if self.vision.enabled and self.data.stores:
+            raise ValueError("data.stores holds ids, but vision.enabled=true reads image files; name their folders in vision.images")
         if self.model.quantize != "none" and not self.lora.enabled:
             raise ValueError(f"model.quantize={self.model.quantize} needs lora.enabled=true: quantized weights cannot be tuned themselves")
 

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from unicode.common.ranks import all_reduce_sum_, is_main, rank, world_size
 from unicode.llm.lora import is_marker_row
+from unicode.llm.splice import LlavaModel
 from unicode.train.llm_batches import Batch, Collator
 from unicode.train.llm_checkpoint import MarkWhole
 from unicode.train.llm_config import TrainLlmConfig
@@ -160,15 +161,26 @@ class LlmTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter (and projector), or the whole model where it was tuned; never full weights beside an adapter."""
-        if not isinstance(self.whole_model, PeftModel):
+        """Write the adapter, or the whole model where it was tuned, and a projector; never full weights beside an adapter."""
+        model = self.whole_model
+        inner = model.lm if isinstance(model, LlavaModel) else model
+        adapted = isinstance(inner, PeftModel)
+        if inner is model and not adapted:
             super().save_model(output_dir, _internal_call)
             return
-        state = gather_trainable(self.whole_model)
+        tuned = not adapted and any(parameter.requires_grad for parameter in inner.parameters())
+        state = self.accelerator.get_state_dict(self.model_wrapped) if tuned else gather_trainable(model)
         if is_main():
             folder = output_dir or str(self.args.output_dir)
-            self.whole_model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            model.save_pretrained(folder, state_dict=state, **({"save_embedding_layers": False} if adapted else {}))
             self.text_tokenizer.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Fill the model from a checkpoint; a LLaVA model, which transformers does not know, from what `save_model` wrote."""
+        if isinstance(self.whole_model, LlavaModel):
+            self.whole_model.load_trained_(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would walk over all parameters in every step."""
