@@ -1,12 +1,15 @@
 """What tests of several packages share: no network, and a language model of a few thousand weights in a folder."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["UNICODE_CACHE"] = ""  # indexes of annotation files are not kept from test to test
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,99 @@ def tiny_llama(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Folders of a tiny model that reads and writes images, with random weights."""
+
+    base: Path
+    image_tokenizer: Path
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def make_tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tuned]:
+    """Make a LLaMA of 140 rows, an HQ-VAE of 16 px on 24 of them (2x2 + 4x4 codes) and a run folder with an adapter as training writes it.
+
+    `tied`: whether its output layer is its table; the four markers are then tokens of the vocabulary, else rows to be added.
+    """
+
+    def make(*, tied: bool = True, input_mode: str = "ids", context: int = 512) -> Tuned:
+        from unicode.llm.card import Card, fingerprint_base, write_card
+        from unicode.llm.lora import LoraSettings, add_lora_
+        from unicode.llm.markers import choose_markers
+        from unicode.llm.model import fit_embeddings_, open_base, table_rows
+        from unicode.tokenizer.load import load_tokenizer
+
+        folder = tmp_path_factory.mktemp("tuned")
+        found = Tuned(folder / "base", folder / "image_tokenizer", folder / "run")
+        _write_base(found.base, tied=tied, context=context)
+        _write_image_tokenizer(found.image_tokenizer)
+        images = load_tokenizer(found.image_tokenizer)
+        model, text = open_base(found.base, device="cpu")
+        markers = choose_markers(text, table_rows=table_rows(model))
+        fit_embeddings_(model, markers)
+        adapted = add_lora_(model, LoraSettings(r=4, alpha=8.0, dropout=0.0), markers)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        adapted.save_pretrained(found.run, save_embedding_layers=False)
+        text.save_pretrained(found.run)
+        card = Card(
+            kind="lora",
+            base=str(found.base),
+            base_fingerprint=fingerprint_base(found.base),
+            template="vicuna_v1",
+            input_mode=input_mode,
+            layout=images.layout.to_dict(),
+            image_tokenizer={"path": str(found.image_tokenizer), "fingerprint": images.fingerprint},
+            markers=markers.to_dict(),
+        )
+        write_card(found.run, card)
+        return found
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tuned(make_tuned: Callable[..., Tuned]) -> Tuned:
+    """One of them, with tied weights."""
+    return make_tuned()
+
+
+def _write_base(folder: Path, *, tied: bool, context: int) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    names = ["<image_start>", "<image_end>", "<compressed_start>", "<compressed_end>"] if tied else []
+    alphabet = [*map(chr, range(ord("!"), ord("~") + 1)), "Ġ", "Ċ"]
+    special = ["<unk>", "<s>", "</s>", *names]
+    trainer = trainers.BpeTrainer(vocab_size=140, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["a red circle is at the top left of two big green squares", "how many blue things are there?"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=140, max_position_embeddings=context, initializer_range=0.3, tie_word_embeddings=tied, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def _write_image_tokenizer(folder: Path) -> None:
+    from unicode.codebook.base import CodebookConfig
+    from unicode.codebook.table import LanguageTable, row_digest
+    from unicode.tokenizer.autoencoder import AutoencoderConfig
+    from unicode.tokenizer.config import TokenizerConfig
+    from unicode.tokenizer.model import ImageTokenizer
+
+    rows = 0.1 * torch.randn(140, 20, generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(0)
+    no_attention: dict[str, list[int]] = {"encoder_attention": [], "decoder_attention": []}
+    autoencoder = AutoencoderConfig(channels=8, multipliers=[1, 2], num_res_blocks=1, latent_channels=12, **no_attention)
+    codebook = CodebookConfig(mode="projected", width=6, num_rows=24)
+    config = TokenizerConfig(type="hqvae", image_size=16, autoencoder=autoencoder, codebook=codebook)
+    ImageTokenizer(config, LanguageTable(rows, torch.arange(10), "tiny", row_digest(rows))).save_pretrained(folder)
