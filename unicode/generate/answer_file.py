@@ -265,4 +265,4 @@ def _parse_question(number: int, record: Any, path: str | Path) -> AskedQuestion
     if name is None or not isinstance(text, str) or not isinstance(images, Sequence) or not all(isinstance(i, str) for i in images):
         log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
         return None
-    return AskedQuestion(name, text.replace("<image>", "").strip(), tuple(images), record)
+    return AskedQuestion(name, text.strip(), tuple(images), record)

@@ -1,0 +1,127 @@
+"""The images of questions: found in stores first, decoded ahead, read in batches, blank for the blind baseline, errors named."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unicode.generate.answer import AnswerConfig, Question, answer_questions
+from unicode.generate.question_images import ImageReader
+from unicode.ids.encode import EncodeConfig, encode_images
+from unicode.ids.store import Store
+from unicode.images.datasets import open_images
+from unicode.llm.load import open_model
+from unicode.tokenizer.load import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tuned):
+    return open_model(tuned.run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for index in range(5):
+        kind = "jpg" if index % 2 else "png"
+        Image.fromarray(generator.integers(0, 255, (60 + index, 90, 3), dtype=np.uint8)).save(folder / f"{index}.{kind}")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "empty.png").write_bytes(b"")
+    Image.new("RGB", (400_000, 1)).save(folder / "thin.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tuned, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    encode_images(load_tokenizer(tuned.image_tokenizer), open_images(pictures, image_size=16), folder, config=EncodeConfig(num_workers=0))
+    return Store(folder)
+
+
+def read(reader, names):
+    return {name: content for name, content in reader.read(names).items()}
+
+
+def test_files_give_the_ids_of_a_store(model, pictures, store):
+    names = ["0.png", "1.jpg", "2.png", "3.jpg", "4.png", "1.jpg"]
+    with ImageReader(model, root=pictures, batch_size=2) as files, ImageReader(model, stores=[store], root="nowhere") as stored:
+        files.prefetch(names)
+        found, expected = files.read(names), stored.read(names)
+    assert list(found) == list(expected) == names[:5]
+    for name in names:
+        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_array_equal(found[name], store[name])
+
+
+def test_each_image_is_encoded_once_and_in_batches(model, pictures, monkeypatch):
+    sizes = []
+    original = type(model).read_pictures
+    monkeypatch.setattr(type(model), "read_pictures", lambda self, pixels: sizes.append(len(pixels)) or original(self, pixels))
+    with ImageReader(model, root=pictures, batch_size=3) as reader:
+        reader.read(["0.png", "1.jpg", "2.png", "3.jpg", "0.png"])
+        reader.read(["2.png", "0.png"])
+        reader.prefetch(["0.png"])
+        assert not reader._decoding
+    assert sizes == [3, 1]
+
+
+def test_unreadable_images_are_named(model, pictures, store):
+    names = ["broken.png", "empty.png", "thin.png", "absent.png", "0.png"]
+    with ImageReader(model, stores=[store], root=pictures) as reader:
+        found = reader.read(names)
+    for name, reason in {"broken.png": "not an image", "empty.png": "empty file", "thin.png": "too thin", "absent.png": "missing"}.items():
+        assert name in str(found[name]) and reason in str(found[name]) and str(pictures) in str(found[name])
+    assert isinstance(found["0.png"], np.ndarray)
+
+
+def test_missing_names_the_images_without_opening_them(model, pictures, store):
+    with ImageReader(model, stores=[store], root=pictures) as reader:
+        assert reader.missing(["0.png", "absent.png", "broken.png", "absent.png"]) == ["absent.png"]
+    with ImageReader(model, find=lambda name: None) as reader:
+        assert reader.missing(["0.png"]) == ["0.png"]
+    with ImageReader(model, blank="grey") as reader:
+        assert reader.missing(["0.png"]) == []
+
+
+def test_pictures_from_a_finder(model, pictures):
+    with Image.open(pictures / "0.png") as opened:
+        picture = opened.convert("RGB")
+    with ImageReader(model, find={"known": picture}.get) as reader, ImageReader(model, root=pictures) as files:
+        found = reader.read(["known", "unknown"])
+        np.testing.assert_array_equal(found["known"], files.read(["0.png"])["0.png"])
+    assert "unknown" in str(found["unknown"])
+
+
+def test_blank_images(model, pictures, monkeypatch):
+    questions = [Question("<image>\ntwo", ("0.png",)), Question("two", ("absent.png",)), Question("two <image> red", ("1.jpg",))]
+    config = AnswerConfig(max_new_tokens=3)
+    prompts = []
+    original = type(model).prompt
+    monkeypatch.setattr(
+        type(model), "prompt", lambda self, turns, contents=(): prompts.append((turns, contents)) or original(self, turns, contents)
+    )
+    grey = model.image_ids(torch.full((1, 3, 16, 16), 128 * 2 / 255 - 1))[0].numpy()
+    black = model.image_ids(torch.full((1, 3, 16, 16), -1.0))[0].numpy()
+    for blank, ids in (("grey", grey), ("black", black)):
+        prompts.clear()
+        with ImageReader(model, root=pictures, blank=blank) as images:
+            assert not any(answer.error for _, answer in answer_questions(model, questions, config=config, images=images))
+        assert [turns for turns, _ in prompts] == [["<image>\ntwo"], ["<image>\ntwo"], ["two <image> red"]]
+        assert all(np.array_equal(contents[0], ids) for _, contents in prompts)
+    prompts.clear()
+    with ImageReader(model, blank="none") as images:
+        assert not any(answer.error for _, answer in answer_questions(model, questions, config=config, images=images))
+    assert [turns for turns, _ in prompts] == [["two"], ["two"], ["two  red"]]
+    with pytest.raises(ValueError, match="grey, black, none"):
+        ImageReader(model, blank="white")
+
+
+def test_a_store_of_another_tokenizer_is_refused(model, make_tuned, pictures, tmp_path):
+    other = load_tokenizer(model.tokenizer_path)
+    with torch.no_grad():
+        other.quant_conv.weight.add_(1.0)
+    other.__dict__.pop("fingerprint", None)
+    encode_images(other, open_images(pictures, image_size=16), tmp_path / "other", config=EncodeConfig(num_workers=0))
+    with pytest.raises(ValueError, match=f"{model.card.fingerprint}.*{other.fingerprint}"):
+        ImageReader(model, stores=[Store(tmp_path / "other")])
