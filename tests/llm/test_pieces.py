@@ -25,7 +25,7 @@ def test_pieces_join_to_what_the_tokenizer_gives(text_tokenizer):
 def test_habits_of_the_tokenizer_are_kept_behind_special_tokens(text_tokenizer):
     encoder, end = piece_encoder(text_tokenizer), text_tokenizer.eos_token
     own = text_tokenizer(f"dog{end}USER: a dog", add_special_tokens=False)["input_ids"]
-    mine = encoder.encode("dog", place=START) + [encoder.eos_id] + encoder.encode("USER: a dog", place=AFTER_SPECIAL)
+    mine = [*encoder.encode("dog", place=START), encoder.eos_id, *encoder.encode("USER: a dog", place=AFTER_SPECIAL)]
     assert mine == own
     assert encoder.encode(f"dog{end}USER: a dog", place=START, control=True) == own
 
@@ -66,5 +66,5 @@ def test_unfit_tokenizers_are_refused(byte_level):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no end token; set eos_token"):
         piece_encoder(tokenizer)
-    with pytest.raises(ValueError, match="is a object without a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"is a object without a tokenizer\.json"):
         type(piece_encoder(byte_level))(object())

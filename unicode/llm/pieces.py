@@ -40,10 +40,13 @@ class PieceEncoder:
             raise ValueError(f"the text tokenizer is a {kind} without a tokenizer.json; convert it with AutoTokenizer(...).save_pretrained")
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end token; set eos_token in its tokenizer_config.json")
-        state = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+        self._own = Tokenizer.from_str(backend.to_str())
+        self._own.no_truncation()
+        self._own.no_padding()
+        text = self._own.to_str()
+        self.digest = hashlib.sha256(f"{text} {text_tokenizer.eos_token_id}".encode()).hexdigest()[:32]
+        state = json.loads(text)
         bare = without_prefix_space(state)
-        self.digest = hashlib.sha256(json.dumps([state, text_tokenizer.eos_token_id], sort_keys=True).encode()).hexdigest()[:32]
-        self._own = Tokenizer.from_str(json.dumps(state))
         self._bare = self._own if bare == state else Tokenizer.from_str(json.dumps(bare))
         first = text_tokenizer("a")["input_ids"][:1]
         self.bos_id: int | None = first[0] if text_tokenizer.bos_token_id is not None and first == [text_tokenizer.bos_token_id] else None

@@ -7,9 +7,11 @@ everything that they depend on, so the second start with the same data and setti
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ log = get_logger(__name__)
 FORMAT = 1
 """Goes up when the meaning of a cached number changes."""
 COLUMNS = {"starts": np.int64, "ends": np.int64, "lengths": np.int32, "rounds": np.int16, "tasks": np.int8, "images": np.int16}
+PARALLEL_BYTES = 1 << 24
+"""Files from this size on are read by several processes."""
+MAX_PROCESSES = 16
+CHUNK_RECORDS = 256
 CACHE = "UNICODE_CACHE"
 """Environment variable: folder of the indexes; without it ~/.cache/unicode. Empty: nothing is kept."""
 
@@ -41,6 +47,10 @@ class Measured:
     cut: bool
     task: int
     images: int
+
+
+Measure = Callable[[Any, str], Measured]
+"""(record, place as words) -> what to keep; RefusedError leaves the record out, ValueError ends it all."""
 
 
 @dataclass
@@ -92,14 +102,14 @@ class RecordIndex:
         return len(self.columns["starts"])
 
 
-def index_records(path: Path, measure: Callable[[Any, str], Measured], *, settings: dict[str, Any]) -> RecordIndex:
+def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> RecordIndex:
     """Return the index of an annotation file, from the cache when file and settings are those of an earlier call.
 
     Under a launcher the main rank reads the file and the others wait for it.
 
     Args:
         path: a JSON list of records.
-        measure: (record, place as words) -> what to keep; RefusedError leaves the record out.
+        measure: what to keep of a record.
         settings: everything that `measure` depends on, as JSON can hold it.
 
     Raises:
@@ -123,7 +133,7 @@ def index_records(path: Path, measure: Callable[[Any, str], Measured], *, settin
     return index or _load_or_scan(path, measure, settings)
 
 
-def _load_or_scan(path: Path, measure: Callable[[Any, str], Measured], settings: dict[str, Any]) -> RecordIndex:
+def _load_or_scan(path: Path, measure: Measure, settings: dict[str, Any]) -> RecordIndex:
     cached = _cache_file(path, settings)
     if cached is not None and cached.is_file():
         with suppress(OSError, ValueError, KeyError):  # a damaged cache is no cache
@@ -137,37 +147,84 @@ def _load_or_scan(path: Path, measure: Callable[[Any, str], Measured], settings:
     return index
 
 
-def _scan(path: Path, measure: Callable[[Any, str], Measured]) -> RecordIndex:
-    columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
-    intake, meaning = Intake(), {"layout": "", "tokenizer": ""}
-    bar = tqdm(_records(path), desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main())
-    for start, end, record in bar:
-        name = record.get("id") if isinstance(record, dict) else None
-        place = f"{path}, record {intake.records}" + (f" (id {name!r})" if name is not None else "")
-        intake.records += 1
-        try:
-            found = measure(record, place)
-        except RefusedError as refused:
-            intake.refuse(refused.reason, f"{place}: {refused.detail}")
-            continue
-        intake.cut += found.cut
-        for key in meaning:
-            meaning[key] = meaning[key] or str(record.get(key) or "")
-        for column, value in zip(COLUMNS, (start, end, found.length, found.rounds, found.task, found.images), strict=True):
-            columns[column].append(value)
-    arrays = {name: np.array(columns[name], dtype=kind) for name, kind in COLUMNS.items()}
-    return RecordIndex(arrays, intake, **meaning)
+def _scan(path: Path, measure: Measure) -> RecordIndex:
+    """Read the whole file; a large one with several processes, which start as copies of this one."""
+    processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0))) if "fork" in get_all_start_methods() else 1
+    if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
+        return _gather(path, (_measure_chunk(path, measure, *chunk) for chunk in _chunks(path)))
+    with get_context("fork").Pool(processes, initializer=_keep, initargs=(path, measure)) as pool:
+        return _gather(path, pool.imap(_measure_kept, _chunks(path)))
 
 
-def _records(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """First byte, byte behind the last, and content of each record."""
+@dataclass
+class _Chunk:
+    """What was found in some records that stand one after another."""
+
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    intake: Intake = field(default_factory=Intake)
+    meaning: tuple[str, str] = ("", "")
+    place: str = ""
+
+
+def _gather(path: Path, chunks: Iterable[_Chunk]) -> RecordIndex:
+    intake, first = Intake(), _Chunk()
+    rows: list[np.ndarray] = []
+    with tqdm(desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main()) as bar:
+        for chunk in chunks:
+            rows.append(np.array(chunk.rows, dtype=np.int64).reshape(-1, len(COLUMNS)))
+            intake.add(chunk.intake)
+            if any(chunk.meaning) and not any(first.meaning):
+                first = chunk
+            if any(chunk.meaning) and chunk.meaning != first.meaning:
+                both = f"{' and '.join(filter(None, chunk.meaning))}, those of {first.place} {' and '.join(filter(None, first.meaning))}"
+                raise ValueError(f"{chunk.place}: its ids are of {both}; ids of two tokenizers or orders do not mix")
+            bar.update(chunk.intake.records)
+    whole = np.concatenate(rows) if rows else np.empty((0, len(COLUMNS)), dtype=np.int64)
+    columns = {name: whole[:, number].astype(kind) for number, (name, kind) in enumerate(COLUMNS.items())}
+    return RecordIndex(columns, intake, *first.meaning)
+
+
+def _chunks(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Number of the first record, and first byte and byte behind the last of each, for some records at a time."""
+    spans, number = locate_json_list(path), 0
+    while chunk := list(islice(spans, CHUNK_RECORDS)):
+        yield number, chunk
+        number += len(chunk)
+
+
+def _measure_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[int, int]]) -> _Chunk:
+    chunk = _Chunk()
     with open(path, "rb") as file:
-        for number, (start, end) in enumerate(locate_json_list(path)):
+        for index, (start, end) in enumerate(spans, number):
             file.seek(start)
             try:
-                yield start, end, json.loads(file.read(end - start))
+                record = json.loads(file.read(end - start))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, record {number}: the file is not UTF-8 text ({error.reason})") from error
+                raise ValueError(f"{path}, record {index}: the file is not UTF-8 text ({error.reason})") from error
+            name = record.get("id") if isinstance(record, dict) else None
+            place = f"{path}, record {index}" + (f" (id {name!r})" if name is not None else "")
+            chunk.intake.records += 1
+            try:
+                found = measure(record, place)
+            except RefusedError as refused:
+                chunk.intake.refuse(refused.reason, f"{place}: {refused.detail}")
+                continue
+            chunk.intake.cut += found.cut
+            chunk.rows.append((start, end, found.length, found.rounds, found.task, found.images))
+            if not any(chunk.meaning):
+                chunk.meaning, chunk.place = (str(record.get("layout") or ""), str(record.get("tokenizer") or "")), place
+    return chunk
+
+
+_kept: dict[str, Any] = {}  # in a process of the pool: the file and the function that measures its records
+
+
+def _keep(path: Path, measure: Measure) -> None:
+    _kept.update(path=path, measure=measure)
+
+
+def _measure_kept(chunk: tuple[int, list[tuple[int, int]]]) -> _Chunk:
+    return _measure_chunk(_kept["path"], _kept["measure"], *chunk)
 
 
 def _cache_file(path: Path, settings: dict[str, Any]) -> Path | None:

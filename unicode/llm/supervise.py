@@ -212,7 +212,7 @@ class ExampleBuilder:
             self.layout.rows_of(len(ids))
         if self.vocab_size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"image ids range from {ids.min()} to {ids.max()}, but the language model has {self.vocab_size} tokens")
-        if np.isin(ids, self.markers.ids()).any():
+        if (ids[:, None] == np.array(self.markers.ids())).any():
             raise ValueError(f"an image holds the id of a marker ({self.markers.ids()}); its ids are of another vocabulary")
         return self.markers
 
