@@ -1,10 +1,16 @@
 """The pages made of the code say what the code says; other Python versions may wrap lines of --help elsewhere."""
 
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
 import pytest
 
-from tests.reference_pages import FAMILIES, ROOT, commands, config_page, field_notes, help_of
-
-REMEDY = "write it again with: python tests/reference_pages.py"
+ROOT = Path(__file__).parents[1]
+SPEC = spec_from_file_location("reference_pages", ROOT / "docs" / "reference_pages.py")
+assert SPEC is not None and SPEC.loader is not None
+code = module_from_spec(SPEC)
+SPEC.loader.exec_module(code)
+REMEDY = "write it again with: python docs/reference_pages.py"
 
 
 @pytest.fixture(scope="module")
@@ -14,19 +20,19 @@ def sections() -> dict[str, str]:
 
 
 def test_the_page_has_every_command(sections):
-    assert list(sections) == commands(), REMEDY
+    assert list(sections) == code.commands(), REMEDY
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", code.commands())
 def test_help_is_as_captured(name, sections):
     captured = sections[name].strip().removeprefix("```text").removesuffix("```")
-    assert captured.split() == help_of(name).split(), f"docs/commands.md, {name}: {REMEDY}"
+    assert captured.split() == code.help_of(name).split(), f"docs/commands.md, {name}: {REMEDY}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", code.FAMILIES)
 def test_config_pages_are_as_the_code(family):
     written = (ROOT / "docs" / "configs" / f"{family}.md").read_text(encoding="utf-8")
-    assert written == config_page(family), f"docs/configs/{family}.md: {REMEDY}"
+    assert written == code.config_page(family), f"docs/configs/{family}.md: {REMEDY}"
 
 
 def test_every_field_says_what_it_is():
@@ -41,5 +47,10 @@ def test_every_field_says_what_it_is():
         b: int = 0  # behind
         c: int = 0
 
-    assert field_notes(Example) == {"a": "Below.", "b": "above behind", "c": ""}
-    assert all(field_notes(LlmDataConfig).values())
+    assert code.field_notes(Example) == {"a": "Below.", "b": "above behind", "c": ""}
+    assert all(code.field_notes(LlmDataConfig).values())
+
+
+def test_the_tree_names_every_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == code.readme(), f"README.md: {REMEDY}"

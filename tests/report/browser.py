@@ -1,9 +1,10 @@
 """A headless Chromium that looks at a page, driven over its debugging pipe: no driver to install, only the browser.
 
-    python tests/report/browser.py PAGE.html OUT_DIR        screenshots at 1280 and 390 px, light and dark
+    python tests/report/browser.py PAGE.html OUT_DIR [HEIGHT]       screenshots at 1280 and 390 px, light and dark, of the first HEIGHT px
 """
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FACTS = """JSON.stringify({
@@ -127,14 +130,15 @@ class Browser:
 
 
 if __name__ == "__main__":
-    path, out = find_browser(), Path(sys.argv[2])
+    path, out, most = find_browser(), Path(sys.argv[2]), int([*sys.argv, 16_000][3])
     if path is None:
         sys.exit("no browser found; install one (apt-get install chromium) or name it in UNICODE_BROWSER")
     out.mkdir(parents=True, exist_ok=True)
     with Browser(path) as browser:
         for screen_width in (1280, 390):
             for is_dark in (False, True):
-                seen = browser.look(sys.argv[1], width=screen_width, dark=is_dark)
+                seen = browser.look(sys.argv[1], width=screen_width, dark=is_dark, max_height=most)
                 file = out / f"report_{screen_width}{'_dark' if is_dark else ''}.png"
-                file.write_bytes(seen.png)
+                with Image.open(io.BytesIO(seen.png)) as picture:
+                    picture.convert("RGB").quantize(256).save(file, optimize=True)
                 print(file, seen.facts, seen.messages or "no message")
