@@ -31,6 +31,12 @@ ALPHABET = [*(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "Ċ"]
 
 SUMMARY = "base.json"
 
+# turns as the lines of the world have them, so that an untrained adapter starts from something the model knows
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}"
+    "{% else %} Answer: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class BaseConfig:
@@ -90,7 +96,7 @@ def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     start = SPECIAL_TOKENS.index("<s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **names)
 
 
 def packed_rows(tokenizer: PreTrainedTokenizerFast, lines: Iterable[str], *, row_tokens: int) -> Iterator[torch.Tensor]:

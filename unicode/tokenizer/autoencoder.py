@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from unicode.tokenizer.blocks import AttnBlock, Downsample, ResBlock, Upsample, group_norm
@@ -28,6 +29,9 @@ class AutoencoderConfig:
     """Sides of feature maps, at the config's image size, after whose blocks the encoder attends; the middle always does."""
     decoder_attention: list[int] = field(default_factory=lambda: [16])
     """The same for the decoder."""
+    encoder_tile: int = 0
+    """Side in pixels of the tiles that the encoder sees one at a time, so that the same thing gets the same codes wherever it lies and
+    whatever is beside it; a multiple of a coarse cell. 0: the encoder sees the whole image. The decoder always sees all codes."""
     dropout: float = 0.0
     """Dropout in residual blocks."""
 
@@ -37,6 +41,8 @@ class AutoencoderConfig:
             raise ValueError(f"model.autoencoder.multipliers {list(self.multipliers)} must be one or more positive whole numbers")
         if self.channels < 1 or self.num_res_blocks < 1 or self.latent_channels < 1:
             raise ValueError("model.autoencoder.channels, num_res_blocks and latent_channels must be at least 1")
+        if self.encoder_tile < 0 or self.encoder_tile % self.stride:
+            raise ValueError(f"model.autoencoder.encoder_tile {self.encoder_tile} must be 0 or a multiple of the stride {self.stride}")
 
     @property
     def stride(self) -> int:
@@ -85,6 +91,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, *, image_size: int) -> None:
         super().__init__()
+        self.tile = config.encoder_tile
+        image_size = self.tile or image_size
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         kernel, stride = (4, 2) if config.downsample_input else (3, 1)
         self.conv_in = nn.Conv2d(3, config.channels, kernel, stride=stride, padding=1)
@@ -101,6 +109,13 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, latent_channels, H / stride, W / stride)."""
+        if not self.tile:
+            return self._encode(images)
+        size = {"y": images.shape[2] // self.tile, "x": images.shape[3] // self.tile}
+        tiles = rearrange(images, "b c (y h) (x w) -> (b y x) c h w", **size)
+        return rearrange(self._encode(tiles), "(b y x) c h w -> b c (y h) (x w)", **size)
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
         h = self.conv_in(images)
         for stage in self.down:
             h = stage(h)

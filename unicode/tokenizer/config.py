@@ -1,5 +1,6 @@
 """The config of a tokenizer, from which its class, its stack of codebooks and its layout of ids follow."""
 
+import math
 from dataclasses import dataclass, field
 
 from unicode.codebook.base import CodebookConfig
@@ -61,8 +62,9 @@ class TokenizerConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels per side that an image's sides must be multiples of: a cell of the coarsest grid."""
-        return self.autoencoder.stride * (FACTOR ** (self.levels - 1) if self.type == "hqvae" else 1)
+        """Pixels per side that an image's sides must be multiples of: a cell of the coarsest grid, or a tile of the encoder."""
+        coarse = self.autoencoder.stride * (FACTOR ** (self.levels - 1) if self.type == "hqvae" else 1)
+        return math.lcm(coarse, self.autoencoder.encoder_tile or 1)
 
     def layout(self, height: int, width: int) -> Layout:
         """Return the layout of an image of that many pixels.
