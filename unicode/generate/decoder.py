@@ -68,7 +68,8 @@ class CachedDecoder:
         windows = "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
         kinds = set(getattr(self.config, "layer_types", None) or [windows])
         if cache == "static" and kinds != {"full_attention"}:
-            raise ValueError(f"the static cache needs attention to all of the past, this model has {', '.join(sorted(kinds))}; take dynamic")
+            found = ", ".join(sorted(kinds))
+            raise ValueError(f"the static cache needs attention to all of the past; this model has {found}; take dynamic")
         self._own_mask = self.config._attn_implementation in ("eager", "sdpa") and kinds == {"full_attention"}
         self._cache: Any = None
         self._visible = self._additive = torch.empty(0)

@@ -1,0 +1,182 @@
+"""Conversations whose answers may hold pictures: turns and images -> answers, words and <vistok> runs as the model writes them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from unicode.annotations.conversation import IMAGE_TAG, RefusedError, parse_images, parse_turns, record_id
+from unicode.annotations.prompts import draw
+from unicode.generate.constraint import ImageConstraint
+from unicode.generate.decoder import CachedDecoder
+from unicode.generate.sampling import GREEDY, Sampling
+from unicode.generate.writing import write_answers
+from unicode.llm.language_model import Content, LanguageModel
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """A conversation to be held.
+
+    Attributes:
+        id: its name.
+        questions: what the user says, turn by turn; <image> tags stand for `images` in order.
+        references: what was answered by somebody else, "" where nothing is known.
+        images: paths or keys of the images.
+        error: why it cannot be held, with the record's place.
+    """
+
+    id: str
+    questions: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass
+class Talk:
+    """How far a conversation has come: turns and answers so far, or why it could not go on."""
+
+    turns: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+class Interlocutor:
+    """Answers in words and pictures.
+
+    Args:
+        model: one that writes image ids; of a model without a layout the answers are words alone.
+        words: how words are drawn.
+        pictures: how image ids are drawn; unguided.
+        num_tokens: longest answer; pictures count with all their ids.
+        max_pictures: how many pictures an answer may hold.
+
+    Raises:
+        ValueError: the model reads pixels, or guidance was asked for.
+        FileNotFoundError: the image tokenizer is not there.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        words: Sampling = GREEDY,
+        pictures: Sampling | None = None,
+        num_tokens: int = 512,
+        max_pictures: int = 4,
+    ) -> None:
+        if model.reads_pixels or model.layout is None or model.markers is None:
+            raise ValueError("this model writes no pictures; ask it with python -m unicode.run.answer, or train one that draws")
+        self.model, self.words, self.pictures = model, words, pictures or Sampling()
+        self.num_tokens, self.max_pictures = num_tokens, max_pictures
+        self.decoder = CachedDecoder(model.lm)
+
+    def answer(self, turns: Sequence[Sequence[str]], contents: Sequence[Sequence[Content]], *, seeds: Sequence[int]) -> list[str]:
+        """Answer the last questions of a batch of conversations.
+
+        Args:
+            turns: of each conversation question, answer, ..., question.
+            contents: of each what is read for its <image> tags.
+            seeds: one for each.
+
+        Raises:
+            ValueError: a prompt that leaves no room for an answer.
+        """
+        model = self.model
+        prompts = [model.prompt(list(one), list(seen)) for one, seen in zip(turns, contents, strict=True)]
+        longest = max(map(len, prompts))
+        room = min(self.num_tokens, model.context - longest)
+        if room < 1:
+            raise ValueError(f"a conversation of {longest} tokens leaves no room in the model's context of {model.context}; shorten it")
+        batch = model.inputs(prompts)
+        mask, ids = batch["attention_mask"], batch.get("input_ids")
+        assert model.layout is not None and model.markers is not None
+        constraint = ImageConstraint(
+            model.markers, model.layout, model.images.row_ids, vocab_size=self.decoder.vocab_size, max_blocks=self.max_pictures
+        )
+        constraint.begin(torch.zeros_like(mask))  # every prompt ends in words
+        features = self.decoder.start(mask, input_ids=ids, embeddings=batch.get("inputs_embeds"), max_new=room)
+        answers = write_answers(
+            self.decoder, features, constraint, num_tokens=room, end_ids=model.end_ids,
+            seeds=torch.tensor(list(seeds), device=mask.device), words=self.words, pictures=self.pictures,
+        )  # fmt: skip
+        return [self._read(row) for row in answers.tolist()]
+
+    def _read(self, ids: list[int]) -> str:
+        end = next((place for place, token in enumerate(ids) if token in self.model.end_ids and not self._inside(ids[:place])), len(ids))
+        return self.model.read_text(ids[:end]).strip()
+
+    def _inside(self, ids: list[int]) -> bool:
+        """Whether the last marker of an answer's beginning opens an image."""
+        assert self.model.markers is not None
+        markers = [token for token in ids if token in (self.model.markers.image_start, self.model.markers.image_end)]
+        return bool(markers) and markers[-1] == self.model.markers.image_start
+
+
+def hold_conversations(
+    speaker: Interlocutor,
+    conversations: Sequence[Conversation],
+    contents: Sequence[Sequence[Content]],
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> list[Talk]:
+    """Put the questions of conversations to the model, its own answers standing between them.
+
+    Args:
+        contents: of each conversation what is read for its images, in the order of the tags.
+
+    Returns:
+        One talk per conversation, in order; a conversation that cannot go on says why and keeps what it has.
+    """
+    talks = [Talk(error=one.error) for one in conversations]
+    for number in range(max((len(one.questions) for one in conversations), default=0)):
+        going = [place for place, one in enumerate(conversations) if number < len(one.questions) and not talks[place].error]
+        for start in range(0, len(going), batch_size):
+            _one_turn(speaker, conversations, contents, talks, going[start : start + batch_size], number, seed)
+    return talks
+
+
+def _one_turn(
+    speaker: Interlocutor, conversations: Sequence[Conversation], contents: Sequence[Sequence[Content]], talks: list[Talk],
+    places: list[int], number: int, seed: int,
+) -> None:  # fmt: skip
+    """Question `number` of some conversations; where the batch cannot be asked, one by one."""
+    turns = [[*talks[place].turns, conversations[place].questions[number]] for place in places]
+    seen = [contents[place][: sum(turn.count(IMAGE_TAG) for turn in said[::2])] for place, said in zip(places, turns, strict=True)]
+    seeds = [draw(2**31, seed, "talk", conversations[place].id, str(number)) for place in places]
+    try:
+        answers = speaker.answer(turns, seen, seeds=seeds)
+    except ValueError as error:
+        if len(places) > 1:
+            for place in places:
+                _one_turn(speaker, conversations, contents, talks, [place], number, seed)
+        else:
+            talks[places[0]].error = f"turn {2 * number}: {error}"
+        return
+    for place, said, answer in zip(places, turns, answers, strict=True):
+        talks[place].turns = [*said, answer]
+
+
+def parse_conversations(records: Sequence[object] | Iterator[object], *, source: str) -> list[Conversation]:
+    """LLaVA-like records -> conversations; those that are none carry the reason. Answers of the records become references."""
+    found = []
+    for number, record in enumerate(records):
+        try:
+            turns, images = parse_turns(record), parse_images(record)
+            assert isinstance(record, dict)
+            name = record_id(record, images, turns)
+            tags = sum(turn.count(IMAGE_TAG) for turn in turns[::2])
+            fault = "" if tags == len(images) else f"{source}, record {number}: {tags} {IMAGE_TAG} in the questions, {len(images)} images"
+            found.append(Conversation(name, turns[::2], turns[1::2], images, fault))
+        except RefusedError as error:
+            found.append(Conversation(f"record {number}", (), error=f"{source}, record {number}: {error}"))
+    return found
+
+
+def picture_ids(run: np.ndarray, model: LanguageModel) -> np.ndarray | None:
+    """The ids of a run where they are a whole picture of this model, else None."""
+    assert model.layout is not None
+    whole = len(run) == model.layout.num_codes and bool(np.isin(run, model.images.row_ids.cpu().numpy()).all())
+    return run if whole else None
