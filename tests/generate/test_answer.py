@@ -1,4 +1,4 @@
-"""Answering: a batch gives what single questions give, whatever the images, the prompts and the sampling; mistakes stay with their question."""
+"""Answering: a batch gives what single questions give, whatever images, prompts and sampling; mistakes stay with their question."""
 
 import numpy as np
 import pytest

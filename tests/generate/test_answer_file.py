@@ -111,7 +111,7 @@ def test_answers_of_other_runs_and_questions_are_refused(tmp_path):
         file.finish()
     with pytest.raises(ValueError, match=r"a\.jsonl.*max_new_tokens 8, now 9"):
         AnswerFile(path, KEYS, made_by={**MADE_BY, "max_new_tokens": 9})
-    with pytest.raises(ValueError, match="question 0.*not among those asked now"):
+    with pytest.raises(ValueError, match=r"question 0.*not among those asked now"):
         AnswerFile(path, KEYS[1:], made_by=MADE_BY)
     path.with_name("a.jsonl.run.json").unlink()
     with pytest.raises(ValueError, match=f"{digest_run(MADE_BY)}"):
@@ -131,7 +131,7 @@ def test_rounds_and_prompts_tell_questions_of_one_id_apart(tmp_path):
         file.put("1", "b", "third")
         assert file.finish().num_answered == 3
     assert [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == ["first", "second", "third"]
-    with pytest.raises(ValueError, match="q.jsonl asks question '1' .* twice"):
+    with pytest.raises(ValueError, match=r"q\.jsonl asks question '1' .* twice"):
         check_unique([*keys, keys[1]], "q.jsonl")
 
 
@@ -174,7 +174,7 @@ def test_question_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match="holds no question"):
         read_questions(path)
     path.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n{"question_id": 1, "text": "a"}\n')
-    with pytest.raises(ValueError, match="question '1'.*twice"):
+    with pytest.raises(ValueError, match=r"question '1'.*twice"):
         read_questions(path)
     (tmp_path / "q.json").write_text("[{")
     with pytest.raises(ValueError, match=r"q\.json is not valid JSON"):

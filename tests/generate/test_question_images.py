@@ -10,7 +10,11 @@ from unicode.generate.question_images import ImageReader
 from unicode.ids.encode import EncodeConfig, encode_images
 from unicode.ids.store import Store
 from unicode.images.datasets import open_images
+from unicode.images.scene import ShapesConfig
+from unicode.images.shapes import find_scene
+from unicode.images.transforms import to_float
 from unicode.llm.load import open_model
+from unicode.llm.pixels import open_place
 from unicode.tokenizer.load import load_tokenizer
 
 
@@ -37,10 +41,6 @@ def store(tuned, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     encode_images(load_tokenizer(tuned.image_tokenizer), open_images(pictures, image_size=16), folder, config=EncodeConfig(num_workers=0))
     return Store(folder)
-
-
-def read(reader, names):
-    return {name: content for name, content in reader.read(names).items()}
 
 
 def test_files_give_the_ids_of_a_store(model, pictures, store):
@@ -78,19 +78,20 @@ def test_unreadable_images_are_named(model, pictures, store):
 def test_missing_names_the_images_without_opening_them(model, pictures, store):
     with ImageReader(model, stores=[store], root=pictures) as reader:
         assert reader.missing(["0.png", "absent.png", "broken.png", "absent.png"]) == ["absent.png"]
-    with ImageReader(model, find=lambda name: None) as reader:
-        assert reader.missing(["0.png"]) == ["0.png"]
     with ImageReader(model, blank="grey") as reader:
         assert reader.missing(["0.png"]) == []
 
 
-def test_pictures_from_a_finder(model, pictures):
-    with Image.open(pictures / "0.png") as opened:
-        picture = opened.convert("RGB")
-    with ImageReader(model, find={"known": picture}.get) as reader, ImageReader(model, root=pictures) as files:
-        found = reader.read(["known", "unknown"])
-        np.testing.assert_array_equal(found["known"], files.read(["0.png"])["0.png"])
-    assert "unknown" in str(found["unknown"])
+def test_pictures_from_places(model, pictures):
+    places = [open_place(str(pictures), side=16), open_place("shapes", side=16)]
+    with ImageReader(model, places=places) as reader, ImageReader(model, root=pictures) as files:
+        found = reader.read(["0.png", "val/0000000.png", "unknown.png"])
+        np.testing.assert_array_equal(found["0.png"], files.read(["0.png"])["0.png"])
+        assert reader.missing(["0.png", "val/0000000.png", "unknown.png"]) == ["unknown.png"]
+    scene = find_scene(ShapesConfig(image_size=16), "val/0000000.png").pixels()
+    expected = model.image_ids(to_float(torch.from_numpy(np.ascontiguousarray(scene)))[None])[0]
+    np.testing.assert_array_equal(found["val/0000000.png"], expected)
+    assert "unknown.png" in str(found["unknown.png"])
 
 
 def test_blank_images(model, pictures, monkeypatch):

@@ -107,10 +107,10 @@ def test_the_image_tokenizer_is_opened_when_needed_and_must_be_the_right_one(tun
         _ = open_model(tuned.run, device="cpu", image_tokenizer=str(other)).images
     layout = {**model.card.layout, "order": "rows"}
     change_card(copy, layout=layout)
-    with pytest.raises(ValueError, match="order 'rows'.*order 'nested'"):
+    with pytest.raises(ValueError, match=r"order 'rows'.*order 'nested'"):
         _ = open_model(copy, device="cpu").images
     change_card(copy, image_tokenizer={"path": "nowhere", "fingerprint": model.card.fingerprint})
-    with pytest.raises(FileNotFoundError, match="nowhere.*--image-tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*--image-tokenizer"):
         _ = open_model(copy, device="cpu").images
     assert open_model(copy, device="cpu", image_tokenizer=str(tuned.image_tokenizer)).tokenizer_path == str(tuned.image_tokenizer)
 
@@ -120,7 +120,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(tuned):
     assert model.layout == model.images.layout
     model.__dict__.pop("images")
     model.vocab_size = 12
-    with pytest.raises(ValueError, match="only|12 tokens"):
+    with pytest.raises(ValueError, match=r"only|12 tokens"):
         _ = model.images
 
 
@@ -128,7 +128,7 @@ def test_an_adapter_of_another_base_is_refused(tuned, make_tuned):
     other = make_tuned(tied=False)
     with pytest.raises(ValueError, match=f"{read_card(tuned.run).base_fingerprint}.*--base"):
         open_model(tuned.run, base=str(other.base), device="cpu")
-    with pytest.raises(FileNotFoundError, match="nowhere.*--base"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*--base"):
         open_model(tuned.run, base="nowhere", device="cpu")
 
 

@@ -45,7 +45,8 @@ def questions(photos):
 @pytest.fixture
 def ask(tuned, questions, photos, tmp_path):
     def run(*more, out="answers.jsonl", file=None):
-        arguments = ["--model", tuned.run, "--questions", file or questions, "--images", photos, "--answers", tmp_path / out]
+        arguments = ["--model", tuned.run, "--questions", file or questions, "--answers", tmp_path / out]
+        arguments += [] if "--images" in more or "--blank-images" in more else ["--images", photos]
         return main([*map(str, arguments), "--max-new-tokens", "6", "--device", "cpu", *map(str, more)])
 
     return run
@@ -74,7 +75,7 @@ def test_a_store_gives_the_same_answers_as_files(ask, tuned, photos, tmp_path):
     store = tmp_path / "store"
     encode_images(load_tokenizer(tuned.image_tokenizer), open_images(photos, image_size=16), store, config=EncodeConfig(num_workers=0))
     assert ask() == 0
-    assert ask("--store", store, "--images", tmp_path / "nowhere", out="stored.jsonl") == 0
+    assert ask("--store", store, "--images", tmp_path, out="stored.jsonl") == 0
     first, second = lines_of(tmp_path / "answers.jsonl"), lines_of(tmp_path / "stored.jsonl")
     assert [line["text"] for line in first] == [line["text"] for line in second]
 
@@ -91,7 +92,7 @@ def test_the_generated_world_needs_no_files(ask, tmp_path):
 
 def test_the_blind_baseline_needs_no_images(ask, tmp_path):
     for kind in ("grey", "none"):
-        assert ask("--blank-images", kind, "--images", tmp_path / "nowhere", out=f"{kind}.jsonl") == 0
+        assert ask("--blank-images", kind, out=f"{kind}.jsonl") == 0
         texts = [line["text"] for line in lines_of(tmp_path / f"{kind}.jsonl")]
         assert texts[0] == texts[3] == texts[6], "the same words without an image have the same answer"
     assert lines_of(tmp_path / "none.jsonl")[0]["text"] == lines_of(tmp_path / "none.jsonl")[-1]["text"]
@@ -116,7 +117,7 @@ def test_a_lost_image_costs_one_answer_and_is_asked_again(ask, photos, questions
 
 def test_limit_dry_run_and_sampling(ask, tmp_path, caplog):
     caplog.set_level("INFO")
-    assert ask("--dry-run", "--images", tmp_path / "nowhere") == 0
+    assert ask("--dry-run", "--images", tmp_path) == 0
     assert "4 images not found" in caplog.text and not (tmp_path / "answers.jsonl").exists()
     assert ask("--limit", "2") == 0
     assert len(lines_of(tmp_path / "answers.jsonl")) == 2
@@ -134,6 +135,7 @@ def test_limit_dry_run_and_sampling(ask, tmp_path, caplog):
         (["--model", "nowhere"], "nowhere"),
         (["--questions", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--store", "nowhere"], "nowhere"),
+        (["--images", "nowhere"], "no pictures at 'nowhere'"),
         (["--blank-images", "white"], "grey, black, none"),
         (["--batch-size", "0"], "batch size 0"),
         (["--base", "nowhere"], "no base model nowhere"),

@@ -4,7 +4,7 @@ Keys that a store knows cost a look-up. Everything else is decoded by threads, a
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unicode.ids.store import Store
 from unicode.images.decode import UnreadableImageError, read_bytes
+from unicode.llm.pixels import Place
 
 BLANKS = {"grey": 128, "black": 0, "none": None}
 """What stands for every image of a blind baseline: a picture of that value, or no image and no tag at all."""
@@ -54,8 +55,8 @@ class ImageReader:
 
     Args:
         stores: stores of ids that keys are looked up in, in this order.
-        root: folder that paths start from.
-        find: asked for a picture by its name where no store has it, in place of reading a file below `root`; gives None for an unknown one.
+        places: where pictures are looked for by name after the stores: folders, archives, the generated world.
+        root: folder that all other paths start from.
         blank: empty, or a key of BLANKS: what stands in place of every image.
         batch_size: pictures that the model reads at a time.
 
@@ -68,8 +69,8 @@ class ImageReader:
         model: Reader,
         *,
         stores: Sequence[Store] = (),
+        places: Sequence[Place] = (),
         root: str | Path = "",
-        find: Callable[[str], Image.Image | None] | None = None,
         blank: str = "",
         batch_size: int = 32,
     ) -> None:
@@ -78,7 +79,7 @@ class ImageReader:
         for store in stores:
             model.check_store(store)
         self.model, self.stores, self.root, self.blank = model, tuple(stores), Path(root), blank
-        self._batch_size, self._find_picture = batch_size, find
+        self._batch_size, self._places = batch_size, tuple(places)
         self._threads = ThreadPoolExecutor(THREADS)
         self._decoding: dict[Any, Future[Tensor]] = {}
         self._known: OrderedDict[Any, Content] = OrderedDict()
@@ -123,9 +124,7 @@ class ImageReader:
         if self.blank:
             return []
         unknown = [name for name in dict.fromkeys(names) if self._find(name) is None]
-        if self._find_picture is not None:
-            return [name for name in unknown if self._find_picture(name) is None]
-        return [name for name in unknown if not (self.root / name).is_file()]
+        return [name for name in unknown if not any(name in place for place in self._places) and not (self.root / name).is_file()]
 
     def contents(self, images: Sequence[ImageLike], found: dict[Any, Content | ImageError]) -> list[Content]:
         """What is read for the images of one question, in order; raises the first ImageError among them. Nothing for blank "none"."""
@@ -160,12 +159,9 @@ class ImageReader:
         """Runs in a thread."""
         if isinstance(image, Image.Image | bytes):
             return self.model.picture(image)
-        if self._find_picture is None:
-            return self.model.picture(read_bytes(self.root / str(image)))
-        picture = self._find_picture(str(image))
-        if picture is None:
-            raise UnreadableImageError("missing or no image")
-        return self.model.picture(picture)
+        name = str(image)
+        place = next((place for place in self._places if name in place), None)
+        return self.model.picture(read_bytes(self.root / name) if place is None else place.picture(name))
 
     def _read_decoded(self, waiting: dict[Any, Future[Tensor]]) -> dict[Any, Content | ImageError]:
         found: dict[Any, Content | ImageError] = {}
@@ -190,8 +186,7 @@ class ImageReader:
                 self._known.popitem(last=False)
 
     def _explain(self, key: Any, error: UnreadableImageError) -> str:
-        places = [*(store.path for store in self.stores), *([] if self._find_picture else [self.root])]
-        where = f"; looked in {' and '.join(map(str, places))}" if places else ""
+        where = "".join(f", not in the store {store.path}" for store in self.stores) + (f", folder {self.root}" if not self._places else "")
         return f"image '{key}': {error}{where}" if isinstance(key, str) else f"image: {error}"
 
     def _blank(self) -> Content:

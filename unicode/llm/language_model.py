@@ -4,7 +4,6 @@ Both ways of reading an image have one face here. This project's models read ids
 the LLaVA kind read pixels through a tower and a projector. What differs is settled in `read_pictures`, `prompt` and `inputs`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,14 +19,13 @@ from unicode.ids.encode import arithmetic
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
-from unicode.images.config import DataConfig
-from unicode.images.decode import UnreadableImageError, decode_image
 from unicode.images.transforms import eval_transform, to_float
 from unicode.llm.card import Card, check_tokenizer
 from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.markers import Markers
 from unicode.llm.model import context_length, table_rows
 from unicode.llm.pieces import piece_encoder
+from unicode.llm.pixels import square_pixels
 from unicode.llm.prompt import Template
 from unicode.llm.splice import LlavaModel
 from unicode.llm.supervise import Example, ExampleBuilder
@@ -165,16 +163,10 @@ class LanguageModel:
         """A picture or the content of an image file -> (3, S, S) uint8, as it is encoded into a store; may be called from threads.
 
         Raises:
-            UnreadableImageError: not an image, damaged, or too thin.
+            UnreadableImageError: not an image, damaged, too large or too thin.
         """
         transform, side = self._transform
-        settings = DataConfig()
-        if isinstance(image, bytes):
-            image = decode_image(image, shorter=math.ceil(settings.draft * side), max_pixels=settings.max_pixels)
-        width, height = image.size
-        if max(width, height) * side**2 > settings.max_pixels * min(width, height):
-            raise UnreadableImageError(f"too thin: {width}x{height} pixels")
-        return transform(image.convert("RGB"))
+        return square_pixels(image, transform=transform, side=side)
 
     def read_pictures(self, pixels: Tensor) -> list[Content]:
         """(B, 3, S, S) uint8 -> what is read for each: ids (N,), or the pixels themselves."""

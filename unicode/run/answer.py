@@ -23,7 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
     parser.add_argument("--answers", required=True, help="file of answers to write or to go on with")
-    parser.add_argument("--images", default=".", help="folder that image paths start from, or shapes:SPLIT (default: the working folder)")
+    images = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"
+    parser.add_argument("--images", action="append", default=[], metavar="PLACE", help=images)
     parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")
     parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
     parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
@@ -39,6 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="open everything, look for the images, answer nothing")
     return parser
+
+
+def open_images(name: str, model: Any) -> Any:
+    """Open a place of pictures; the generated world has pictures of the size that the model reads."""
+    from unicode.llm.pixels import SHAPES, open_place
+
+    return open_place(name, side=model.image_size if name.partition(":")[0] == SHAPES else 0)
 
 
 class _Chosen(Sequence[Any]):
@@ -66,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.generate.question_images import ImageReader
     from unicode.ids.store import Store
     from unicode.llm.load import open_model
-    from unicode.run.picture_finder import SHAPES, PictureFinder
 
     config = AnswerConfig(args.batch_size, args.max_new_tokens, args.temperature, args.top_p, args.seed)
     asked = read_questions(args.questions)
@@ -74,9 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     device = open_job(args.device)
     model = open_model(args.model, base=args.base, image_tokenizer=args.image_tokenizer, device=device, dtype=args.dtype, merge=args.merge)
     stores = [Store(path) for path in args.store]
-    in_world = args.images.partition(":")[0] == SHAPES
-    find = PictureFinder([args.images], world=[f"image_size={model.image_size}"]) if in_world and not args.blank_images else None
-    with ImageReader(model, stores=stores, root=args.images, find=find, blank=args.blank_images) as images:
+    places = [] if args.blank_images else [open_images(name, model) for name in args.images]
+    with ImageReader(model, stores=stores, places=places, blank=args.blank_images) as images:
         if args.dry_run:
             lost = images.missing(name for question in asked for name in question.images)
             log.info("%d questions, %d images not found%s", len(asked), len(lost), f", the first is '{lost[0]}'" if lost else "")
