@@ -89,3 +89,33 @@ def test_dependencies_of_the_active_environment(tmp_path, dependency, lacking):
     done = subprocess.run(["sh", "-c", check], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode != 0) == lacking
     assert (f"lacks {dependency}" in done.stderr) == lacking
+
+
+BENCHMARKS = (
+    "vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed", "llavabench", "mmvet", "all",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks(start, name):
+    script = f"scripts/llava_eval/{name}.sh"
+    code, text, _ = start(script, "my model", "--limit", "4")
+    assert code == 0
+    words = f"-m|unicode.run.benchmark|{name}|--data|datasets/llava/eval|--out|my model/eval|--model|my model"
+    assert text.startswith(f"{words}|--limit|4|CPU=true")
+    assert start(script, "my model", "base", DATA_ROOT="d", OUT="o")[1].startswith(
+        f"-m|unicode.run.benchmark|{name}|--data|d/eval|--out|o|--model|my model|--base|base|CPU"
+    )
+
+
+def test_benchmarks_on_every_gpu(start):
+    text = start("scripts/llava_eval/gqa.sh", "model", gpus=4)[1]
+    assert text.startswith("-m|deepspeed.launcher.runner|--no_local_rank|--master_port|29500|--module|unicode.run.benchmark|gqa|")
+
+
+def test_benchmarks_without_a_model(start):
+    text = start("scripts/llava_eval/pope.sh", "--answers", "a.jsonl")[1]
+    assert text.startswith("-m|unicode.run.benchmark|pope|--data|datasets/llava/eval|--out|outputs/eval|--answers|a.jsonl|CPU")
+    code, text, message = start("scripts/llava_eval/pope.sh")
+    assert (code, text) == (2, "")
+    assert message == "error: no model; give its folder: bash scripts/llava_eval/pope.sh outputs/unicode"

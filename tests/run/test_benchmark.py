@@ -485,6 +485,11 @@ def test_arguments(words: list[str], expected: str, data: Path, tmp_path: Path, 
     assert expected in fails(capsys, *words, "--data", str(data), "--out", str(tmp_path))
 
 
+def test_a_model_that_reads_no_pictures(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    place = arguments.index("--image-tokenizer")
+    assert "--image-tokenizer DIR" in fails(capsys, "pope", *arguments[:place], *arguments[place + 2 :], "--dry-run")
+
+
 def test_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "EVALUATION.md" in fails(capsys, "pope", "--answers", "a", "--data", str(tmp_path / "no"), "--out", str(tmp_path))
 

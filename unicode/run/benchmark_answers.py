@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from unicode.generate.answer import AnswerConfig, answer_questions
 from unicode.generate.answer import Question as Asked
 from unicode.generate.answer_file import ERROR, AnswerFile, Key, key_of
@@ -101,6 +103,12 @@ def check_images(benchmark: Benchmark, questions: Sequence[Question], settings: 
             f"{benchmark.name}: {len(missing)} of {len(names)} pictures are not in {where}, the first is '{missing[0]}': {remedy}; "
             "with --skip-missing-images the questions about them stay unanswered"
         )
+
+
+def check_reading(model: LanguageModel, questions: Sequence[Question], settings: AskSettings) -> None:
+    """ValueError or FileNotFoundError, as `LanguageModel.images`, when the model cannot read pictures and will have to."""
+    if any(question.image for question in questions) and not settings.stores and settings.blank != "none":
+        model.picture(Image.new("RGB", (8, 8)))
 
 
 def describe_run(model: LanguageModel, settings: AskSettings, max_new_tokens: int) -> dict[str, Any]:

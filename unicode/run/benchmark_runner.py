@@ -109,7 +109,7 @@ class Runner:
         return ""
 
     def _ask(self, benchmark: Benchmark, path: Path) -> dict[str, Any]:
-        from unicode.run.benchmark_answers import AskSettings, ask, check_images, read_questions
+        from unicode.run.benchmark_answers import AskSettings, ask, check_images, check_reading, read_questions
 
         args = self.args
         settings = AskSettings(
@@ -124,11 +124,11 @@ class Runner:
         questions = read_questions(benchmark, settings)
         if not args.skip_missing_images:
             check_images(benchmark, questions, settings)
-        model = self.model
+        check_reading(self.model, questions, settings)
         if args.dry_run:
             return {}
         log.info("%s: %d questions, the answers go to %s", benchmark.title, len(questions), path)
-        return ask(benchmark, model, questions, path, settings=settings, model_id=Path(args.model).name)
+        return ask(benchmark, self.model, questions, path, settings=settings, model_id=Path(args.model).name)
 
     def _score(self, benchmark: Benchmark, path: Path, folder: Path, answered: dict[str, Any]) -> None:
         found = read_answers(path, benchmark.key_of)
