@@ -121,19 +121,6 @@ class LlavaModel(nn.Module):
         """Of the language model."""
         return self.lm.dtype  # type: ignore[return-value]
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether the language model computes activations anew in the backward pass."""
-        return bool(self.lm.is_gradient_checkpointing)
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Switch the language model's on."""
-        self.lm.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Switch the language model's off."""
-        self.lm.gradient_checkpointing_disable()  # type: ignore[operator]
-
     def get_input_embeddings(self) -> nn.Module:
         """The language model's embedding layer."""
         return self.lm.get_input_embeddings()  # type: ignore[operator, no-any-return]
