@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from unicode.annotations.conversation import BAD_IDS, TASKS, RefusedError, image_key
+from unicode.annotations.conversation import BAD_IDS, IMAGE_TAG, TAG_MISMATCH, TASKS, RefusedError, image_key
 from unicode.annotations.image_ids import ImageIds, open_image_ids
 from unicode.common.log import get_logger
 from unicode.ids.layout import Layout
@@ -106,6 +106,7 @@ class ConversationDataset(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """Example of one record; the same whenever it is asked for."""
+        index = range(len(self))[index]
         sample, source = self.sample(index), int(self.sources[index])
         return self.builder.build(
             sample.turns,
@@ -169,7 +170,9 @@ class ConversationDataset(Dataset[Example]):
         if self.image_positions:
             if len(sample.keys) < len(sample.images):
                 raise RefusedError(BAD_IDS, "the record holds ids, but this model reads image files; give it LLaVA's own annotations")
-            return [np.zeros(self.image_positions, dtype=np.int64)] * len(sample.images)
+            if sum(turn.count(IMAGE_TAG) for turn in sample.turns[::2]) < len(sample.images):
+                raise RefusedError(TAG_MISMATCH, f"{IMAGE_TAG} in an answer, but a model that reads image files cannot write them")
+            return [np.full(self.image_positions, self._placeholder)] * len(sample.images)
         runs: list[np.ndarray] = []
         for image in sample.images:
             if not isinstance(image, str):
@@ -182,6 +185,12 @@ class ConversationDataset(Dataset[Example]):
                     "name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)"
                 )
         return runs
+
+    @property
+    def _placeholder(self) -> int:
+        """An id for positions whose features are put in later; any that is no marker."""
+        taken = () if self.builder.markers is None else self.builder.markers.ids()
+        return next(index for index in range(len(taken) + 1) if index not in taken)
 
     def _key(self, key: str, source: int) -> str:
         return f"{self.folders[source]}/{key}" if self.folders[source] else key

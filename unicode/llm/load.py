@@ -61,7 +61,7 @@ def open_model(
     lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
     _neutralize_(lm)
     if card.vision is not None:
-        lm = _add_vision(lm, card, folder)
+        lm = _add_vision(lm, card, folder, place=image_tokenizer)
     return LanguageModel(
         card=card,
         lm=_moved(lm, place),
@@ -226,8 +226,11 @@ def _neutralize_(lm: Any) -> None:
     lm.generation_config = GenerationConfig()
 
 
-def _add_vision(lm: Any, card: Card, folder: Path) -> LlavaModel:
+def _add_vision(lm: Any, card: Card, folder: Path, *, place: str) -> LlavaModel:
     """A tower and the trained projector around a language model.
+
+    Args:
+        place: where the tower lies, if no longer where the training had it.
 
     Raises:
         FileNotFoundError: the tower or the projector is missing.
@@ -235,6 +238,8 @@ def _add_vision(lm: Any, card: Card, folder: Path) -> LlavaModel:
     """
     assert card.vision is not None
     settings = VisionSettings(**{name: value for name, value in card.vision.items() if name != "fingerprint"})
+    if place or not Path(settings.path).exists():
+        settings.path = place or str(folder / settings.path)
     tower = build_tower(settings)
     expected = card.vision.get("fingerprint", tower.fingerprint)
     if tower.fingerprint != expected:
