@@ -191,7 +191,7 @@ class TrainLlmConfig:
         if self.vision.enabled and self.data.stores:
             raise ValueError("data.stores holds ids, but vision.enabled=true reads image files; name their folders in vision.images")
         if self.vision.enabled and self.model.input_mode != "ids":
-            raise ValueError(f"model.input_mode={self.model.input_mode} adds up ids, but vision.enabled=true reads none; set model.input_mode=ids")
+            raise ValueError(f"model.input_mode={self.model.input_mode} adds up ids, but vision.enabled=true reads none; set it to ids")
         if self.model.quantize != "none" and not self.lora.enabled:
             raise ValueError(f"model.quantize={self.model.quantize} needs lora.enabled=true: quantized weights cannot be tuned themselves")
 
