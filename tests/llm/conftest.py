@@ -1,10 +1,18 @@
-"""Tiny text tokenizers of every kind that language models have, all of them with a chat template."""
+"""Tiny text tokenizers of every kind that language models have, all of them with a chat template; stores of random ids."""
 
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from unicode.ids.keys import hash_keys
+from unicode.ids.layout import Layout
+from unicode.ids.manifest import Origin
+from unicode.ids.write import StoreWriter
 
 LINES = [
     "A chat between a curious user and an artificial intelligence assistant. USER: What is it? ASSISTANT: A red bus on a street.",
@@ -82,3 +90,24 @@ def byte_level() -> PreTrainedTokenizerFast:
 def legacy() -> PreTrainedTokenizerFast:
     """LLaMA-like, a space put before everything."""
     return make_text_tokenizer("legacy")
+
+
+LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
+STORE_VOCAB = 256
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[..., dict[str, np.ndarray]]:
+    """Write a store of random ids, (20,) for each key, and return them by key."""
+
+    def make(folder: Path, keys: Sequence[str], *, layout: Layout = LAYOUT, tokenizer: str = "0123456789abcdef", skip: Sequence[str] = ()):
+        origin = Origin(tokenizer, layout, {"image_size": 16}, "float32", ("whole",), STORE_VOCAB, len(keys), hash_keys(keys), 64)
+        ids = np.random.default_rng(0).integers(60, STORE_VOCAB, (len(keys), 1, layout.num_codes))
+        with StoreWriter(folder, origin) as writer:
+            writer.prepare(keys)
+            writer.put(0, ids, [(row, key, "truncated") for row, key in enumerate(keys) if key in skip])
+            writer.close()
+            writer.finish(keys)
+        return dict(zip(keys, ids[:, 0], strict=True))
+
+    return make
