@@ -80,12 +80,18 @@ class LanguageModel:
     _builder: ExampleBuilder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._builder = ExampleBuilder(self.template, self.text, self.markers, self.layout, self.vocab_size)
+        bare = self.reads_pixels and self.markers is None
+        self._builder = ExampleBuilder(self.template, self.text, self.markers, self.layout, self.vocab_size, bare)
 
     @property
     def reads_pixels(self) -> bool:
         """Whether images are read as pixels, through a tower, and not as ids."""
         return isinstance(self.lm, LlavaModel)
+
+    @property
+    def causal(self) -> Any:
+        """The causal language model that generates: `lm`, or the one inside where it reads pixels."""
+        return self.lm.lm if self.reads_pixels else self.lm
 
     @cached_property
     def context(self) -> int:

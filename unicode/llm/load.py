@@ -11,6 +11,7 @@ from unicode.common.log import get_logger
 from unicode.llm.card import FILE as CARD_FILE
 from unicode.llm.card import Card, check_base, check_vocabulary, fingerprint_base, read_card
 from unicode.llm.language_model import LanguageModel, Prompt
+from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
 from unicode.llm.markers import choose_markers
 from unicode.llm.model import fit_embeddings_, open_base, table_rows
 from unicode.llm.projector import PROJECTOR_FILE, build_projector, load_projector_
@@ -39,9 +40,10 @@ def open_model(
     """Open a language model for inference.
 
     Args:
-        path: a run folder of `unicode.run.train_llm`, a folder of `unicode.run.merge_lora`, or a plain model, which then answers text.
+        path: a run folder of `unicode.run.train_llm`, a folder of `unicode.run.merge_lora`, one that LLaVA's own code wrote, or a plain
+            model, which then answers text.
         base: the model that an adapter was trained on, where it is no longer where the training had it.
-        image_tokenizer: the same for the image tokenizer.
+        image_tokenizer: the same for the image tokenizer, or for the tower of a model that reads pixels.
         device: "auto" is a GPU where there is one.
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU, float32 elsewhere.
         attention: as `unicode.llm.model.open_base`.
@@ -56,6 +58,8 @@ def open_model(
     kind = choose_dtype(dtype, place)
     options = {"dtype": kind, "attention": attention, "device": place.type}
     if not (folder / CARD_FILE).is_file():
+        if is_llava_folder(folder):
+            return _open_llava(folder, base=base, tower=image_tokenizer, device=place, options=options)
         return _open_plain(folder, image_tokenizer=image_tokenizer, device=place, options=options)
     card = read_card(folder)
     lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
@@ -175,6 +179,14 @@ def digest_folder(folder: Path, base_fingerprint: str = "") -> str:
                 content.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
                 digest.update(content.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def _open_llava(folder: Path, *, base: str, tower: str, device: torch.device, options: dict[str, Any]) -> LanguageModel:
+    """A model that LLaVA's code trained."""
+    lm, text, card = open_llava_folder(folder, base=base, tower=tower, options=options)
+    _neutralize_(lm.lm)
+    digest = digest_folder(folder, card.base_fingerprint)
+    return LanguageModel(card, _moved(lm, device), text, None, get_template(card.template, text), None, device, digest)
 
 
 def _open_plain(folder: Path, *, image_tokenizer: str, device: torch.device, options: dict[str, Any]) -> LanguageModel:

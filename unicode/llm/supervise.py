@@ -100,6 +100,7 @@ class ExampleBuilder:
         markers: around images; None where there are none.
         layout: of whole images; None leaves the length of runs unchecked (then there is no input_mode "sum").
         vocab_size: rows of the embedding table; every id must lie below it.
+        bare_images: nothing around images, and the words behind one spelled as at the beginning of a text: LLaVA's published models.
     """
 
     template: Template
@@ -107,13 +108,14 @@ class ExampleBuilder:
     markers: Markers | None = None
     layout: Layout | None = None
     vocab_size: int = 0
+    bare_images: bool = False
     encoder: PieceEncoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", piece_encoder(self.text_tokenizer))
 
     def __reduce__(self) -> tuple[type["ExampleBuilder"], tuple[Any, ...]]:
-        return ExampleBuilder, (self.template, self.text_tokenizer, self.markers, self.layout, self.vocab_size)
+        return ExampleBuilder, (self.template, self.text_tokenizer, self.markers, self.layout, self.vocab_size, self.bare_images)
 
     def build(
         self,
@@ -182,7 +184,7 @@ class ExampleBuilder:
                 for words, run in _cut(part.text, runs):
                     if run is not None:
                         yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
-                        place = AFTER_SPECIAL if len(run) else place
+                        place = place if not len(run) else START if self.bare_images else AFTER_SPECIAL
                     else:
                         yield Segment(self.encoder.encode(words, place=INSIDE if part.learned else place), part.learned)
                         place = INSIDE
@@ -190,6 +192,9 @@ class ExampleBuilder:
     def _image(self, ids: np.ndarray, learned: bool, *, compressed: bool) -> Iterator[Segment]:
         """Marker, ids, marker; nothing for a picture that is not begun."""
         if not len(ids):
+            return
+        if self.bare_images:
+            yield Segment(ids, learned, image=True)
             return
         markers = self._checked(ids)
         if not compressed:
