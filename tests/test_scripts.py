@@ -119,3 +119,26 @@ def test_benchmarks_without_a_model(start):
     code, text, message = start("scripts/llava_eval/pope.sh")
     assert (code, text) == (2, "")
     assert message == "error: no model; give its folder: bash scripts/llava_eval/pope.sh outputs/unicode"
+
+
+LLM_SCRIPTS = {
+    "scripts/finetune_lora.sh": "unicode_lora",
+    "scripts/finetune.sh": "unicode_full",
+    "scripts/finetune_visual_text_lora.sh": "unicode_visual_text",
+    "scripts/vae_train/train_hqvae_stage2.sh": "code_decoder",
+}
+
+
+@pytest.mark.parametrize(("script", "config"), LLM_SCRIPTS.items())
+def test_language_models_have_default_configs_too(start, script, config):
+    code, text, _ = start(script, "train.steps=3", "--dry-run")
+    assert code == 0
+    assert text == f"-m|unicode.run.train_llm|configs/llm/{config}.yaml|train.steps=3|--dry-run|CPU=true IF="
+    assert (ROOT / "configs" / "llm" / f"{config}.yaml").is_file()
+
+
+def test_several_machines_tune_a_language_model(start):
+    code, text, _ = start("scripts/multi-server/finetune_lora_server2.sh", "my.yaml", gpus=2, **ADDRESS)
+    assert code == 0
+    assert "|--nnodes|2|--node-rank|1|" in text
+    assert "|--module|unicode.run.train_llm|my.yaml|" in text

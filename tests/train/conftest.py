@@ -1,12 +1,18 @@
-"""A tiny training run on the generated world."""
+"""Tiny training runs: of a tokenizer on the generated world, of a language model on made-up conversations."""
 
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
+from unicode.annotations.conversation import IMAGE_TO_TEXT, TEXT_ONLY, make_record
+from unicode.annotations.prompts import TEXT_TO_IMAGE
 from unicode.codebook.table import save_table
 from unicode.common.config import load_config
+from unicode.common.records import write_json
+from unicode.ids.layout import Layout
+from unicode.ids.text import write_run
 from unicode.train.config import TrainTokenizerConfig
 
 
@@ -48,3 +54,52 @@ def overrides(tmp_path: Path) -> list[str]:
 def config(overrides: list[str]) -> TrainTokenizerConfig:
     """The same as a config."""
     return load_config(TrainTokenizerConfig, None, overrides)
+
+
+LAYOUT = Layout("hierarchical", ((1, 1), (2, 2)))
+ANSWERS = ["red", "blue", "green", "a circle", "two big squares", "at the top left"]
+
+
+def conversations(task: str, count: int, *, seed: int = 0) -> list[dict[str, object]]:
+    """Made-up conversations of one task, image ids of `LAYOUT` in their turns."""
+    random = Random(f"{task} {seed}")
+    made = []
+    for number in range(count):
+        run = write_run([random.randrange(20, 49) for _ in range(LAYOUT.num_codes)])
+        words = random.choice(ANSWERS)
+        turns = {
+            IMAGE_TO_TEXT: [f"{run}\nwhat is it?", words, "how many?", random.choice(["two", "three"])],
+            TEXT_TO_IMAGE: [f"draw {words}", run],
+            TEXT_ONLY: ["say a thing " * random.randrange(1, 4), words],
+        }[task]
+        made.append(make_record(f"{task}{number}", task, turns, layout=LAYOUT.describe(), tokenizer="0123456789abcdef"))
+    return made
+
+
+@pytest.fixture
+def llm_overrides(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Settings of a LoRA run of 12 small steps on made-up conversations of three tasks, in `tmp_path`/llm."""
+    monkeypatch.setenv("UNICODE_CACHE", str(tmp_path / "cache"))
+    for task in (IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_ONLY):
+        write_json(tmp_path / f"{task}.json", conversations(task, 40))
+        write_json(tmp_path / f"{task}_val.json", conversations(task, 5, seed=1))
+    files = ",".join(f"{tmp_path}/{task}.json" for task in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)) + f",{tmp_path}/{TEXT_ONLY}.json*0.5"
+    values = {
+        "model.path": tiny_llama,
+        "model.template": "llava_llama_2",
+        "lora.r": 4,
+        "lora.alpha": 8,
+        "lora.dropout": 0.1,
+        "data.files": f"[{files}]",
+        "data.val_files": "[" + ",".join(f"{tmp_path}/{task}_val.json" for task in (IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_ONLY)) + "]",
+        "optimizer.lr": 5e-3,
+        "train.steps": 12,
+        "train.batch_size": 8,
+        "train.log_every": 4,
+        "train.eval_every": 6,
+        "train.save_every": 4,
+        "run.dir": tmp_path / "llm",
+        "run.device": "cpu",
+        "run.threads": 1,
+    }
+    return [f"{key}={value}" for key, value in values.items()]

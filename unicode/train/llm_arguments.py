@@ -4,15 +4,19 @@ import math
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import distributed
 from transformers import TrainingArguments
 
 from unicode.common.ranks import world_size
 from unicode.train.config import LoopConfig, split_batch
 from unicode.train.deepspeed_config import read_deepspeed, zero_stage
 from unicode.train.llm_config import TrainLlmConfig
+
+PATIENCE = timedelta(days=7)  # ranks that wait for the slowest one must not give up on it
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def build_arguments(config: TrainLlmConfig, setting: Setting) -> TrainingArgumen
 
     With ZeRO-3, models that are opened while these arguments live are split over the ranks at once.
     """
-    prepare_processes(deepspeed=setting.deepspeed is not None)
+    join_ranks(setting)
     loop, options, run = config.train, config.optimizer, config.run
     args = TrainingArguments(
         output_dir=run.dir,
@@ -111,7 +115,7 @@ def build_arguments(config: TrainLlmConfig, setting: Setting) -> TrainingArgumen
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
-        ddp_timeout=7 * 24 * 3600,
+        ddp_timeout=int(PATIENCE.total_seconds()),
         deepspeed=setting.deepspeed,
     )
     assert args.device is not None  # asking for it joins the process group
@@ -124,8 +128,8 @@ def set_steps_(args: TrainingArguments, *, steps: int, warmup: float) -> None:
     args.warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
-def prepare_processes(*, deepspeed: bool) -> None:
-    """Make the environment one in which Trainer does what the config says.
+def join_ranks(setting: Setting) -> None:
+    """Join the other ranks, in an environment where Trainer does what the config says.
 
     ACCELERATE_USE_CPU, which the scripts set on machines without GPU, silently turns DeepSpeed off; `use_cpu` says the same without that.
     A process that no launcher started becomes a job of one rank, where DeepSpeed needs a job and where Trainer would otherwise split each
@@ -134,10 +138,16 @@ def prepare_processes(*, deepspeed: bool) -> None:
     os.environ.pop("ACCELERATE_USE_CPU", None)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "RANK" in os.environ or not (deepspeed or torch.cuda.device_count() > 1):
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    deepspeed = setting.deepspeed is not None
+    if "RANK" not in os.environ and (deepspeed or (torch.cuda.device_count() > 1 and not setting.cpu)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if deepspeed and setting.cpu:  # on a GPU transformers does it
+        import deepspeed as engine
+
+        engine.init_distributed(dist_backend="gloo", timeout=PATIENCE, auto_mpi_discovery=False, verbose=False)
+    elif setting.cpu and world_size() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=PATIENCE)

@@ -1,6 +1,9 @@
-# Sourced by train_hqvae_server{1..4}.sh with SERVER=1..4 set: checks what several machines need to find each other, then trains.
+# Sourced by the scripts of single servers with SERVER=1..4 set: checks what several machines need to find each other, then trains.
 #   MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 NNODES=2 NCCL_SOCKET_IFNAME=eth0 sh .../train_hqvae_server1.sh [CONFIG.yaml] [key.sub=value ...]
 # Every server is given the same values and the same arguments; the server of number 1 is the one at MASTER_ADDR.
+# SCRIPT names what each server runs (default: scripts/vae_train/train_hqvae.sh).
+
+script=${SCRIPT:-scripts/vae_train/train_hqvae.sh}
 
 fail() {
     echo "error: $1" >&2
@@ -12,11 +15,11 @@ fail() {
 [ -n "${NNODES:-}" ] || fail "NNODES is not set; give every server the number of servers: NNODES=2"
 case $NNODES in
     2 | 3 | 4) ;;
-    *) fail "NNODES=$NNODES, expected 2, 3 or 4; for one server there is scripts/vae_train/train_hqvae.sh" ;;
+    *) fail "NNODES=$NNODES, expected 2, 3 or 4; for one server there is $script" ;;
 esac
 [ "$SERVER" -le "$NNODES" ] || fail "this is the script of server $SERVER but NNODES=$NNODES; start the scripts of servers 1 to $NNODES"
 interface=${NCCL_SOCKET_IFNAME:-${GLOO_SOCKET_IFNAME:-}}
 [ -n "$interface" ] || fail "NCCL_SOCKET_IFNAME is not set; name the network interface towards the other servers (ip -brief address): eth0"
 export MASTER_ADDR MASTER_PORT NNODES NODE_RANK=$((SERVER - 1))
 export NCCL_SOCKET_IFNAME="$interface" GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
-exec sh scripts/vae_train/train_hqvae.sh "$@"
+exec sh "$script" "$@"

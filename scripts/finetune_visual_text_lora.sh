@@ -1,0 +1,10 @@
+#!/bin/sh
+# Tunes a language model that reads and draws images, by LoRA, on all GPUs of this machine or on the CPU. The same command resumes a run.
+#   bash scripts/finetune_visual_text_lora.sh [CONFIG.yaml] [key.sub=value ...]
+cd "$(dirname "$0")/.." || exit 1
+. scripts/launch.sh
+case ${1:-} in
+    *.yaml | *.yml) ;;
+    *) set -- configs/llm/unicode_visual_text.yaml "$@" ;;
+esac
+launch unicode.run.train_llm "$@"

@@ -1,0 +1,6 @@
+#!/bin/sh
+# Server 2 of several that tune one language model together; scripts/vae_train/multi-server/server.sh says which variables they need.
+#   sh scripts/multi-server/finetune_lora_server2.sh [CONFIG.yaml] [key.sub=value ...]
+cd "$(dirname "$0")/../.." || exit 1
+SERVER=2 SCRIPT=scripts/finetune_lora.sh
+. scripts/vae_train/multi-server/server.sh
