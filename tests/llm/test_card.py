@@ -100,7 +100,7 @@ def test_image_tokenizers_are_checked():
     check_tokenizer(card, fingerprint="a" * 16, layout=LAYOUT)
     with pytest.raises(ValueError, match=r"outputs/hqvae .a{16}., and other is b{16}; name the right one with --image-tokenizer"):
         check_tokenizer(card, fingerprint="b" * 16, layout=LAYOUT, path="other")
-    with pytest.raises(ValueError, match="order 'nested', and the image tokenizer makes .* order 'rows'"):
+    with pytest.raises(ValueError, match=r"order 'nested', and the image tokenizer makes .* order 'rows'"):
         check_tokenizer(card, fingerprint="a" * 16, layout=Layout("hierarchical", ((2, 2), (4, 4)), order="rows"))
 
 
