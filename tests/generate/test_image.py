@@ -52,8 +52,8 @@ def test_given_rows_are_kept(drawing_model):
     assert drawing.ids.shape == (layout.num_codes,) and np.array_equal(drawing.ids[:10], given)
     (row,) = artist.draw([DrawRequest("Draw a ring.", given=given[:0], count=layout.row_length)])
     assert row.ids.shape == (layout.row_length,)
-    assert decode_pictures(drawing_model, row.ids[None]).shape == (1, 16, 32, 3)
-    assert artist.pictures(drawing.ids[None]).shape == (1, 32, 32, 3)
+    assert decode_pictures(drawing_model, row.ids[None]).shape == (1, 8, 16, 3)
+    assert artist.pictures(drawing.ids[None]).shape == (1, 16, 16, 3)
 
 
 def test_guidance_one_is_none_and_more_changes_the_picture(drawing_model):
@@ -78,7 +78,7 @@ def test_errors_name_the_request_and_the_others_go_on(drawing_model):
     broken = DrawRequest("Draw.", given=np.arange(3))
     found = dict(draw_images(drawing_model, [requests(1)[0], long, broken, requests(2)[1]]))
     assert [bool(found[place].error) for place in range(4)] == [False, True, True, False]
-    assert "fit into the model's context of 400" in found[1].error and "whole rows" in found[2].error
+    assert "fit into the model's context of 512" in found[1].error and "whole rows" in found[2].error
     with pytest.raises(ValueError, match="the prompt is empty"):
         caption_request("  ")
     with pytest.raises(ValueError, match=r"only slot is \{caption\}"):

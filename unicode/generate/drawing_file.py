@@ -161,13 +161,13 @@ def _open_part(path: Path) -> IO[str]:
     return open(path, "a", encoding="utf-8")
 
 
-def write_contact_sheet(files: Sequence[Path], path: Path, *, limit: int = 64) -> None:
-    """Write the first `limit` pictures side by side as one PNG, in rows of about the root of their number."""
+def write_contact_sheet(files: Sequence[Path], path: Path, *, limit: int = 64, group: int = 1) -> None:
+    """Write the first `limit` pictures side by side as one PNG, in rows of about the root of their number; groups stay in one row."""
     pictures = [Image.open(file).convert("RGB") for file in files[:limit]]
     if not pictures:
         return
     width, height = pictures[0].size
-    columns = max(1, round(len(pictures) ** 0.5))
+    columns = group * max(1, round(len(pictures) ** 0.5 / group))
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (width + 2) + 2, rows * (height + 2) + 2))
     for number, picture in enumerate(pictures):

@@ -77,13 +77,16 @@ def _html(title: str, conversations: Sequence[tuple[str, Sequence[Turn]]]) -> st
     for name, turns in conversations:
         parts.append(f"<section><h2>{escape(name)}</h2>")
         for turn in turns:
-            inside = "".join(
-                f'<img src="{escape(piece.picture)}" alt="picture of the {turn.speaker}">' if piece.picture else f"<p>{escape(piece.text)}</p>"
-                for piece in turn.pieces
-            )
+            inside = "".join(_html_piece(piece, turn.speaker) for piece in turn.pieces)
             parts.append(f'<div class="{turn.speaker}"><b>{turn.speaker}</b>{inside}</div>')
         parts.append("</section>")
     return "\n".join([*parts, "</html>\n"])
+
+
+def _html_piece(piece: Piece, speaker: str) -> str:
+    if piece.picture:
+        return f'<img src="{escape(piece.picture)}" alt="picture of the {speaker}">'
+    return f"<p>{escape(piece.text)}</p>"
 
 
 def _markdown(title: str, conversations: Sequence[tuple[str, Sequence[Turn]]]) -> str:

@@ -1,0 +1,93 @@
+"""A conversation in words and pictures, line by line, as `unicode.run.chat` leads it: the user's line -> what to print."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unicode.common.records import atomic_write
+from unicode.generate.config import GenerationConfig
+from unicode.generate.image import Artist, caption_request
+from unicode.generate.interleaved import Interlocutor, picture_ids
+from unicode.generate.sampling import Sampling
+from unicode.ids.text import split_runs
+from unicode.images.decode import UnreadableImageError, read_bytes
+from unicode.images.listing import EXTENSIONS
+from unicode.llm.language_model import Content, LanguageModel
+
+
+class Chat:
+    """A conversation in progress.
+
+    Args:
+        model: one that writes image ids.
+        config: sampling of the pictures; guidance counts for /draw alone.
+        out: folder of the pictures that the model draws.
+        num_tokens: longest answer, pictures included.
+        word_temperature: of the words; 0 is greedy.
+
+    Raises:
+        ValueError, FileNotFoundError: as `Artist`.
+    """
+
+    def __init__(self, model: LanguageModel, config: GenerationConfig, *, out: Path, num_tokens: int, word_temperature: float) -> None:
+        self.model, self.config, self.out = model, config, out
+        self.artist = Artist(model, sampling=config.sampling())
+        plain = replace(config.sampling(), guidance=1.0)
+        self.speaker = Interlocutor(model, words=Sampling(word_temperature), pictures=plain, num_tokens=num_tokens)
+        self.turns: list[str] = []
+        self.contents: list[Content] = []
+        self.count = 0
+
+    def say(self, line: str) -> str:
+        """Answer one line; "" for commands that have no answer. ValueError for an image or a prompt that cannot be used."""
+        if line == "/new":
+            self.turns, self.contents = [], []
+            return ""
+        if line.startswith("/draw"):
+            request = caption_request(line.removeprefix("/draw").strip(), seed=self.config.seed + self.count, template=self.config.template)
+            return self.save(self.artist.draw([request])[0].ids)
+        words, paths = split_line(line)
+        contents = [*self.contents, *(self.read(path) for path in paths)]
+        turns = [*self.turns, "<image>\n" * len(paths) + words]
+        (answer,) = self.speaker.answer([turns], [contents], seeds=[self.config.seed + len(turns)])
+        self.turns, self.contents = [*turns, answer], contents
+        return self.show(answer)
+
+    def read(self, path: Path) -> Content:
+        """What the model reads for an image file."""
+        try:
+            return self.model.read_pictures(self.model.picture(read_bytes(path))[None])[0]
+        except UnreadableImageError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def show(self, answer: str) -> str:
+        """An answer with the names of the saved pictures in place of their ids."""
+        parts = []
+        for piece in split_runs(answer, where="answer", allow_empty=True):
+            ids = None if piece.ids is None else picture_ids(piece.ids, self.model)
+            parts.append(piece.text if piece.ids is None else "[a broken picture]" if ids is None else f"[{self.save(ids)}]")
+        return "".join(parts)
+
+    def save(self, ids: np.ndarray) -> str:
+        """Write a picture and return its path."""
+        while (path := self.out / f"{self.count:04d}.png").exists():
+            self.count += 1
+        with atomic_write(path, "wb") as file:
+            Image.fromarray(self.artist.pictures(ids[None])[0]).save(file, "PNG")
+        self.count += 1
+        return str(path)
+
+
+def split_line(line: str) -> tuple[str, list[Path]]:
+    """Words, and the image files among them; a path with spaces stands in quotes."""
+    try:
+        parts = shlex.split(line, posix=True)
+    except ValueError:  # an apostrophe, as in "what's this"
+        parts = line.split()
+    paths = [part for part in parts if Path(part).suffix.lower() in EXTENSIONS]
+    for path in paths:
+        line = line.replace(shlex.quote(path), "").replace(f'"{path}"', "").replace(path, "")
+    return " ".join(line.split()), [Path(path) for path in paths]

@@ -1,0 +1,62 @@
+"""Talk with a model in the terminal: name image files in what you say, and it answers in words and pictures, which are saved.
+
+python -m unicode.run.chat --model outputs/unicode_visual_text --out outputs/chat
+    > photos/bus.jpg What color is it?          words that name an image file are that image
+    > /draw a red circle at the top left        a picture, guided where guidance=... was given
+    > /new                                      forget the conversation        /quit or Ctrl-D: leave
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from unicode.run.command import command
+from unicode.run.job import open_job
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.chat", description="Talk with a model in words and pictures.")
+    parser.add_argument("--model", required=True, help="run folder of train_llm or folder of merge_lora")
+    parser.add_argument("--out", default="outputs/chat", help="folder of the pictures that it draws (default: %(default)s)")
+    parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
+    parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer, pictures included (default: %(default)s)")
+    parser.add_argument("--word-temperature", type=float, default=0.0, help="of the words; 0 is greedy (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="open the model and leave")
+    settings = "seed, temperature, top_k, top_p of pictures; guidance of /draw"
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    from unicode.common.config import load_config
+    from unicode.generate.chat import Chat
+    from unicode.generate.config import GenerationConfig
+    from unicode.llm.load import open_model
+
+    config = load_config(GenerationConfig, None, args.settings)
+    device = open_job(args.device)
+    model = open_model(args.model, base=args.base, image_tokenizer=args.image_tokenizer, device=device, dtype=args.dtype)
+    chat = Chat(model, config, out=Path(args.out), num_tokens=args.max_new_tokens, word_temperature=args.word_temperature)
+    if args.dry_run:
+        return 0
+    while True:
+        print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/quit":
+            return 0
+        try:
+            answer = chat.say(line.strip()) if line.strip() else ""
+        except (ValueError, OSError) as error:
+            answer = f"error: {error}"
+        print(answer)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

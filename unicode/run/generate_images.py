@@ -1,0 +1,104 @@
+"""Draw pictures with a language model: of prompts, from the first rows of others, out of compressed ones, or within conversations.
+
+python -m unicode.run.generate_images --model outputs/unicode_visual_text --prompts shapes:val --out outputs/drawn guidance=2 limit=100
+The same command draws what a stopped one left out.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from unicode.common.log import get_logger
+from unicode.common.ranks import is_main
+from unicode.run.command import command
+from unicode.run.job import open_job
+
+log = get_logger(__name__)
+SHOWN_ERRORS = 5
+SHEET = "contact_sheet.png"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.generate_images", description="Draw pictures with a language model.")
+    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
+    add("--model", required=True, help="run folder of train_llm or folder of merge_lora")
+    what.add_argument("--prompts", default="", help=".txt (one a line), .jsonl, LLaVA .json, shapes:val or unconditional:NUMBER")
+    images = "an image, a folder, a list, a LLaVA .json or shapes:val"
+    what.add_argument("--complete", default="", metavar="IMAGES", help=f"pictures whose first rows are kept: {images}")
+    what.add_argument("--decompress", default="", metavar="IMAGES", help=f"pictures given compressed, to be written out: {images}")
+    what.add_argument("--reference", default="", metavar="FILE", help="LLaVA .json of conversations to hold, with pictures in the answers")
+    add("--out", required=True, help="folder of the pictures, results.jsonl and contact_sheet.png; of a page for --reference")
+    add("--config", default=None, help="YAML of prompts, sampling and protocol, as configs/generation/imagenet.yaml")
+    add("--keep", type=int, default=-1, help="rows of coarse cells that --complete keeps (default: half of them)")
+    add("--caption", default="", help="words about the pictures of --complete (default: none; the shapes world's own)")
+    add("--images", action="append", default=[], metavar="PLACE", help="place of the images of --reference; may be repeated")
+    add("--max-new-tokens", type=int, default=512, help="longest answer of --reference (default: %(default)s)")
+    add("--max-pictures", type=int, default=4, help="pictures in an answer of --reference (default: %(default)s)")
+    add("--base", default="", help="base model, where it is no longer where the training had it")
+    add("--image-tokenizer", default="", help="the same for the image tokenizer")
+    add("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
+    add("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    add("--dry-run", action="store_true", help="open everything, draw nothing")
+    settings = "samples, seed, guidance, temperature, top_k, top_p, batch_size, limit, template, cache, compiled, data.shapes...."
+    add("settings", nargs="*", metavar="KEY=VALUE", help=settings)
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    from unicode.common.config import load_config
+    from unicode.generate.config import GenerationConfig
+    from unicode.llm.load import open_model
+    from unicode.run.conversation_pages import answer_conversations
+    from unicode.run.drawing_inputs import build_task, describe
+
+    config = load_config(GenerationConfig, args.config, [*args.settings, *([f"prompts={args.prompts}"] if args.prompts else [])])
+    if not (config.prompts or args.complete or args.decompress or args.reference):
+        raise ValueError("nothing to draw; give --prompts FILE, --complete IMAGES, --decompress IMAGES or --reference FILE")
+    device = open_job(args.device)
+    options: dict[str, Any] = {"base": args.base, "image_tokenizer": args.image_tokenizer, "dtype": args.dtype, "merge": args.merge}
+    model = open_model(args.model, device=device, **options)
+    if args.reference:
+        return answer_conversations(model, args, config)
+    from unicode.generate.drawing_file import DrawingFile, places_of
+    from unicode.generate.drawing_tasks import run_task
+    from unicode.generate.image import Artist
+
+    sampling = config.sampling(0.0 if args.decompress else 1.0)
+    artist = Artist(model, sampling=sampling, cache=config.cache, compiled=config.compiled)
+    task = build_task(model, args, config)
+    places = places_of(task.ids, samples=config.samples)
+    made_by = describe(model, args, config, sampling=sampling, ids=task.ids)
+    if args.dry_run:
+        requests = task.requests(places[:1])
+        log.info("%d pictures; the first is asked for with: %s", len(places), getattr(requests[0], "question", requests[0]))
+        return 0
+    records = run_task(artist, task, DrawingFile(args.out, places, made_by=made_by), batch_size=config.batch_size)
+    return report(records, Path(args.out)) if is_main() else 0
+
+
+def report(records: list[dict[str, Any]], out: Path) -> int:
+    """Write the contact sheet, say what was drawn and what was not; the exit code is 2 where nothing was."""
+    from unicode.generate.drawing_file import write_contact_sheet
+
+    drawn = [record for record in records if "file" in record]
+    errors = [record["error"] for record in records if "error" in record]
+    pairs = all((out / str(record.get("reference"))).is_file() for record in drawn)
+    files = [out / name for record in drawn for name in ([record["reference"]] if pairs else []) + [record["file"]]]
+    write_contact_sheet(files, out / SHEET, group=2 if pairs else 1)
+    for error in errors[:SHOWN_ERRORS]:
+        log.warning("not drawn: %s", error)
+    if len(errors) > SHOWN_ERRORS:
+        log.warning("... and %d more; their lines in %s say why", len(errors) - SHOWN_ERRORS, out / "results.jsonl")
+    means = {name: [record[name] for record in drawn if name in record] for name in ("seconds", "exact", "psnr")}
+    shown = ", ".join(f"{name} {sum(values) / len(values):.4g}" for name, values in means.items() if values)
+    log.info("%s: %d pictures, %d errors; means: %s", out, len(drawn), len(errors), shown or "none")
+    return 0 if drawn else 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
