@@ -5,7 +5,7 @@ All ranks end with the same answer, so that they can add up the same numbers.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,12 +36,29 @@ def load_judges(*, device: torch.device, vgg: str = "", alex: str = "", inceptio
     Raises:
         FileNotFoundError, ValueError: a named file is not there or holds something else.
     """
+    loaded = _load_everywhere(
+        {
+            "alex": lambda: _load_lpips("alex", alex),
+            "vgg": lambda: _load_lpips("vgg", vgg),
+            "inception": lambda: load_inception(inception),
+        },
+        device,
+    )
+    return Judges(lpips={trunk: loaded[trunk] for trunk in TRUNKS}, inception=loaded["inception"])
+
+
+def load_inception_everywhere(path: str = "", *, device: torch.device) -> Judge:
+    """Load the Inception network alone; a collective call. Arguments and errors as `load_judges`."""
+    return _load_everywhere({"inception": lambda: load_inception(path)}, device)["inception"]
+
+
+def _load_everywhere(makers: Mapping[str, Callable[[], Judge]], device: torch.device) -> dict[str, Judge]:
+    """Load networks on all ranks; one that is not there on some rank is there on none."""
     if not is_main():
         barrier()  # the main rank downloads, the others then find the files
     try:
         with _impatience():
-            loaded: dict[str, Judge] = {trunk: _load_lpips(trunk, path) for trunk, path in (("alex", alex), ("vgg", vgg))}
-            loaded["inception"] = load_inception(inception)
+            loaded = {name: make() for name, make in makers.items()}
     finally:
         if is_main():
             barrier()
@@ -52,7 +69,7 @@ def load_judges(*, device: torch.device, vgg: str = "", alex: str = "", inceptio
             loaded[name] = NotComputed("the weights are not on every machine of the job", "put them in the same place on each machine")
         elif isinstance(judge, nn.Module):
             loaded[name] = judge.to(device)
-    return Judges(lpips={trunk: loaded[trunk] for trunk in TRUNKS}, inception=loaded["inception"])
+    return loaded
 
 
 def missing_files(judges: Judges) -> list[str]:

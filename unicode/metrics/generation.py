@@ -1,0 +1,229 @@
+"""How good drawn pictures are: FID, inception score and CLIP score of sets of pictures, and how far drawn scenes are what was asked for.
+
+The judge of scenes gets plain data: for every picture the things that were asked for and those that are seen in it, each thing a tuple
+(colour, shape, size, place). Sums are float64 and are added over the ranks once.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unicode.common.ranks import all_reduce_sum_
+from unicode.metrics.entry import NotComputed, entry
+from unicode.metrics.frechet import FeatureSums, Inception, frechet_distance
+
+Thing = tuple[str, str, str, str]
+PROPERTIES = ("colour", "shape", "size", "place")
+ASPECTS = (*PROPERTIES, "count", "all")
+INCEPTION_CLASSES = 1008
+
+
+class GenerationMetrics:
+    """Sums over drawn pictures and over those to compare them with.
+
+    Args:
+        inception: (B, 3, H, W) uint8 -> (B, 2048) features, or why there is none. The same kind on every rank.
+        clip: the CLIP model of `load_clip`, or why there is none.
+        splits: groups of the inception score.
+        device: of the sums; with NCCL the rank's GPU.
+    """
+
+    def __init__(
+        self, *, inception: nn.Module | NotComputed, clip: "ClipScore | NotComputed", splits: int = 10, device: torch.device | str = "cpu"
+    ) -> None:
+        self.inception, self.clip, self.splits = inception, clip, splits
+        width = 1 if isinstance(inception, NotComputed) else int(inception.num_features)  # type: ignore[arg-type]
+        self._drawn, self._real = FeatureSums(width, device=device), FeatureSums(width, device=device)
+        self._shares = torch.zeros(splits, INCEPTION_CLASSES, dtype=torch.float64, device=device)
+        self._informed = torch.zeros(splits, 2, dtype=torch.float64, device=device)  # number of pictures, sum of p log p
+        self._clip = torch.zeros(2, dtype=torch.float64, device=device)  # number of pairs, sum of scores
+
+    @torch.no_grad()
+    def add_drawn(self, images: Tensor, *, first: int, prompts: Sequence[str] | None = None) -> None:
+        """Add drawn pictures (B, 3, H, W) uint8; `first` is the number of the first among all, `prompts` are their words."""
+        if not isinstance(self.inception, NotComputed):
+            features = self.inception(images)
+            self._drawn.update_(features)
+            logits = class_scores(self.inception, features)
+            if logits is not None:
+                self._add_shares(logits.double(), first)
+        if prompts is not None and not isinstance(self.clip, NotComputed):
+            scores = self.clip(images, prompts).double()
+            self._clip += torch.stack([torch.tensor(float(len(scores)), device=scores.device, dtype=torch.float64), scores.sum()])
+
+    @torch.no_grad()
+    def add_real(self, images: Tensor) -> None:
+        """Add pictures to compare with, (B, 3, H, W) uint8."""
+        if not isinstance(self.inception, NotComputed):
+            self._real.update_(self.inception(images))
+
+    def _add_shares(self, logits: Tensor, first: int) -> None:
+        log_shares = logits.log_softmax(-1)
+        shares = log_shares.exp()
+        group = (torch.arange(len(logits), device=logits.device) + first) % self.splits
+        self._shares.index_add_(0, group, shares)
+        told = torch.stack([torch.ones_like(shares[:, 0]), (shares * log_shares).sum(-1)], dim=-1)
+        self._informed.index_add_(0, group, told)
+
+    def compute(self, *, reference: str) -> dict[str, Any]:
+        """Add up the ranks (a collective call, once) and return name -> entry.
+
+        Args:
+            reference: which pictures were compared with, in words; "" where none were.
+        """
+        tensors = [*self._drawn.tensors(), *self._real.tensors(), self._shares, self._informed, self._clip]
+        flat = all_reduce_sum_(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.reshape(tensor.shape))
+        return {"fid": self._fid(reference), "inception_score": self._inception_score(), "clip_score": self._clip_score()}
+
+    def _fid(self, reference: str) -> dict[str, Any]:
+        if isinstance(self.inception, NotComputed):
+            return self.inception.to_dict()
+        drawn, real = int(self._drawn.count), int(self._real.count)
+        if min(drawn, real) < 2:
+            reason = f"{drawn} drawn pictures and {real} to compare with; a covariance needs 2 of each"
+            return NotComputed(reason, "name pictures to compare with: --images DIR, or a --config with data").to_dict()
+        source = getattr(self.inception, "source", type(self.inception).__name__)
+        few = "" if min(drawn, real) > self._drawn.total.numel() else "; fewer pictures than features, so only comparable at these numbers"
+        how = f"{drawn} drawn pictures against {real} of {reference}; features {source}, resize to 299 px as in torch-fidelity{few}"
+        return entry(frechet_distance(self._real.gaussian(), self._drawn.gaussian()), unit="", protocol=how)
+
+    def _inception_score(self) -> dict[str, Any]:
+        """exp of the mean divergence of p(class | picture) from p(class), per group (Salimans et al. 2016); mean over the groups."""
+        if isinstance(self.inception, NotComputed):
+            return self.inception.to_dict()
+        number = self._informed[:, 0]
+        if float(number.min()) < 2:
+            reason = f"{int(number.sum())} pictures do not fill {self.splits} groups, or the network names no classes"
+            return NotComputed(reason, "draw more pictures or set splits=1").to_dict()
+        marginal = self._shares / number[:, None]
+        scores = (self._informed[:, 1] / number - torch.special.xlogy(marginal, marginal).sum(-1)).exp()
+        spread = float(scores.std()) if self.splits > 1 else 0.0
+        how = f"{int(number.sum())} pictures in {self.splits} groups (every {self.splits}-th picture), standard deviation {spread:.4f}"
+        return entry(float(scores.mean()), unit="", protocol=how)
+
+    def _clip_score(self) -> dict[str, Any]:
+        if isinstance(self.clip, NotComputed):
+            return self.clip.to_dict()
+        number, total = self._clip.tolist()
+        if number == 0:
+            return NotComputed("no picture has a prompt", "draw from words").to_dict()
+        how = f"100 x cosine of picture and prompt, at least 0, mean over {int(number)} pairs; {self.clip.source}"
+        return entry(total / number, unit="", protocol=how)
+
+
+def class_scores(inception: nn.Module, features: Tensor) -> Tensor | None:
+    """Scores of the 1008 classes (B, 1008) without bias, as the inception score takes them, from pool features (B, 2048)."""
+    if not isinstance(inception, Inception):
+        head: Any = getattr(inception, "class_weight", None)
+    else:
+        head = inception.network.fc.weight
+    return None if head is None else features @ head.T
+
+
+class ClipScore:
+    """CLIP score (Hessel et al. 2021): 100 times the cosine of picture and prompt, at least 0.
+
+    Args:
+        path: a folder of transformers' CLIP model and processor.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it holds no CLIP model that opens.
+    """
+
+    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        if not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(f"no CLIP model {path}; give a folder with config.json, weights and processor with --clip")
+        try:
+            self.model = CLIPModel.from_pretrained(path, local_files_only=True).eval().to(device)
+            self.processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
+        except Exception as error:  # transformers fails in many ways on a folder that is no CLIP
+            raise ValueError(f"{path} holds no CLIP model that opens ({str(error).splitlines()[0][:160]})") from error
+        self.source = f"model {Path(path).resolve().name}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, 3, H, W) uint8 and B prompts -> (B,)."""
+        limit = self.model.config.text_config.max_position_embeddings
+        pixels = self.processor.image_processor(list(images.cpu()), return_tensors="pt")["pixel_values"]
+        text = self.processor.tokenizer(list(prompts), return_tensors="pt", padding=True, truncation=True, max_length=limit)
+        out = self.model(pixel_values=pixels.to(self.model.device), **{name: part.to(self.model.device) for name, part in text.items()})
+        cosine = torch.cosine_similarity(out.image_embeds.float(), out.text_embeds.float())
+        return 100 * cosine.clamp_min(0)
+
+
+def load_clip(path: str | Path, *, device: torch.device | str = "cpu") -> ClipScore | NotComputed:
+    """The CLIP score of a folder; without a folder why there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `ClipScore`.
+    """
+    if not path:
+        return NotComputed("no CLIP model was named", "give a folder of one with --clip, as that of openai/clip-vit-base-patch16")
+    return ClipScore(path, device=device)
+
+
+def judge_scenes(wanted: Sequence[Sequence[Thing]], seen: Sequence[Sequence[Thing]]) -> dict[str, float]:
+    """Share of pictures that are right in each of ASPECTS.
+
+    A picture is right in colour (shape, size, place) where those of the seen things are those of the wanted ones, each as often; in
+    count where there are as many; in all where every thing is there as wanted, and nothing else.
+    """
+    assert len(wanted) == len(seen), (len(wanted), len(seen))
+    right = Counter(dict.fromkeys(ASPECTS, 0))
+    for asked, found in zip(wanted, seen, strict=True):
+        for index, name in enumerate(PROPERTIES):
+            right[name] += Counter(thing[index] for thing in asked) == Counter(thing[index] for thing in found)
+        right["count"] += len(asked) == len(found)
+        right["all"] += Counter(map(tuple, asked)) == Counter(map(tuple, found))
+    return {aspect: right[aspect] / max(1, len(wanted)) for aspect in ASPECTS}
+
+
+def scene_metrics(wanted: Sequence[Sequence[Thing]], seen: Sequence[Sequence[Thing]], *, seed: int = 0) -> dict[str, Any]:
+    """The judge's report as name -> entry: each aspect over all pictures, "all" by number of objects, and all of it for shuffled prompts.
+
+    Raises:
+        ValueError: no pictures.
+    """
+    if not wanted:
+        raise ValueError("no drawn picture has a scene as its reference; draw with --prompts shapes:val")
+    how = f"exact judge of the shapes world, {len(wanted)} pictures"
+    report = {name: entry(100 * share, unit="%", protocol=f"{how}; {_meaning(name)}") for name, share in judge_scenes(wanted, seen).items()}
+    for number, places in sorted(_by_number(wanted).items()):
+        shares = judge_scenes([wanted[place] for place in places], [seen[place] for place in places])
+        some = f"{len(places)} pictures of {number} objects"
+        report |= {f"{name}_{number}": entry(100 * share, unit="%", protocol=f"{some}; {_meaning(name)}") for name, share in shares.items()}
+    order = shuffled(len(wanted), seed=seed)
+    other = judge_scenes([wanted[place] for place in order], seen)
+    how += ", each judged by the prompt of another"
+    return report | {f"shuffled_{name}": entry(100 * share, unit="%", protocol=f"{how}; {_meaning(name)}") for name, share in other.items()}
+
+
+def shuffled(number: int, *, seed: int) -> list[int]:
+    """A permutation of 0..number-1 in which, from 2 on, nothing keeps its place."""
+    order = list(range(number))
+    random.Random(seed).shuffle(order)
+    place = {value: index for index, value in enumerate(order)}
+    return [order[(place[value] + 1) % number] for value in range(number)]
+
+
+def _by_number(wanted: Iterable[Sequence[Thing]]) -> dict[int, list[int]]:
+    groups: dict[int, list[int]] = {}
+    for index, things in enumerate(wanted):
+        groups.setdefault(len(things), []).append(index)
+    return groups
+
+
+def _meaning(name: str) -> str:
+    if name == "all":
+        return "every object as wanted and no other"
+    return "as many objects as wanted" if name == "count" else f"the {name}s of all objects, each as often as wanted"
