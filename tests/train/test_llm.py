@@ -44,7 +44,11 @@ def losses(run: Path) -> dict[tuple[int, str], float]:
 
 def largest_difference(first: dict[Any, Any], second: dict[Any, Any]) -> float:
     assert first.keys() == second.keys(), first.keys() ^ second.keys()
-    return max(float(abs(first[key] - second[key]).max()) if torch.is_tensor(first[key]) else abs(first[key] - second[key]) for key in first)
+
+    def gap(key: Any) -> float:
+        return float((first[key] - second[key]).abs().max()) if torch.is_tensor(first[key]) else abs(first[key] - second[key])
+
+    return max(map(gap, first))
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from unicode.llm.markers import Markers
+
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from unicode.llm.markers import Markers
 
 TRAIN_MARKERS = ("auto", "on", "off")
 
@@ -40,7 +40,7 @@ class LoraSettings:
             raise ValueError(f"lora.train_markers '{self.train_markers}' is unknown; choose {', '.join(TRAIN_MARKERS)}")
 
 
-def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: "Markers", *, train_markers: bool = True) -> "PeftModel":
+def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, *, train_markers: bool = True) -> "PeftModel":
     """Put an adapter beside every linear layer but the output layer, freeze everything else, and let the marker rows learn.
 
     The base weights are not touched: embedding table and output layer keep their bytes, and what is saved is the adapter with the
@@ -76,7 +76,7 @@ def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: "Markers"
     return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
 
 
-def freeze_table_(model: PreTrainedModel, markers: "Markers", *, train_markers: bool = True) -> None:
+def freeze_table_(model: PreTrainedModel, markers: Markers, *, train_markers: bool = True) -> None:
     """Make a model ready for full tuning: all weights learn but the embedding table and the output layer, of which only the marker rows do.
 
     The rows of the codebook get no gradient, so an optimizer without weight decay leaves their bytes alone.
@@ -135,5 +135,3 @@ def _only_rows(gradient: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The gradient (V, E) with zeros everywhere but in `rows`."""
     rows = rows.to(gradient.device)
     return torch.zeros_like(gradient).index_copy_(0, rows, gradient.index_select(0, rows))
-
-

@@ -1,18 +1,18 @@
 """The base language model as training and inference open it: a Hugging Face folder or a GGUF file -> model and text tokenizer."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from unicode.common.log import get_logger
 from unicode.llm.embedding import find_model, weight_files
+from unicode.llm.markers import Markers
 from unicode.llm.vocabulary import first_line
-
-if TYPE_CHECKING:
-    from unicode.llm.markers import Markers
 
 EAGER_WIDTH = 512
 """On a CPU, models narrower than this train faster with plain attention: the fused kernels cost more than they save."""
@@ -40,6 +40,8 @@ def open_base(
         FileNotFoundError: nothing there.
         ValueError: no language model, a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a bar that nobody watches fills a log file
     config, text_tokenizer = open_description(path)
     place, folder, source = _locate(path)
     implementation = choose_attention(attention, config, device)
@@ -93,7 +95,7 @@ def context_length(model: Any) -> int:
     return int(getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None) or 2**30)
 
 
-def fit_embeddings_(model: PreTrainedModel, markers: "Markers") -> None:
+def fit_embeddings_(model: PreTrainedModel, markers: Markers) -> None:
     """Append rows to the embedding table, and to an untied output layer, for markers whose ids lie beyond it.
 
     A new row is the mean of all rows: the same in every process and at every loading, so that nothing has to be saved while it is not

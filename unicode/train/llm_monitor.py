@@ -53,7 +53,7 @@ class Monitor(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Write one line."""
-        values = {name: value for name, value in (logs or {}).items() if not name.startswith(NOT_WRITTEN) and isinstance(value, int | float)}
+        values = {key: value for key, value in (logs or {}).items() if not key.startswith(NOT_WRITTEN) and isinstance(value, int | float)}
         if not values:
             return
         self.last |= values
