@@ -43,14 +43,37 @@ def answers(model, questions, **settings):
     return dict(answer_questions(model, questions, config=AnswerConfig(**settings)))
 
 
+def shared_questions(model) -> list[Question]:
+    """Questions of which several are about the same images, others about none or one of their own."""
+    generator = np.random.default_rng(1)
+    images = [random_ids(model, generator) for _ in range(3)]
+    shown = [(images[0],), (images[1],), (images[0],), (), (images[0], images[1]), (images[2],), (images[1],), (images[0], images[1]), ()]
+    history = {2: ("two ?", "red"), 4: ("<image>\ntwo", "red"), 7: ("<image>\ntwo", "red")}
+    texts = [" ".join(generator.choice(WORDS, 2 + 3 * (number % 4))) for number in range(len(shown))]
+    return [Question(text, images, number, history.get(number, ())) for number, (text, images) in enumerate(zip(texts, shown, strict=True))]
+
+
+def test_a_beginning_that_is_shared_is_read_once(model, monkeypatch):
+    questions = shared_questions(model)
+    alone = answers(model, questions, batch_size=1, max_new_tokens=8)
+    read = []
+    original = type(model).inputs
+    monkeypatch.setattr(type(model), "inputs", lambda self, prompts: read.append(sum(map(len, prompts))) or original(self, prompts))
+    assert answers(model, questions, batch_size=9, max_new_tokens=8) == alone
+    whole = sum(len(model.prompt(place_tags(one.text, one.history, len(one.images)), one.images)) for one in questions)
+    assert len(read) == 2 and sum(read) < 0.8 * whole
+    assert answers(model, questions, batch_size=4, max_new_tokens=8) == alone
+    assert len({answer.ids for answer in alone.values()}) == len(questions)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_batch_answers_as_single_questions_do(model, temperature):
-    questions = random_questions(model, 18)
-    settings = {"max_new_tokens": 10, "temperature": temperature, "top_p": 0.95}
+    questions = random_questions(model, 12)
+    settings = {"max_new_tokens": 6, "temperature": temperature, "top_p": 0.95}
     alone = answers(model, questions, batch_size=1, **settings)
     assert answers(model, questions, batch_size=8, **settings) == alone
-    assert len({answer.ids for answer in alone.values()}) > 12, "the answers do not depend on the questions"
-    assert all(not answer.error and 0 < answer.num_tokens <= 10 for answer in alone.values())
+    assert len({answer.ids for answer in alone.values()}) > 8, "the answers do not depend on the questions"
+    assert all(not answer.error and 0 < answer.num_tokens <= 6 for answer in alone.values())
 
 
 def test_greedy_answers_are_what_the_model_finds_likeliest(model):
@@ -84,7 +107,7 @@ def test_sampling_follows_the_probabilities(plain):
     with torch.no_grad():
         logits = plain.lm(**plain.inputs([plain.prompt([question.text])])).logits[0, -1]
     expected = (logits / 2).softmax(-1)
-    drawn = answers(plain, [Question(question.text, id=name) for name in range(600)], temperature=2.0, max_new_tokens=1, batch_size=200)
+    drawn = answers(plain, [Question(question.text, id=name) for name in range(600)], temperature=2.0, max_new_tokens=1, batch_size=100)
     counts = torch.bincount(torch.tensor([(*one.ids, plain.end_ids[0])[0] for one in drawn.values()]), minlength=len(expected)) / 600
     assert float((counts - expected).abs().sum()) < 0.35
     few = answers(plain, [Question(question.text, id=name) for name in range(50)], temperature=2.0, top_p=1e-6, max_new_tokens=4)
@@ -163,7 +186,7 @@ def test_a_template_without_end_token_stops_at_its_text(tuned, monkeypatch):
 
     model.template = get_template("plain")
     monkeypatch.setattr(model.lm, "generate", lambda **_: torch.tensor([[*word, newline, *word]]))
-    monkeypatch.setattr(model, "inputs", lambda prompts: {"attention_mask": torch.ones(1, 3)})
+    monkeypatch.setattr(module, "read_shared", lambda *_: {"attention_mask": torch.ones(1, 3)})
     ((_, answer),) = answer_questions(model, [Question("two")])
     assert (answer.text, answer.finished) == ("red", True)
 
@@ -173,9 +196,9 @@ def test_stop_text_ends_generation(tuned):
 
     model = open_model(tuned.run, device="cpu")
     model.template = get_template("plain")
-    questions = random_questions(model, 12)
-    alone = answers(model, questions, batch_size=1, max_new_tokens=30, temperature=2.0)
-    together = answers(model, questions, batch_size=12, max_new_tokens=30, temperature=2.0)
+    questions = random_questions(model, 6)
+    alone = answers(model, questions, batch_size=1, max_new_tokens=30, temperature=3.0)
+    together = answers(model, questions, batch_size=6, max_new_tokens=30, temperature=3.0)
     assert {place: one.text for place, one in alone.items()} == {place: one.text for place, one in together.items()}
     assert any(one.finished for one in alone.values())
 

@@ -56,6 +56,9 @@ def test_a_batch_answers_as_single_questions_do(model, questions):
     alone = dict(answer_questions(model, questions, config=AnswerConfig(batch_size=1, max_new_tokens=8)))
     assert dict(answer_questions(model, questions, config=AnswerConfig(batch_size=6, max_new_tokens=8))) == alone
     assert not any(answer.error for answer in alone.values())
+    shared = [replace(question, images=questions[number % 2 + 1].images) for number, question in enumerate(questions)]
+    alone_shared = dict(answer_questions(model, shared, config=AnswerConfig(batch_size=1, max_new_tokens=8)))
+    assert dict(answer_questions(model, shared, config=AnswerConfig(batch_size=12, max_new_tokens=8))) == alone_shared
     without = dict(answer_questions(model, [replace(question, images=()) for question in questions], config=AnswerConfig(max_new_tokens=8)))
     assert any(alone[place].ids != without[place].ids for place in alone if questions[place].images), "the pictures change nothing"
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from unicode.common.ranks import is_main
+from unicode.generate.prefix import beginning, read_shared, sort_prompts
 from unicode.generate.question_images import ImageError, ImageLike, ImageReader
 from unicode.generate.sampling import Sampling, choose
 from unicode.llm.load import LanguageModel, Prompt
@@ -116,28 +117,32 @@ def answer_questions(
             for place, answer in failed.items():
                 yield start + place, answer
             bar.update(len(failed))
-            # the longest first: what does not fit into memory shows at once, and the time left is not underrated
-            order = sorted(prompts, key=lambda place: -len(prompts[place]))
+            beginnings = {place: beginning(prompt) for place, prompt in prompts.items()}
+            order = sort_prompts(prompts, beginnings)
             for first in range(0, len(order), config.batch_size):
                 batch = order[first : first + config.batch_size]
+                inputs = read_shared(model, [prompts[place] for place in batch], [beginnings[place] for place in batch])
                 seeds = [config.seed_of(window[place].id) for place in batch]
-                answers = answer_batch(model, [prompts[place] for place in batch], config=config, seeds=seeds)
+                answers = answer_batch(model, inputs, [len(prompts[place]) for place in batch], config=config, seeds=seeds)
                 yield from zip((start + place for place in batch), answers, strict=True)
                 bar.update(len(batch))
 
 
-def answer_batch(model: LanguageModel, prompts: Sequence[Prompt], *, config: AnswerConfig, seeds: Sequence[int] = ()) -> list[Answer]:
-    """Generate the answers to prompts of any lengths in one batch.
+def answer_batch(
+    model: LanguageModel, inputs: dict[str, Any], lengths: Sequence[int], *, config: AnswerConfig, seeds: Sequence[int] = ()
+) -> list[Answer]:
+    """Generate the answers to a batch of prompts.
 
     Args:
+        inputs: what `LanguageModel.inputs` or `read_shared` gives.
+        lengths: tokens of each prompt.
         seeds: one for each prompt, where answers are sampled.
     """
     # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
-    limits = [min(config.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
-    inputs = model.inputs(prompts)
+    limits = [min(config.max_new_tokens, model.context - length) for length in lengths]
     stop = model.template.stop
     with torch.inference_mode():
-        tokens: Tensor = model.lm.generate(
+        tokens: Tensor = model.causal.generate(
             **inputs,
             max_new_tokens=max(limits),
             do_sample=False,

@@ -206,7 +206,7 @@ class LanguageModel:
         return next(index for index in range(self.vocab_size) if index not in taken)
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """A batch of prompts, padded on the left, as `lm.generate` of transformers takes it.
+        """A batch of prompts, padded on the left, as `causal.generate` of transformers takes it.
 
         Returns:
             attention_mask (B, T) with input_ids (B, T), or with inputs_embeds (B, T, D) where something other than rows of the
@@ -215,12 +215,12 @@ class LanguageModel:
         batch = collate([prompt.example for prompt in prompts], pad_id=self.pad_id, side="left")
         batch = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         mask = {"attention_mask": batch["attention_mask"]}
-        if self.reads_pixels:
-            pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
+        pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
+        if pixels:
             at = batch["is_image"].flatten().nonzero().flatten()
-            seen = to_float(torch.cat(pixels).to(self.device)) if pixels else None
+            seen = to_float(torch.cat(pixels).to(self.device))
             with torch.no_grad():
-                return mask | {"inputs_embeds": self.lm.embed(batch["input_ids"], pixels=seen, image_at=at if pixels else None)}
+                return mask | {"inputs_embeds": self.lm.embed(batch["input_ids"], pixels=seen, image_at=at)}
         if any(len(prompt.example.extra_at) for prompt in prompts):
             with torch.no_grad():
                 return mask | {"inputs_embeds": sum_inputs(self.lm.get_input_embeddings(), batch)}
