@@ -86,8 +86,9 @@ def test_sampling_habits_of_a_base_do_not_survive(tuned, tmp_path):
     shutil.copytree(tuned.base, tmp_path / "base")
     GenerationConfig(do_sample=True, temperature=0.3, repetition_penalty=1.5).save_pretrained(tmp_path / "base")
     model = open_model(tuned.run, base=str(tmp_path / "base"), device="cpu")
-    assert model.lm.generation_config.repetition_penalty in (None, 1.0)
-    assert not model.lm.generation_config.do_sample
+    for part in (model.lm, model.lm.get_base_model()):
+        assert part.generation_config.repetition_penalty in (None, 1.0)
+        assert not part.generation_config.do_sample
 
 
 def test_the_image_tokenizer_is_opened_when_needed_and_must_be_the_right_one(tuned, make_tuned, copy, tmp_path):

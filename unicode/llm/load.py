@@ -235,7 +235,8 @@ def _moved(lm: Any, device: torch.device) -> Any:
 
 def _neutralize_(lm: Any) -> None:
     """Forget the sampling habits that came with the model: an answer depends on what is asked for here alone."""
-    lm.generation_config = GenerationConfig()
+    for part in (lm, lm.get_base_model() if hasattr(lm, "peft_config") else lm):
+        part.generation_config = GenerationConfig()
 
 
 def _add_vision(lm: Any, card: Card, folder: Path, *, place: str) -> LlavaModel:
