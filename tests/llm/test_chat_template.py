@@ -6,7 +6,8 @@ from copy import deepcopy
 import pytest
 
 from unicode.llm.chat_template import ChatTemplate
-from unicode.llm.prompt import END, get_template
+from unicode.llm.prompt import get_template
+from unicode.llm.template import END
 
 TURNS = ["What is it?", "A red bus.", "Sure?", "Yes."]
 

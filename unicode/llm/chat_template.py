@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from unicode.llm.prompt import CHAT, CONTROL, END, Part, rounds
+from unicode.llm.template import CHAT, CONTROL, END, Part, rounds
 
 # place-holders of characters for private use, which no text of a template holds
 _QUESTION, _ANSWER = "\ue000q{}\ue001", "\ue000a{}\ue001"

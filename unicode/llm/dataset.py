@@ -15,10 +15,10 @@ from unicode.annotations.image_ids import ImageIds, open_image_ids
 from unicode.common.log import get_logger
 from unicode.ids.layout import Layout
 from unicode.llm.markers import Markers
-from unicode.llm.prompt import Template
 from unicode.llm.record_index import Intake, Measured, RecordIndex, index_records
 from unicode.llm.sample import Sample, read_sample
 from unicode.llm.supervise import Example, ExampleBuilder
+from unicode.llm.template import Template
 
 log = get_logger(__name__)
 

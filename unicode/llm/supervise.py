@@ -19,8 +19,8 @@ from unicode.ids.layout import Layout
 from unicode.ids.text import CLOSE, OPEN, read_run
 from unicode.llm.markers import Markers
 from unicode.llm.pieces import AFTER_SPECIAL, INSIDE, START, PieceEncoder, piece_encoder
-from unicode.llm.prompt import CONTROL, END, IMAGE, Template, rounds
-from unicode.llm.prompt import START as START_TOKEN
+from unicode.llm.template import CONTROL, END, IMAGE, Template, rounds
+from unicode.llm.template import START as START_TOKEN
 
 IGNORED = -100
 """Label of a position that is not learned."""
