@@ -15,6 +15,8 @@ from unicode.report.runs import lines_of, read_object, spread
 
 RESULTS = "results.jsonl"
 REPORTS = ("metrics.json", "scores.json", "eval.json")
+RIGHT, SHUFFLED = "all", "shuffled_all"
+"""Measures of the judge: everything in the picture as the prompt asks, as the prompt of another picture asks."""
 NUM_DRAWN, NUM_PAIRS = 18, 9
 
 
@@ -48,9 +50,9 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
         rows: list[list[Cell]] = [[name, *(_text(found.get(name)) for found in scores.values())] for name in names]
         parts.append(table(["measure", *scores], rows))
         judged = scores["this model"]
-        best = next((name for name in ("all", "all_right", "right", "exact", "single", "judge.all") if name in judged), "")
-        if best:
-            figures.append(Figure("drawings all right", _text(judged[best]), f"{len(drawn):,} held-out prompts"))
+        if _text(judged.get(RIGHT)) is not None:
+            others = f"shuffled prompts {_text(judged[SHUFFLED])}" if SHUFFLED in judged else f"{len(drawn):,} prompts"
+            figures.append(Figure("drawings all right", str(_text(judged[RIGHT])), others))
     else:
         parts.append(missing("The drawings were not judged. Their measures come from", "python -m unicode.run.eval_generation --help"))
     return Section(title, "\n".join(parts), short), figures

@@ -1,0 +1,34 @@
+"""The Python of README.md runs, on a tiny model with random weights in the folders that it names."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def project(tuned, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(tuned.image_tokenizer, folder / "outputs" / "hqvae_shapes")
+    for name in ("unicode_lora", "unicode_visual_text"):
+        shutil.copytree(tuned.run, folder / "outputs" / name)
+    return folder
+
+
+def test_there_are_examples():
+    text = "\n".join(BLOCKS)
+    assert BLOCKS and all(word in text for word in ("tokenizer.encode", "tokenizer.decode", "assistant.answer", "assistant.draw"))
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_example_runs(number, project, monkeypatch):
+    monkeypatch.chdir(project)
+    exec(compile(BLOCKS[number], f"README.md, example {number + 1}", "exec"), {"__name__": "example"})
+    for name in re.findall(r'save\("(\w+\.png)"\)', BLOCKS[number]):
+        with Image.open(project / name) as picture:
+            assert picture.size == (16, 16)
