@@ -52,6 +52,7 @@ def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> di
     settings = [f"model.codebook.table={args.table}", f"train.steps={args.steps}", "train.batch_size=32"]
     settings += ["train.save_every=0", "train.eval_every=0", "train.val_images=8", "train.num_workers=0"]
     settings += [f"run.seed={seed}", f"run.dir={folder}", "run.threads=1", "run.device=cpu"]
+    settings += ["data.shapes.max_objects=3", "model.autoencoder.encoder_tile=0"]  # what lies side by side shall influence the codes
     settings += [*WORLDS[world], *VARIANTS[variant]]
     config = load_config(TrainTokenizerConfig, ROOT / "configs/tokenizer/hqvae_shapes.yaml", settings)
     trainer = TokenizerTrainer(config)

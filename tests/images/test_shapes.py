@@ -46,8 +46,8 @@ def test_the_judge_reads_what_a_tokenizer_would_leave(world: str) -> None:
 
 
 def test_scenes_depend_on_settings_alone() -> None:
-    config = ShapesConfig(jitter=1, noise=0.02)
-    again = draw_scene(ShapesConfig(jitter=1, noise=0.02), "train", 7)
+    config = ShapesConfig(max_objects=3, jitter=1, noise=0.02)
+    again = draw_scene(ShapesConfig(max_objects=3, jitter=1, noise=0.02), "train", 7)
     assert (draw_scene(config, "train", 7).render() == again.render()).all()
     scenes = {draw_scene(config, split, index).things for split in ("train", "val") for index in range(200)}
     assert len(scenes) > 250
@@ -69,8 +69,8 @@ def test_validation_shows_unseen_combinations_only_there() -> None:
 def test_numbers_of_objects_are_even() -> None:
     for split in ("train", "val"):
         counts = Counter(len(draw_scene(ShapesConfig(), split, index).things) for index in range(3000))
-        assert set(counts) == {1, 2, 3}
-        assert max(counts.values()) - min(counts.values()) < 200
+        assert set(counts) == {1, 2}
+        assert max(counts.values()) - min(counts.values()) < 250
     assert {len(draw_scene(ShapesConfig(min_objects=4, max_objects=4), "val", index).things) for index in range(20)} == {4}
 
 
