@@ -3,6 +3,7 @@
 import random
 import re
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -248,3 +249,11 @@ def test_branches_of_a_chat_template(byte_level):
     example = builder.build(["<image>\na", "two", "c", "red"], [IDS], isolate_turns=True)
     assert spell_learned(example, byte_level) == "two<|im_end|>red<|im_end|>"
     assert example.branch.unique().tolist() == [0, 1, 2]
+
+
+def test_branches_behind_bare_images(builder):
+    bare = replace(builder, markers=None, bare_images=True)
+    example = bare.build(["<image>\na", "two", "c", "red"], [IDS], isolate_turns=True)
+    for number, (question, answer) in enumerate([("a", "two"), ("c", "red")], 1):
+        alone = bare.build([f"<image>\n{question}", answer], [IDS])
+        assert torch.equal(example.input_ids[(example.branch == 0) | (example.branch == number)], alone.input_ids)

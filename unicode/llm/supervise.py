@@ -160,14 +160,14 @@ class ExampleBuilder:
         if alone is None:
             return [list(self._render(turns, iter(runs), input_mode))]
         whole = [list(self._render(branch, iter(runs), input_mode)) for branch in alone]
-        shared = max(number for number, segment in enumerate(whole[0]) if segment.image) + 2  # the image and the marker behind it
+        last = max(number for number, segment in enumerate(whole[0]) if segment.image)
+        shared = last + (1 if self.bare_images else 2)  # the marker behind the last image too
         return [whole[0][:shared], *(branch[shared:] for branch in whole)]
 
     def _render(self, turns: Sequence[str | None], runs: Iterator[Any], input_mode: str) -> Iterator[Segment]:
         place = START
         if self.template.adds_bos and self.encoder.bos_id is not None:
-            yield Segment([self.encoder.bos_id])
-            # the tokenizer's own start token does not change how the first words are spelled
+            yield Segment([self.encoder.bos_id])  # the place stays START: a start token of its own changes no spelling
         for part in self.template.render(turns):
             if part.kind == END:
                 yield Segment([self.template.end_id(self.text_tokenizer)], part.learned)
