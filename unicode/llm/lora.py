@@ -34,6 +34,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         """Reject values that make no sense."""
+        self.train_markers = {"True": "on", "False": "off"}.get(self.train_markers, self.train_markers)  # YAML reads on and off so
         if self.r < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ValueError(f"lora.r {self.r} must be at least 1, alpha {self.alpha} positive and dropout {self.dropout} in [0, 1)")
         if self.train_markers not in TRAIN_MARKERS:

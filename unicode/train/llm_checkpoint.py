@@ -23,6 +23,8 @@ class MarkWhole(TrainerCallback):
         barrier()
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if is_main():
+            for file in folder.glob("rng_state*.pth"):  # loaded after the seed of a step is set, it would undo it
+                file.unlink()
             write_json(folder / MARK, describe(folder))
         barrier()
 

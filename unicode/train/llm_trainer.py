@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unicode.common.ranks import all_reduce_sum_, is_main, rank, world_size
 from unicode.llm.lora import is_marker_row
@@ -28,6 +28,14 @@ from unicode.train.llm_monitor import LossGuard, Monitor, Pace
 from unicode.train.llm_sampler import ConversationSampler
 
 _STEP_SEED = 1_000_003
+
+
+class SeedStep(TrainerCallback):
+    """Seeds chance (dropout) by the step, so that a resumed run needs no random state and ends with the same bits."""
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called after Trainer has put back a random state of its own."""
+        torch.manual_seed((args.seed * _STEP_SEED + state.global_step) * 4099 + rank())
 
 
 class LlmTrainer(Trainer):
@@ -64,7 +72,7 @@ class LlmTrainer(Trainer):
             train_dataset=train_set,
             eval_dataset=val_set,
             processing_class=text_tokenizer,
-            callbacks=[self.monitor, self.guard, MarkWhole()],
+            callbacks=[SeedStep(), self.monitor, self.guard, MarkWhole()],
         )
         self.remove_callback(PrinterCallback)
         self.settings, self.sampler, self.collator = config, sampler, collator
@@ -83,12 +91,8 @@ class LlmTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """The micro-batches of one step on this rank, and the weights of text and image targets in the whole step, (2,).
-
-        Chance (dropout) is seeded by the step here, so that a resumed run needs no saved random state.
-        """
+        """The micro-batches of one step on this rank, and the weights of text and image targets in the whole step, (2,)."""
         samples = [next(epoch_iterator) for _ in range(num_batches)]
-        torch.manual_seed((self.args.seed * _STEP_SEED + self.state.global_step) * 4099 + rank())
         counts = torch.zeros(3, dtype=torch.float64)
         for batch in samples:
             counts[:2] += batch["targets"].total_weights()

@@ -1,0 +1,56 @@
+"""DeepSpeed files: those that come with the project fit every run, those that contradict one are refused with both values named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unicode.common.config import load_config
+from unicode.train.deepspeed_config import read_deepspeed, zero_stage
+from unicode.train.llm_arguments import settle
+from unicode.train.llm_config import TrainLlmConfig
+
+FILES = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
+
+
+def setting(path: Path, *changes: str):
+    words = [f"run.deepspeed={path}", "train.batch_size=16", "train.micro_batch_size=4", "run.device=cpu"]
+    return settle(load_config(TrainLlmConfig, None, [*words, *changes]))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_those_of_the_project_fit(path: Path) -> None:
+    found = setting(path)
+    assert found.zero == (3 if "3" in path.stem else 2)
+    assert ("offload" in path.stem) == ("offload_optimizer" in found.deepspeed["zero_optimization"])
+    assert (found.micro, found.accumulation) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train_micro_batch_size_per_gpu": 8}, r"train_micro_batch_size_per_gpu is 8, but train\.micro_batch_size makes it 4"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps is 1"),
+        ({"train_batch_size": 32}, r"train_batch_size is 32, but train\.batch_size makes it 16"),
+        ({"gradient_clipping": 0.5}, r"optimizer\.clip makes it 1\.0"),
+        ({"bf16": {"enabled": True}}, r"bf16\.enabled is True, but run\.precision makes it False"),
+        ({"fp16": {"enabled": True}}, r"fp16\.enabled is True"),
+        ({"optimizer": {"type": "Adam"}}, "remove the section 'optimizer'"),
+        ({"zero_optimization": {"stage": 5}}, r"zero_optimization\.stage is 5"),
+        ({"zero_optimization": {}}, r"zero_optimization\.stage is None"),
+    ],
+)
+def test_a_file_that_contradicts_the_run_is_refused(tmp_path: Path, content: dict[str, object], message: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}} | content))
+    with pytest.raises(ValueError, match=message):
+        setting(path)
+
+
+def test_no_json(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_deepspeed(tmp_path / "ds.json", expected={})
+    with pytest.raises(FileNotFoundError, match="no DeepSpeed config"):
+        read_deepspeed(tmp_path / "none.json", expected={})
+    assert zero_stage(None) == 0
