@@ -23,10 +23,16 @@ ROOT = Path(__file__).parents[1]
 WIDTH = "110"
 AGAIN = "A test compares this page with the code; `python docs/reference_pages.py` writes it again."
 FAMILIES = {
-    "tokenizer": ("Configs of tokenizers", "unicode.train.config", "TrainTokenizerConfig", "train_tokenizer"),
-    "llm": ("Configs of language models", "unicode.train.llm_config", "TrainLlmConfig", "train_llm"),
+    "tokenizer": ("Configs of tokenizers", "unicode.train.config", "TrainTokenizerConfig", "train_tokenizer CONFIG.yaml"),
+    "llm": ("Configs of language models", "unicode.train.llm_config", "TrainLlmConfig", "train_llm CONFIG.yaml"),
+    "generation": (
+        "Configs of image generation",
+        "unicode.generate.config",
+        "GenerationConfig",
+        "generate_images --model DIR --config CONFIG.yaml --out DIR",
+    ),
 }
-"""Folder of configs -> title of its page, module and class of its fields, command that reads them."""
+"""Folder of configs -> title of its page, module and class of its fields, command that reads them. configs/debug has small ones of any."""
 TREE = ("unicode", "configs", "scripts", "data", "docs")
 TREE_START, TREE_END = "<!-- files -->", "<!-- end of files -->"
 MAX_PHRASE = 100
@@ -66,7 +72,7 @@ def config_page(family: str) -> str:
     lead = (
         f"A file of `configs/{family}/` holds what differs from the defaults below. The command line replaces single fields, `a.b=c`;\n"
         f"an unknown field is an error that names the nearest one. The resolved config is saved in the run folder.\n{AGAIN}\n\n"
-        f"```sh\npython -m unicode.run.{command} CONFIG.yaml [a.b=c ...] --dry-run\n```"
+        f"```sh\npython -m unicode.run.{command} [a.b=c ...] --dry-run\n```"
     )
     files = []
     for path in sorted((ROOT / "configs" / family).glob("*.yaml")):

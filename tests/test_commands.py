@@ -3,8 +3,10 @@
 import ast
 import contextlib
 import io
+import json
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,11 +15,22 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name != "LOG.md")
+GENERATED = {"LOG.md", "commands.md"}  # a diary, and what the commands say themselves
+FOUND = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/**/*.md")]
+DOCUMENTS = sorted(path for path in FOUND if path.name not in GENERATED)
 DEFAULT_CONFIG = "configs/tokenizer/hqvae_shapes.yaml"
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
-# scripts that pass their arguments on to a command
-FORWARDS = {"scripts/vae_train/train_hqvae.sh": "train_tokenizer", "scripts/vae_train/train_rqvae.sh": "train_tokenizer"}
+# scripts that pass their arguments on to a command, and the config that they take without one
+FORWARDS = {
+    "scripts/vae_train/train_hqvae.sh": ("train_tokenizer", DEFAULT_CONFIG),
+    "scripts/vae_train/train_rqvae.sh": ("train_tokenizer", DEFAULT_CONFIG),
+    "scripts/vae_train/train_hqvae_stage2.sh": ("train_llm", "configs/llm/code_decoder.yaml"),
+    "scripts/finetune.sh": ("train_llm", "configs/llm/unicode_full.yaml"),
+    "scripts/finetune_lora.sh": ("train_llm", "configs/llm/unicode_lora.yaml"),
+    "scripts/finetune_visual_text_lora.sh": ("train_llm", "configs/llm/unicode_visual_text.yaml"),
+    "scripts/pretrain_llava.sh": ("train_llm", "configs/llm/llava_pretrain.yaml"),
+    "scripts/finetune_llava_lora.sh": ("train_llm", "configs/llm/llava_lora.yaml"),
+}
 # what makes any training config small enough to be built in a moment
 SMALL = [
     "model.autoencoder.channels=32", "model.codebook.num_rows=32", "objective.perceptual.weight=0",
@@ -67,8 +80,20 @@ def target(line: Line) -> tuple[str | None, list[str]]:
     if first == "python" and second.rstrip("/") == "data/unicode" and rest[0] == "process.py":
         return "make_annotations", rest[1:]
     if second in FORWARDS:
-        return FORWARDS[second], rest if rest and rest[0].endswith(".yaml") else [DEFAULT_CONFIG, *rest]
+        name, config = FORWARDS[second]
+        return name, rest if rest and rest[0].endswith(".yaml") else [config, *rest]
+    benchmark = re.fullmatch(r"scripts/llava_eval/(\w+)\.sh", second)
+    if benchmark and rest and not rest[0].startswith("-"):
+        return "benchmark", [benchmark[1], "--model", rest[0], "--data", "datasets/llava/eval", "--out", f"{rest[0]}/eval"]
+    if second == "scripts/generate_images.sh":
+        return "generate_images", ["--model", rest[0], *config_or_prompts(rest[1]), "--out", *rest[2:]]
     return None, rest
+
+
+def config_or_prompts(word: str) -> list[str]:
+    """What scripts/generate_images.sh makes of its second argument."""
+    config = f"configs/generation/{word}.yaml"
+    return ["--config", config] if (ROOT / config).exists() else ["--prompts", word]
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)
@@ -144,13 +169,82 @@ def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out:
     return result
 
 
+# commands that run as they are written, in a folder that has what the documents name
+IN_PROJECT = {"train_llm", "answer", "chat", "merge_lora", "benchmark", "generate_images", "eval_generation", "report", "export_questions"}
+SMALL_LLM = [
+    "model.path=outputs/base", "model.image_tokenizer=outputs/hqvae_shapes", "data.val_files=[]", "data.max_length=500",
+    "data.skip_bad=true", "data.stores=[outputs/hqvae_shapes/ids/val]", "data.num_workers=0", "train.steps=1",
+    "train.batch_size=1", "train.micro_batch_size=1",
+    "run.deepspeed=''",
+]  # fmt: skip
+SMALL_VISION = [
+    "vision.kind=tokenizer", "vision.path=outputs/hqvae_shapes", "vision.dtype=float32", "vision.images=[shapes]", "data.stores=[]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tuned, tmp_path_factory) -> Path:
+    """A folder with tiny stand-ins for what the documents name below it: models, a tokenizer with ids, the world's files, pictures."""
+    folder = tmp_path_factory.mktemp("project")
+    outputs = folder / "outputs"
+    shutil.copytree(tuned.base, outputs / "base")
+    shutil.copytree(tuned.image_tokenizer, outputs / "hqvae_shapes")
+    shutil.copytree(outputs / "base", folder / "models" / "vicuna-7b-v1.5")
+    for name in ("unicode_lora", "unicode_visual_text", "unicode_shapes", "unicode_stage1", "unicode_stage1_shapes"):
+        shutil.copytree(tuned.run, outputs / name)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    store = outputs / "hqvae_shapes" / "ids" / "val"
+    run("encode_images", "--ckpt", outputs / "hqvae_shapes", "--images", "shapes:val", "--out", store, "--workers", 0, "limit=4")
+    run("make_annotations", "--func", "get_shapes_anno", "--out", outputs / "shapes", "--limit", 4, "--questions", 1)
+    questions = outputs / "shapes" / "shapes_questions_val.json"
+    run("export_questions", "--anno", questions, "--out", outputs / "shapes" / "questions_val.jsonl")
+    for place in (folder / "datasets" / "llava" / "eval", outputs / "shapes" / "eval"):
+        run("export_benchmarks", "--out", place, "--scenes", 2)
+    (folder / "prompts.txt").write_text("a red circle\n")
+    (folder / "datasets" / "imagenet").mkdir()
+    (folder / "datasets" / "imagenet" / "class_names.txt").write_text("tench\n")
+    drawn = ["--prompts", "shapes:val", "--out", outputs / "drawn", "limit=2"]
+    run("generate_images", "--model", outputs / "unicode_visual_text", *drawn)
+    metrics = {"metrics": {}, "codes": {"levels": []}, "protocol": {"num_images": 0, "image_set": "shapes:val"}}
+    (outputs / "hqvae_shapes" / "eval").mkdir()
+    (outputs / "hqvae_shapes" / "eval" / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def project_arguments(name: str, words: list[str]) -> list[str]:
+    """The words of a line that runs in the project; a training's model, data and length are replaced by small ones."""
+    words = [word for word in words if "..." not in word and not word.startswith("[")]
+    if "CONFIG.yaml" in words and name == "generate_images":
+        words = ["--model", "outputs/unicode_visual_text", "--config", "configs/generation/shapes.yaml", "--out", "outputs/new"]
+    if name == "generate_images":  # outputs/drawn is there already, of another command
+        return [word.replace("outputs/drawn", "outputs/new_drawn") for word in words]
+    if name != "train_llm":
+        return words
+    config, *rest = words
+    config = "configs/llm/unicode_lora.yaml" if config == "CONFIG.yaml" else config
+    kept = [word for word in rest if not word.startswith(("model.", "data.", "vision.", "run."))]
+    vision = "vision:" in (ROOT / config).read_text(encoding="utf-8")
+    own = ["vision.projector_path=''"] if vision and "projector_path" in (ROOT / config).read_text(encoding="utf-8") else []
+    files = "data.files=[outputs/shapes/shapes_questions_val.json]"
+    return [config, *kept, *SMALL_LLM, files, *(SMALL_VISION if vision else []), *own, f"run.dir=outputs/new_{Path(config).stem}"]
+
+
 RUNNABLE = [line for line in LINES if target(line)[0] in COMMANDS and "--help" not in line.words]
 NOT_SMALL = {"convert_tokenizer", "import_ids"}  # they read folders that only their own tests make
 
 
-@pytest.mark.parametrize("line", [line for line in RUNNABLE if target(line)[0] not in NOT_SMALL], ids=str)
+@pytest.mark.parametrize("line", [line for line in RUNNABLE if target(line)[0] not in NOT_SMALL | IN_PROJECT], ids=str)
 def test_documented_commands_run_dry(line, stand_ins, tmp_path):
     name, words = target(line)
     assert name is not None
     arguments = small_arguments(name, words, stand_ins, tmp_path / "out")
+    run(name, *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
+
+
+@pytest.mark.parametrize("line", [line for line in RUNNABLE if target(line)[0] in IN_PROJECT], ids=str)
+def test_documented_commands_run_in_a_project(line, project, monkeypatch):
+    name, words = target(line)
+    assert name is not None
+    monkeypatch.chdir(project)
+    arguments = project_arguments(name, words)
     run(name, *arguments, *([] if "--dry-run" in arguments else ["--dry-run"]))
