@@ -184,7 +184,7 @@ def _write_gqa(out: Path, folder: str, pictures: Sequence[Picture], questions: i
             number = str(len(asked))
             asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
             types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
-            steps = [{"operation": name, "argument": question.kind, "dependencies": []} for name in ("select", "query")]
+            steps: list[dict[str, Any]] = [{"operation": name, "argument": question.kind, "dependencies": []} for name in ("select", "query")]
             gold[number] = {
                 "question": question.text, "answer": question.answer, "imageId": Path(picture.name).stem, "isBalanced": True,
                 "types": {**types, "detailed": question.kind}, "semantic": steps,

@@ -1,4 +1,4 @@
-"""Our models inside lmms-eval, for the benchmarks that it knows: `python -m lmms_eval --model unicode --model_args pretrained=DIR --tasks pope`.
+"""Our models inside lmms-eval, for the benchmarks that it knows: `python -m lmms_eval --model unicode --model_args pretrained=DIR ...`.
 
 lmms-eval (the extra `[lmms-eval]`) finds `manifest` through the entry point `lmms_eval.models` of this package, and through it the
 class. Without lmms-eval this module can still be imported; making a model then says what to install.
