@@ -76,7 +76,7 @@ class ImageTask:
         compare: what tells how near original and result are, for the key "psnr".
 
     Raises:
-        ValueError: rows that a picture does not have.
+        ValueError: more rows than leave something to draw.
     """
 
     def __init__(
@@ -84,6 +84,9 @@ class ImageTask:
         template: str = CAPTION_TEMPLATE,
     ) -> None:  # fmt: skip
         assert model.layout is not None
+        if rows is not None and not 0 <= rows < model.layout.coarse_rows:
+            top = model.layout.coarse_rows - 1
+            raise ValueError(f"{rows} rows are to be kept; of {model.layout.describe()} 0 to {top} can be, so that something is left to draw")
         self.ids = [dataset.key(index) for index in range(len(dataset))]
         self._places = {key: index for index, key in enumerate(self.ids)}
         self._model, self._dataset, self._caption, self._seed, self._compare = model, dataset, caption, seed, compare

@@ -115,6 +115,8 @@ class Artist:
             ValueError: given ids that are no rows of an image, or a prompt that leaves no room for the picture in the context.
         """
         self.layout.rows_of(len(request.given) + self._count(request))
+        if self._count(request) < 1:
+            raise ValueError(f"{len(request.given)} ids are given, which is the whole image; nothing is left to draw")
         example = self._open_answer(request)
         needed = len(example) + self._count(request)
         if needed > self.model.context:
@@ -219,5 +221,5 @@ def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
     if ids.shape[-1] != layout.num_codes:
         layout = layout.resized(layout.rows_of(ids.shape[-1]), layout.grids[0][1])
     with arithmetic("float32", model.device):
-        codes = model.images.from_ids(torch.from_numpy(np.ascontiguousarray(ids)).to(model.device), layout=layout)
+        codes = model.images.from_ids(torch.tensor(ids).to(model.device), layout=layout)
         return to_uint8(model.images.decode(codes, layout=layout)).permute(0, 2, 3, 1).cpu().numpy()

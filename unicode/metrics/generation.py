@@ -130,6 +130,8 @@ def class_scores(inception: nn.Module, features: Tensor) -> Tensor | None:
 class ClipScore:
     """CLIP score (Hessel et al. 2021): 100 times the cosine of picture and prompt, at least 0.
 
+    torchmetrics' own does not run with transformers 5, whose CLIP gives its features another form.
+
     Args:
         path: a folder of transformers' CLIP model and processor.
 
