@@ -184,10 +184,10 @@ def _write_gqa(out: Path, folder: str, pictures: Sequence[Picture], questions: i
             number = str(len(asked))
             asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
             types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
-            steps: list[dict[str, Any]] = [{"operation": name, "argument": question.kind, "dependencies": []} for name in ("select", "query")]
+            step: dict[str, Any] = {"argument": question.kind, "dependencies": []}
             gold[number] = {
                 "question": question.text, "answer": question.answer, "imageId": Path(picture.name).stem, "isBalanced": True,
-                "types": {**types, "detailed": question.kind}, "semantic": steps,
+                "types": {**types, "detailed": question.kind}, "semantic": [{"operation": name, **step} for name in ("select", "query")],
                 "groups": {"global": question.kind, "local": question.kind}, "entailed": [], "equivalent": [number],
             }  # fmt: skip
     write_jsonl(out / "gqa" / "llava_gqa_testdev_balanced.jsonl", asked)
