@@ -201,8 +201,9 @@ def project(tuned, tmp_path_factory) -> Path:
     for place in (folder / "datasets" / "llava" / "eval", outputs / "shapes" / "eval"):
         run("export_benchmarks", "--out", place, "--scenes", 2)
     (folder / "prompts.txt").write_text("a red circle\n")
-    (folder / "datasets" / "imagenet").mkdir()
-    (folder / "datasets" / "imagenet" / "class_names.txt").write_text("tench\n")
+    for name in ("imagenet/class_names.txt", "cc3m/val_captions.txt"):
+        (folder / "datasets" / name).parent.mkdir()
+        (folder / "datasets" / name).write_text("a red circle\n")
     drawn = ["--prompts", "shapes:val", "--out", outputs / "drawn", "limit=2"]
     run("generate_images", "--model", outputs / "unicode_visual_text", *drawn)
     metrics = {"metrics": {}, "codes": {"levels": []}, "protocol": {"num_images": 0, "image_set": "shapes:val"}}
@@ -211,13 +212,21 @@ def project(tuned, tmp_path_factory) -> Path:
     return folder
 
 
+def replace_after(words: list[str], option: str, value: str) -> list[str]:
+    """The words with another value of an option."""
+    return [value if before == option else word for before, word in zip(["", *words], words, strict=False)]
+
+
 def project_arguments(name: str, words: list[str]) -> list[str]:
     """The words of a line that runs in the project; a training's model, data and length are replaced by small ones."""
     words = [word for word in words if "..." not in word and not word.startswith("[")]
     if "CONFIG.yaml" in words and name == "generate_images":
         words = ["--model", "outputs/unicode_visual_text", "--config", "configs/generation/shapes.yaml", "--out", "outputs/new"]
     if name == "generate_images":  # outputs/drawn is there already, of another command
-        return [word.replace("outputs/drawn", "outputs/new_drawn") for word in words]
+        renamed = [word.replace("outputs/drawn", "outputs/new_drawn") for word in words]
+        return replace_after(renamed, "--model", "outputs/unicode_visual_text")
+    if name == "eval_generation":
+        return ["--pictures", "outputs/drawn"]
     if name != "train_llm":
         return words
     config, *rest = words
