@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
-    """Write every picture below `root` as an RGB square on white, whole, with its caption beside it; those that are there in this size stay.
+    """Write every picture below `root` as an RGB square on white, whole, with its caption beside it; those of this size stay.
 
     Returns:
         How many squares there are, and how many pictures have no caption or cannot be read.
