@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass, field
 
-from unicode.generate.image import CAPTION_TEMPLATE
+from unicode.generate.image import CAPTION_TEMPLATE, caption_request
 from unicode.generate.sampling import Sampling
 from unicode.images.config import DataConfig
 
 
 @dataclass
 class GenerationConfig:
-    """Prompts, sampling, and the pictures to compare with."""
+    """Prompts, sampling, and the pictures to compare with.
+
+    Raises:
+        ValueError: a value out of range, or a template with an unknown slot.
+    """
 
     prompts: str = ""
     """A file (.txt, .jsonl, LLaVA .json), shapes:val, or unconditional:NUMBER."""
@@ -46,6 +50,7 @@ class GenerationConfig:
         for name, least in (("samples", 1), ("limit", 0), ("batch_size", 1), ("splits", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        caption_request("words", template=self.template)  # a template without the slot ends here
         self.sampling()
 
     def sampling(self, default_temperature: float = 1.0) -> Sampling:

@@ -86,7 +86,7 @@ class ImageTask:
         assert model.layout is not None
         if rows is not None and not 0 <= rows < model.layout.coarse_rows:
             top = model.layout.coarse_rows - 1
-            raise ValueError(f"{rows} rows are to be kept; of {model.layout.describe()} 0 to {top} can be, so that something is left to draw")
+            raise ValueError(f"{rows} rows are to be kept; of {model.layout.describe()} 0 to {top} can be, or nothing is left to draw")
         self.ids = [dataset.key(index) for index in range(len(dataset))]
         self._places = {key: index for index, key in enumerate(self.ids)}
         self._model, self._dataset, self._caption, self._seed, self._compare = model, dataset, caption, seed, compare

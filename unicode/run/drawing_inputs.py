@@ -65,7 +65,7 @@ def describe(
         "source": source,
         "num_items": len(ids),
         "items": hashlib.sha256("\0".join(ids).encode("utf-8", "surrogateescape")).hexdigest()[:16],
-        "model": {"path": args.model, "fingerprint": model.fingerprint, "image_tokenizer": model.images.fingerprint},
+        "model": {"name": Path(args.model).resolve().name, "fingerprint": model.fingerprint, "image_tokenizer": model.images.fingerprint},
         "dtype": str(model.lm.dtype).removeprefix("torch."),
         "sampling": asdict(sampling),
         "seed": config.seed,
@@ -77,6 +77,6 @@ def describe(
         described["template"] = config.template
     if task == "complete":
         described |= {"keep": args.keep, "caption": args.caption}
-    if source.startswith("shapes"):
+    if source.partition(":")[0] == "shapes":
         described["world"] = asdict(world_of(config, model.images.config.image_size))
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]
