@@ -96,7 +96,7 @@ def test_world_text() -> None:
     assert lines != list(world_text(400, seed=2))
     assert lines[:50] == list(islice(world_text(seed=1), 50))
     assert all(line and "\n" not in line for line in lines)
-    assert 0.3 < sum("Question:" in line for line in lines) / 400 < 0.7
+    assert 0.6 < sum("Question:" in line for line in lines) / 400 < 0.95
 
 
 def test_captions_and_questions_of_a_scene() -> None:

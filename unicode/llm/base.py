@@ -18,10 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from unicode.annotations.captioned import SHORT
 from unicode.annotations.prompts import TEMPLATES
 from unicode.common.log import get_logger
 from unicode.common.records import read_json, write_json
-from unicode.images.shapes import world_text
+from unicode.images.shapes import ShapesConfig, draw_scene, world_text
 
 log = get_logger(__name__)
 
@@ -30,6 +31,7 @@ SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image_start>", "<image_end>
 ALPHABET = [*(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "Ċ"]
 
 SUMMARY = "base.json"
+BRIEF = 0.2  # share of lines whose questions ask for a short answer in the words of LLaVA's mix
 
 # turns as the lines of the world have them, so that an untrained adapter starts from something the model knows
 CHAT_TEMPLATE = (
@@ -49,12 +51,12 @@ class BaseConfig:
     heads: int = 4
     context: int = 1024  # longest sequence that positions are prepared for
     tokenizer_lines: int = 4000  # lines that the tokenizer is trained on
-    instructions: float = 0.15  # share of lines that are a template of the annotations with a caption in it
-    row_tokens: int = 128  # tokens in a row of a batch
+    instructions: float = 0.1  # share of lines that are a template of the annotations with a caption in it
+    row_tokens: int = 256  # tokens in a row of a batch
     batch_size: int = 16  # rows in a batch
-    steps: int = 400  # optimizer steps
+    steps: int = 500  # optimizer steps
     warmup_steps: int = 50
-    lr: float = 3e-3  # highest learning rate
+    lr: float = 2e-3  # highest learning rate
     weight_decay: float = 0.01
     seed: int = 0
 
@@ -72,10 +74,13 @@ def base_text(*, instructions: float, seed: int) -> Iterator[str]:
     """Yield lines about the world without end; a share `instructions` of them asks for a picture, as the annotations do."""
     rng = Random(seed)
     templates = [template for group in TEMPLATES.values() for template in group if "{ids}" not in template]
-    for line in world_text(seed=seed):
+    world = ShapesConfig(seed=seed)
+    for number, line in enumerate(world_text(seed=seed)):
         if rng.random() < instructions:
-            caption = line.split(" Question:")[0]
+            caption = draw_scene(world, "train", number).caption(rng)
             yield rng.choice(templates).replace("{caption}", caption.rstrip("."))
+        elif rng.random() < BRIEF:
+            yield line.replace("? Answer:", f"?\n{SHORT} Answer:")
         else:
             yield line
 
@@ -122,6 +127,7 @@ def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Llama
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
+        initializer_range=config.width**-0.5,  # the usual 0.02 is made for wide models; at this width attention would stay even for long
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
