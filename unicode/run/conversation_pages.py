@@ -11,6 +11,7 @@ from typing import Any
 
 from unicode.common.json_stream import read_json_list
 from unicode.common.log import get_logger
+from unicode.common.ranks import is_main
 from unicode.common.records import read_jsonl, write_jsonl
 from unicode.generate.config import GenerationConfig
 from unicode.generate.image import decode_pictures
@@ -40,6 +41,8 @@ def answer_conversations(model: LanguageModel, args: argparse.Namespace, config:
     if args.dry_run:
         log.info("%d conversations, %d of them cannot be held", len(asked), sum(bool(one.error) for one in asked))
         return 0
+    if not is_main():
+        return 0  # a few conversations for a reader are not worth dealing out
     asked, contents = read_images(model, asked, [open_images(name, model) for name in args.images])
     talks = hold_conversations(speaker, asked, contents, seed=config.seed, batch_size=config.batch_size)
     write_conversations(model, Path(args.out), asked, talks, title=f"{Path(args.model).name}: {source.name}")
