@@ -29,6 +29,7 @@ def files(folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_hundred_prompts(tuned, tmp_path):
     words = ["--model", str(tuned.run), "--prompts", "shapes:val", "--device", "cpu", "limit=100", "batch_size=8", "guidance=2"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -55,6 +56,7 @@ def test_killed_in_the_middle_of_a_hundred_prompts(tuned, tmp_path):
     assert 0 <= metrics["all"]["value"] <= 100 and metrics["shuffled_all"]["unit"] == "%" and metrics["clip_score"]["value"] is None
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_pictures(tuned, tmp_path):
     words = ["--model", str(tuned.run), "--prompts", "shapes:val", "--device", "cpu", "limit=7", "batch_size=2"]
     with socket.socket() as free:
