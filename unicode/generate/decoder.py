@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, StaticCache
+from transformers import StaticCache
+
+from unicode.generate.cache import reserved_cache
 
 CACHES = ("dynamic", "static")
 _PADDED_TO = 64  # lengths of static caches are multiples of it, so that batches of nearly one length share one
@@ -44,7 +46,7 @@ class CachedDecoder:
 
     Args:
         lm: the model, in evaluation mode.
-        cache: "dynamic" (grows with each step) or "static" (allocated once for the whole answer; what compiling needs).
+        cache: "dynamic" (attention sees what is filled) or "static" (attention always goes over the whole room; what compiling needs).
         compiled: compile the step; needs the static cache. The first batch of each size then takes long.
 
     Raises:
@@ -151,7 +153,7 @@ class CachedDecoder:
 
     def _new_cache(self, rows: int, capacity: int) -> Any:
         if self._static is None:
-            return DynamicCache(config=self.config)
+            return reserved_cache(self.config, capacity)
         shape = (rows, -(-capacity // _PADDED_TO) * _PADDED_TO)
         if shape not in self._static:
             self._static.clear()  # one at a time: a cache is as large as a batch
