@@ -20,7 +20,7 @@ class Recipe:
         out: folder of everything.
         llm: folder or GGUF file of the language model; "" makes the embedded default one.
         tokenizer, vqa, draw: configs of the three trainings.
-        settings: config -> values that replace those of the file.
+        settings: values of configs that differ, of the "tokenizer", of "vqa" and "draw", and of where "pictures" lie.
         pictures: split -> what encode_images is told to read.
         annotations: commands that write captions and questions, and the file that is there afterwards.
         prefix: how the annotation files begin.
@@ -38,7 +38,7 @@ class Recipe:
     pictures: dict[str, tuple[str, ...]]
     annotations: tuple[tuple[tuple[str, ...], str], ...]
     prefix: str
-    measured: str
+    measured: tuple[str, ...]
     drawn: str
     places: tuple[str, ...]
     is_world: bool = False
@@ -70,7 +70,7 @@ def shapes(out: Path, llm: str) -> Recipe:
         pictures={split: (f"shapes:{split}",) for split in ("train", "val")},
         annotations=((command, "anno/shapes_questions_val.json"),),
         prefix="shapes",
-        measured="shapes:val",
+        measured=("shapes:val",),
         drawn="shapes:val",
         places=("shapes",),
         is_world=True,
@@ -80,6 +80,7 @@ def shapes(out: Path, llm: str) -> Recipe:
 def stamps(out: Path, llm: str) -> Recipe:
     """Tux Paint's stamps: real pictures with captions and subjects."""
     squares = f"{out}/anno/images"
+    place = f"data.root={squares}"
     command = ("python", "data/stamps", "--out", f"{out}/anno", "--size", "64")
     return Recipe(
         out=out,
@@ -90,10 +91,10 @@ def stamps(out: Path, llm: str) -> Recipe:
         pictures={"all": (squares,)},
         annotations=((command, "anno/images_questions_val.json"),),
         prefix="images",
-        measured=f"{out}/anno/images_captions_val.json",
+        measured=(f"{out}/anno/images_captions_val.json", "--root", squares),
         drawn=f"{out}/anno/images_captions_val.json",
         places=(squares,),
-        settings={"tokenizer": (f"data.root={squares}", "model.image_size=64", *(() if llm else ("model.codebook.num_rows=0",)))},
+        settings={"pictures": (place,), "tokenizer": (place, "model.image_size=64", *(() if llm else ("model.codebook.num_rows=0",)))},
     )
 
 
@@ -132,7 +133,7 @@ def _commands(name: str, commands: tuple[tuple[tuple[str, ...], str], ...], out:
 
 def _reconstruction(recipe: Recipe) -> list[Step]:
     made = recipe.out / "reconstruction/metrics.json"
-    command = (*PYTHON, "unicode.run.eval_tokenizer", "--ckpt", f"{recipe.out}/hqvae", "--images", recipe.measured, "--out", str(made))
+    command = (*PYTHON, "unicode.run.eval_tokenizer", "--ckpt", f"{recipe.out}/hqvae", "--images", *recipe.measured, "--out", str(made))
     return [Step("reconstruction", (*command, "--limit", "1000"), made)]
 
 
@@ -194,7 +195,8 @@ def _drawings(recipe: Recipe) -> list[Step]:
     drawn, written = out / "drawings", out / "decompressed"
     steps = [
         Step("drawings", (*draw, "--prompts", recipe.drawn, "--out", str(drawn), f"limit={NUM_DRAWINGS}"), drawn / "contact_sheet.png"),
-        Step("decompressed", (*draw, "--decompress", recipe.drawn, "--out", str(written), f"limit={NUM_DECOMPRESSED}"),
+        Step("decompressed", (*draw, *recipe.settings.get("pictures", ()), "--decompress", recipe.drawn, "--out", str(written),
+                              f"limit={NUM_DECOMPRESSED}"),
              written / "contact_sheet.png"),
     ]  # fmt: skip
     measure = (*PYTHON, "unicode.run.eval_generation", "--pictures", str(drawn), "--out", f"{drawn}/metrics.json")
