@@ -29,7 +29,7 @@ class ShapesConfig:
     places: int = 2  # places along a side: 2 (four places) or 3 (nine)
     sizes: int = 1  # 1 (never mentioned), 2 (small, large) or 3 (small, medium, large)
     min_objects: int = 1  # fewest objects of a scene
-    max_objects: int = 3  # most objects of a scene; each has a place of its own
+    max_objects: int = 2  # most objects of a scene; each has a place of its own
     jitter: int = 0  # an object is moved up to so many pixels from the middle of its place, in x and in y
     noise: float = 0.0  # standard deviation of the background's pixels, 0 to 0.1 of the range from black to white
     grid: int = 8  # places start at multiples of so many pixels: the side of a tokenizer's finest patch
