@@ -188,6 +188,9 @@ def project(tuned, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     outputs = folder / "outputs"
     shutil.copytree(tuned.base, outputs / "base")
+    from unicode.llm.base import CHAT_TEMPLATE
+
+    (outputs / "base" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     shutil.copytree(tuned.image_tokenizer, outputs / "hqvae_shapes")
     shutil.copytree(outputs / "base", folder / "models" / "vicuna-7b-v1.5")
     for name in ("unicode_lora", "unicode_visual_text", "unicode_shapes", "unicode_stage1", "unicode_stage1_shapes"):

@@ -12,7 +12,7 @@ from unicode.llm.base import SPECIAL_TOKENS, BaseConfig, base_text, is_made, lea
 from unicode.llm.embedding import load_embedding
 
 SIZES = {"vocab_size": 140, "width": 16, "hidden": 24, "layers": 1, "heads": 2, "context": 64}
-TINY = BaseConfig(**SIZES, tokenizer_lines=200, row_tokens=32, batch_size=4, steps=30, warmup_steps=3)
+TINY = BaseConfig(**SIZES, tokenizer_lines=200, row_tokens=32, batch_size=4, steps=30, warmup_steps=3, lr=0.02)
 SENTENCES = ["A red circle is at the top left.", 'Question: "How many?" Answer: 2.', "Draw ~ this\nplease!"]
 
 

@@ -52,6 +52,10 @@ def open_base(
         model = AutoModelForCausalLM.from_pretrained(folder, config=None if source else config, local_files_only=True, **options, **source)
     except Exception as error:
         raise ValueError(f"{place} could not be opened as a causal language model ({first_line(error, limit=300)})") from error
+    if source:  # the weights are plain numbers now, but the library still takes the model for a quantized one and would not train it
+        model.is_quantized, model.hf_quantizer = False, None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     return model.eval(), text_tokenizer
 
 
