@@ -30,8 +30,17 @@ from unicode.train.llm_trainer import LlmTrainer
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 80, 230)}
+WHITE = {"top": (0, 0, 16, 8), "big": (0, 0, 8, 16), "two": (4, 4, 12, 12)}
+"""Answer -> the part of the picture that is white."""
 ADAPTER, PROJECTOR = "adapter_model.safetensors", "projector.safetensors"
+
+
+def draw(name: str) -> Image.Image:
+    """A picture that is wider than high; its middle square is what is seen."""
+    picture = Image.new("RGB", (20, 16), (30, 60, 120))
+    left, top, right, bottom = WHITE[name]
+    picture.paste((255, 255, 255), (left + 2, top, right + 2, bottom))
+    return picture
 
 
 def conversation(*turns: str, **fields: Any) -> list[dict[str, Any]]:
@@ -41,18 +50,21 @@ def conversation(*turns: str, **fields: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Settings of a run of 12 small steps on squares of three colours and some conversations without pictures."""
+    """Settings of a run of 12 small steps on pictures of three kinds and some conversations without pictures."""
     monkeypatch.setenv("UNICODE_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     small: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "num_res_blocks": 1, "latent_channels": 12}
     autoencoder = AutoencoderConfig(**small, encoder_attention=[], decoder_attention=[])
     codebook = CodebookConfig(mode="free", num_rows=32)
-    ImageTokenizer(TokenizerConfig(image_size=SIZE, autoencoder=autoencoder, codebook=codebook)).save_pretrained(tmp_path / "tower")
+    tower = ImageTokenizer(TokenizerConfig(image_size=SIZE, autoencoder=autoencoder, codebook=codebook))
+    with torch.no_grad():
+        tower.quant_conv.weight.mul_(8)  # random features hardly differ
+    tower.save_pretrained(tmp_path / "tower")
     (tmp_path / "pictures").mkdir()
     random, records = Random(0), list[dict[str, Any]]()
     for number in range(48):
-        name = random.choice(list(COLOURS))
-        Image.new("RGB", (20, 16), COLOURS[name]).save(tmp_path / "pictures" / f"{number}.png")
+        name = random.choice(list(WHITE))
+        draw(name).save(tmp_path / "pictures" / f"{number}.png")
         records += conversation("<image>\nhow is it?", name, image=f"{number}.png")
     for _ in range(16):
         records += conversation("say a big thing", "two squares")
@@ -65,6 +77,7 @@ def settings(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
         "vision.enabled": "true",
         "vision.kind": "tokenizer",
         "vision.path": tmp_path / "tower",
+        "vision.feature": "latent",
         "vision.images": f"[{tmp_path / 'pictures'}]",
         "data.files": f"[{tmp_path / 'train.json'}]",
         "optimizer.lr": 5e-3,
@@ -236,3 +249,30 @@ def test_ranks_under_zero3_equal_one_process(settings: list[str], tmp_path: Path
         expected, found = load_file(one / name), load_file(tmp_path / "two" / name)
         assert expected.keys() == found.keys()
         assert max(float((expected[key] - found[key]).abs().max()) for key in expected) < 1e-3, name
+
+
+def test_it_learns_to_see(settings: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+    """The question is always the same, so only the pictures can tell which answer is right."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight.mul_(15)  # the rows stay as they are, and with random ones this short no answer can be certain
+    lm.save_pretrained(base)
+    changes = [f"model.path={base}", "lora.enabled=false", "train.steps=160", "train.batch_size=16"]
+    training = build(settings, *changes, "train.save_every=0", "train.log_every=40")
+    training.run()
+    model: LlavaModel = training.model.eval()
+    examples = (training.data.train[index] for index in range(48))
+    asked = {training.text_tokenizer.decode(example.labels[example.labels >= 0]).strip(" </s>"): example for example in examples}
+    assert set(asked) == set(WHITE)
+    pixels = {name: model.tower.transform(draw(name))[None] for name in WHITE}
+
+    def loss(answer: str, seen: str) -> float:
+        example = asked[answer]
+        at = example.is_image.nonzero().flatten()
+        return float(model(example.input_ids[None], pixels=pixels[seen], image_at=at, labels=example.labels[None]).loss)
+
+    for answer in WHITE:
+        others = [loss(answer, seen) for seen in WHITE if seen != answer]
+        assert loss(answer, answer) < min(others) - 0.2, (answer, loss(answer, answer), others)
