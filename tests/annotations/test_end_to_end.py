@@ -38,7 +38,7 @@ def tokenizer() -> ImageTokenizer:
 @pytest.fixture(params=["generated", "files"])
 def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> ImageDataset:
     """The shapes world as it is generated, and the same saved as JPEG files of another size."""
-    world = ShapesImages(ShapesConfig(image_size=SIZE), split="val", limit=COUNT)
+    world = ShapesImages(ShapesConfig(image_size=SIZE, max_objects=3), split="val", limit=COUNT)
     if request.param == "generated":
         return world
     for index, key in enumerate(world.keys):
