@@ -53,9 +53,9 @@ def open_base(
     except Exception as error:
         raise ValueError(f"{place} could not be opened as a causal language model ({first_line(error, limit=300)})") from error
     if source:  # the weights are plain numbers now, but the library still takes the model for a quantized one and would not train it
-        model.is_quantized, model.hf_quantizer = False, None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        for owner, name in ((model, "is_quantized"), (model, "hf_quantizer"), (model.config, "quantization_config")):
+            if hasattr(owner, name):
+                delattr(owner, name)
     return model.eval(), text_tokenizer
 
 
