@@ -100,3 +100,14 @@ def write_list(path: str | Path, lines: Iterable[str]) -> None:
     """Write one string a line, atomically."""
     with atomic_write(path) as file:
         file.writelines(f"{line}\n" for line in lines)
+
+
+def open_append(path: str | Path) -> IO[str]:
+    """Open a file of lines for appending, its folder made; half a line at its end, as a killed process leaves it, is cut off."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+    return open(path, "a", encoding="utf-8")

@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 
 from unicode.common.log import get_logger
 from unicode.common.ranks import barrier, is_main, rank, world_size
-from unicode.common.records import name_errors, read_json, write_json, write_jsonl
+from unicode.common.records import name_errors, open_append, read_json, write_json, write_jsonl
 
 log = get_logger(__name__)
 
@@ -108,7 +108,7 @@ class AnswerFile:
         path = self.parts / f"{rank():05d}.jsonl"
         with name_errors(path):
             if self._part is None:
-                self._part = _open_part(path)
+                self._part = open_append(path)
                 write_json(self._description, self.made_by)
             self._part.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._part.flush()
@@ -182,16 +182,6 @@ class AnswerFile:
             return "another program" if not made_by else f"another run ({made_by}, not {self.run})"
         names = [name for name in {**before, **self.made_by} if before.get(name) != self.made_by.get(name)]
         return "other settings: " + ", ".join(f"{name} {before.get(name)!r}, now {self.made_by.get(name)!r}" for name in names)
-
-
-def _open_part(path: Path) -> IO[str]:
-    """Open a part for appending, half a line at its end cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-    return open(path, "a", encoding="utf-8")
 
 
 @dataclass(frozen=True)

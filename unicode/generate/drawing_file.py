@@ -21,7 +21,7 @@ from PIL import Image
 
 from unicode.common.log import get_logger
 from unicode.common.ranks import barrier, is_main, rank, world_size
-from unicode.common.records import atomic_write, name_errors, read_json, write_json, write_jsonl
+from unicode.common.records import atomic_write, name_errors, open_append, read_json, write_json, write_jsonl
 from unicode.ids.decode import picture_path
 from unicode.ids.keys import check_key
 
@@ -111,7 +111,7 @@ class DrawingFile:
         path = self._parts / f"{rank():05d}.jsonl"
         with name_errors(path):
             if self._part is None:
-                self._part = _open_part(path)
+                self._part = open_append(path)
             self._part.write(json.dumps(named, ensure_ascii=False) + "\n")
             self._part.flush()
 
@@ -149,16 +149,6 @@ class DrawingFile:
                 if "error" not in record or key not in found:
                     found[key] = record
         return found
-
-
-def _open_part(path: Path) -> IO[str]:
-    """Open a part for appending, half a line at its end cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-    return open(path, "a", encoding="utf-8")
 
 
 def write_contact_sheet(files: Sequence[Path], path: Path, *, limit: int = 64, group: int = 1) -> None:
