@@ -1,5 +1,6 @@
 """The parts of the shapes world: settings that are refused, places on the grid, combinations held out."""
 
+from collections import Counter
 from itertools import product
 
 import pytest
@@ -23,6 +24,15 @@ def test_training_keeps_every_pair(config: ShapesConfig) -> None:
     assert {(c, s) for c, s, _ in seen} == set(product(config.colour_names, config.shape_names))
     assert {(c, p) for c, _, p in seen} == set(product(config.colour_names, config.place_names))
     assert {(s, p) for _, s, p in seen} == set(product(config.shape_names, config.place_names))
+
+
+@pytest.mark.parametrize("config", WORLDS)
+def test_training_keeps_half_of_what_each_pair_occurs_in(config: ShapesConfig) -> None:
+    for left_out in range(3):  # the property that a pair does not name
+        total = (config.colours, config.shapes, config.places**2)[left_out]
+        seen = [(colour, shape, place) for place, pairs in combinations(config).seen.items() for colour, shape in pairs]
+        number = Counter(names[:left_out] + names[left_out + 1 :] for names in seen)
+        assert min(number.values()) * 2 >= total
 
 
 def test_share_of_held_out_combinations() -> None:

@@ -287,3 +287,21 @@ def test_two_ranks_equal_one(llm_overrides: list[str], empty_config: Path, tmp_p
     states = [path.name for path in (two / "checkpoint-20").rglob("*optim_states.pt")]
     assert len(states) == (0 if engine == "ddp" else 2), "the engine was not the one that was asked for"
     assert not list(two.rglob("model.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_servers_equal_one(llm_overrides: list[str], empty_config: Path, tmp_path: Path) -> None:
+    """Two launchers on one machine, started by the scripts of server 1 and 2, train what one process trains."""
+    settings = [*llm_overrides, "lora.dropout=0", "train.steps=20", "train.save_every=0", "train.log_every=1"]
+    one = train(settings, f"run.dir={tmp_path / 'one'}")
+    found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29637", "NNODES": "2", "NCCL_SOCKET_IFNAME": "lo"}
+    servers = []
+    for number in (1, 2):
+        words = ["sh", f"scripts/multi-server/finetune_lora_server{number}.sh", str(empty_config), *settings, "train.micro_batch_size=2"]
+        start = {"env": environment(PYTHON=sys.executable, **found), "cwd": ROOT, "text": True}
+        servers.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **start))  # type: ignore[call-overload]
+    for server in servers:
+        printed, _ = server.communicate(timeout=300)
+        assert server.returncode == 0, printed[-3000:]
+    assert largest_difference(losses(one), losses(tmp_path / "llm")) < 1e-3
+    assert largest_difference(load_file(one / ADAPTER), load_file(tmp_path / "llm" / ADAPTER)) < 1e-3

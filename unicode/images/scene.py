@@ -109,7 +109,9 @@ def combinations(config: ShapesConfig) -> Combinations:
     """Divide the combinations (colour, shape, place) of a world into seen ones and held-out ones.
 
     The choice depends on the names alone, not on a seed: in the order of a hash, a combination is held out if training keeps
-    each of its pairs (colour, shape), (colour, place) and (shape, place) in another combination.
+    each of its pairs (colour, shape), (colour, place) and (shape, place) in at least half of the combinations that have it. With
+    fewer, training scenes would teach a rule instead: if of all white things only triangles lay at the bottom right, a white square
+    there would contradict what was seen rather than be new.
     """
     return _combinations(config.colour_names, config.shape_names, config.place_names, config.holdout)
 
@@ -121,9 +123,10 @@ def _combinations(colours: tuple[str, ...], shapes: tuple[str, ...], places: tup
     for combination in every:
         for pair in _pairs(combination):
             count[pair] = count.get(pair, 0) + 1
+    total = dict(count)
     held: set[tuple[str, str, str]] = set()
     for combination in sorted(every, key=lambda names: hashlib.sha1("/".join(names).encode()).digest()):
-        if len(held) < max(1, round(share * len(every))) and all(count[pair] > 1 for pair in _pairs(combination)):
+        if len(held) < max(1, round(share * len(every))) and all(2 * (count[pair] - 1) >= total[pair] for pair in _pairs(combination)):
             held.add(combination)
             for pair in _pairs(combination):
                 count[pair] -= 1
