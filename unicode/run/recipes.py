@@ -164,7 +164,7 @@ def _conversations(recipe: Recipe, stores: list[str]) -> list[Step]:
 
 def _trainings(recipe: Recipe, base: str, stores: list[str]) -> list[Step]:
     out, anno, prefix = recipe.out, recipe.out / "anno", recipe.prefix
-    questions = [f"{anno}/{prefix}_questions_train.json", *([f"{out}/benchmarks/shapes_forms_train.json"] if recipe.is_world else [])]
+    questions = [f"{anno}/{prefix}_questions_train.json", *([f"{out}/benchmarks/shapes_forms_train.json*0.4"] if recipe.is_world else [])]
     drawing = [  # mostly whole pictures from words: the other tasks are learned from a few
         f"{questions[0]}*0.05",
         f"{anno}/{prefix}_captions_train_t2v_full.json",
