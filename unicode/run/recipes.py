@@ -165,13 +165,13 @@ def _conversations(recipe: Recipe, stores: list[str]) -> list[Step]:
 def _trainings(recipe: Recipe, base: str, stores: list[str]) -> list[Step]:
     out, anno, prefix = recipe.out, recipe.out / "anno", recipe.prefix
     questions = [f"{anno}/{prefix}_questions_train.json", *([f"{out}/benchmarks/shapes_forms_train.json*0.4"] if recipe.is_world else [])]
-    drawing = [  # mostly whole pictures from words: the other tasks are learned from a few
-        f"{questions[0]}*0.05",
+    drawing = [
+        f"{questions[0]}*0.15",
         f"{anno}/{prefix}_captions_train_t2v_full.json",
-        f"{anno}/{prefix}_captions_train_t2v_part.json*0.04",
-        f"{anno}/{prefix}_captions_train_decompression.json*0.15",
-        f"{anno}/{prefix}_captions_train_uncond.json*0.25",
-        f"{anno}/{prefix}_captions_train.json*0.03",
+        f"{anno}/{prefix}_captions_train_t2v_part.json*0.1",
+        f"{anno}/{prefix}_captions_train_decompression.json*0.4",
+        f"{anno}/{prefix}_captions_train_uncond.json",
+        f"{anno}/{prefix}_captions_train.json*0.1",
     ]
     files = ",".join(drawing)
     held = f"data.val_files=[{anno}/{prefix}_questions_val.json]"
