@@ -14,15 +14,26 @@ import pytest
 import torch
 from PIL import Image
 
+from unicode.generate.config import GenerationConfig
+from unicode.images.datasets import DataConfig
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.llm.load import open_model
 from unicode.run.chat import main as chat
+from unicode.run.drawing_inputs import find_pictures
 from unicode.run.eval_generation import main as evaluate
 from unicode.run.generate_images import main as generate
 
 
 def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_list_of_pictures_starts_from_the_folder_that_the_settings_name(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / "one.png")
+    (tmp_path / "list.txt").write_text("one.png\n")
+    config = GenerationConfig(data=DataConfig(root=str(tmp_path / "pictures")))
+    assert [sample.key for sample in find_pictures(str(tmp_path / "list.txt"), config, 16)] == ["one.png"]
 
 
 def files(folder) -> dict[str, bytes]:

@@ -51,7 +51,7 @@ def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageData
     path = Path(source)
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return FileImages(Files(Listing(path.parent, [path.name])), data, image_size=side, train=False)
-    return open_images(source, image_size=side, config=data)
+    return open_images(source, image_size=side, root=data.root, config=data)
 
 
 def describe(
