@@ -15,11 +15,13 @@ launch() {
         export DS_ACCELERATOR=cpu ACCELERATE_USE_CPU=true
         if [ "$ranks" -gt 1 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
     fi
-    if [ "${NNODES:-1}" -gt 1 ] || { [ "$ranks" -gt 1 ] && [ "$num_gpus" -eq 0 ]; }; then  # starts faster than DeepSpeed's launcher
-        exec "$PYTHON" -m torch.distributed.run --nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" \
-            --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" --nproc-per-node "$ranks" --module "$@"
-    elif [ "$ranks" -gt 1 ]; then
+    if [ "${NNODES:-1}" -gt 1 ]; then
+        exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" \
+            --master-port "$MASTER_PORT" --nproc-per-node "$ranks" --module "$@"
+    elif [ "$ranks" -gt 1 ] && [ "$num_gpus" -gt 0 ]; then
         exec "$PYTHON" -m deepspeed.launcher.runner --no_local_rank --master_port "${MASTER_PORT:-29500}" --module "$@"
+    elif [ "$ranks" -gt 1 ]; then
+        exec "$PYTHON" -m deepspeed.launcher.runner --num_accelerators "$ranks" --no_local_rank --master_port "${MASTER_PORT:-29500}" --module "$@"
     else
         exec "$PYTHON" -m "$@"
     fi
