@@ -59,3 +59,14 @@ def test_the_environment_reaches_the_command(tmp_path):
     line = f"import os; open({str(tmp_path / 'a')!r}, 'w').write(os.environ['NUM_RANKS'])"
     run_steps([Step("first", (sys.executable, "-c", line), tmp_path / "a")], tmp_path, environment={"NUM_RANKS": "7"})
     assert (tmp_path / "a").read_text() == "7"
+
+
+def test_half_a_line_of_the_record_costs_its_step_only(tmp_path):
+    steps = [make("first", tmp_path / "one"), make("second", tmp_path / "two")]
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    record = tmp_path / "steps.jsonl"
+    record.write_text(record.read_text()[:-20])
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    assert (tmp_path / "one").read_text() == "x"
+    assert (tmp_path / "two").read_text() == "xx"
+    assert [line["step"] for line in read_jsonl(record)] == ["first", "second"]

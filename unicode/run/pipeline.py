@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unicode.common.records import read_jsonl
+from unicode.common.records import name_errors, open_append, read_jsonl
 
 RECORD = "steps.jsonl"
 
@@ -69,8 +69,8 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
     Returns:
         0, or the exit code of the step that failed; the later ones are not run.
     """
-    out.mkdir(parents=True, exist_ok=True)
     record = out / RECORD
+    open_append(record).close()  # half a line, as a full stop leaves it, is gone now; its step is done again
     done = finished(record)
     for number, step in enumerate(steps, 1):
         title = f"\n== {number}/{len(steps)} {step.name}"
@@ -90,6 +90,6 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
             print(f"\nthe step '{step.name}' failed (exit code {code}); once mended, the same command goes on from here", flush=True)
             return code if code > 0 else 1
         line = {"step": step.name, "command": step.line(), "seconds": round(time.monotonic() - start, 1)}
-        with open(record, "a", encoding="utf-8") as file:
+        with name_errors(record), open_append(record) as file:
             file.write(json.dumps({**line, "peak_mib": usage.ru_maxrss // 1024, "skipped": False}) + "\n")
     return 0
