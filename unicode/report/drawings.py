@@ -13,7 +13,7 @@ from unicode.report.page import Cell, Figure, Section, gallery, missing, paragra
 from unicode.report.picture import figure, image_tag
 from unicode.report.runs import lines_of, read_object, spread
 
-RESULTS = "results.jsonl"
+RESULTS, SETTINGS = "results.jsonl", "settings.json"
 REPORTS = ("metrics.json", "scores.json", "eval.json")
 RIGHT, SHUFFLED = "all", "shuffled_all"
 """Measures of the judge: everything in the picture as the prompt asks, as the prompt of another picture asks."""
@@ -35,7 +35,8 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
         return Section(title, missing("Nothing was drawn. Drawings come from", command), short), []
     seconds = [float(one["seconds"]) for one in drawn if one.get("seconds")]
     speed = f", {fmean(seconds):.2f} s each" if seconds else ""
-    text = f"{len(drawn):,} pictures that the language model wrote token by token from a prompt{speed}; some of them, evenly taken."
+    how = f"{_sampled(Path(folder) / SETTINGS)}{speed}"
+    text = f"{len(drawn):,} pictures that the language model wrote token by token from a prompt{how}; some of them, evenly taken."
     parts = [paragraph(text)]
     items = []
     for one in spread(drawn, NUM_DRAWN):
@@ -100,6 +101,16 @@ def _picture(folder: str | Path | None, name: Any) -> Image.Image | None:
             return opened.copy()
     except OSError:
         return None
+
+
+def _sampled(settings: Path) -> str:
+    """How ids were drawn, in words that follow "from a prompt": greedily or at a temperature, with guidance or not."""
+    sampling = read_object(settings).get("sampling")
+    if not isinstance(sampling, dict):
+        return ""
+    temperature, guidance = sampling.get("temperature", 1), sampling.get("guidance", 1)
+    drawn = "greedily" if temperature == 0 else f"at temperature {temperature:g}"
+    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {guidance:g}'}"
 
 
 def _scores(folder: str | Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from unicode.run.pipeline import RECORD, Step
 PYTHON = ("python", "-m")
 NUM_QUESTIONS, NUM_DRAWINGS, NUM_DECOMPRESSED = 1000, 200, 100
 BENCHMARKS = ("pope", "sqa")
+GUIDANCE = 2
+"""Of the drawings: enough to overcome what the model knows of pictures as such, in which held-out combinations never occur."""
 LONGER = ("lora.r=64", "lora.alpha=128", "train.steps=600", "train.batch_size=16", "train.log_every=25", "train.eval_every=300")
 """What the small base model affords on real pictures, where SmolLM2 takes ten seconds a step."""
 
@@ -197,17 +199,21 @@ def _answers(recipe: Recipe, stores: list[str]) -> list[Step]:
 
 
 def _drawings(recipe: Recipe) -> list[Step]:
+    """Pictures of held-out captions, of the world judged and beside unguided ones; pictures written out of their compressed form."""
     out = recipe.out
     draw = (*PYTHON, "unicode.run.generate_images", "--model", f"{out}/draw", "--merge", "batch_size=50", "temperature=0")
-    drawn, written = out / "drawings", out / "decompressed"
-    steps = [
-        Step("drawings", (*draw, "--prompts", recipe.drawn, "--out", str(drawn), f"limit={NUM_DRAWINGS}"), drawn / "contact_sheet.png"),
-        Step("decompressed", (*draw, *recipe.settings.get("pictures", ()), "--decompress", recipe.drawn, "--out", str(written),
-                              f"limit={NUM_DECOMPRESSED}"),
-             written / "contact_sheet.png"),
-    ]  # fmt: skip
-    measure = (*PYTHON, "unicode.run.eval_generation", "--pictures", str(drawn), "--out", f"{drawn}/metrics.json")
-    return [*steps, *([Step("drawings_judged", measure, drawn / "metrics.json")] if recipe.is_world else [])]
+    measure = (*PYTHON, "unicode.run.eval_generation", "--pictures")
+    steps = []
+    for name, guidance in (("drawings", GUIDANCE), *([("drawings_unguided", 1)] if recipe.is_world else [])):
+        made = out / name
+        command = (*draw, "--prompts", recipe.drawn, "--out", str(made), f"limit={NUM_DRAWINGS}", f"guidance={guidance}")
+        steps.append(Step(name, command, made / "contact_sheet.png"))
+        if recipe.is_world:
+            steps.append(Step(f"{name}_judged", (*measure, str(made), "--out", f"{made}/metrics.json"), made / "metrics.json"))
+    written = out / "decompressed"
+    places = recipe.settings.get("pictures", ())
+    write_out = (*draw, *places, "--decompress", recipe.drawn, "--out", str(written), f"limit={NUM_DECOMPRESSED}")
+    return [*steps, Step("decompressed", write_out, written / "contact_sheet.png")]
 
 
 def _benchmarks(recipe: Recipe) -> list[Step]:
@@ -229,7 +235,8 @@ def _report(recipe: Recipe, base: str, stores: list[str]) -> Step:
         "--tokenizer", f"{out}/hqvae", "--reconstruction", f"{out}/reconstruction",
         "--base", base, "--ids", *stores, "--images", *recipe.places, "--llm", f"questions={out}/vqa", f"drawing={out}/draw",
         "--questions", f"{out}/anno/questions.jsonl", "--answers", f"{out}/answers/model.jsonl", f"blind={out}/answers/blind.jsonl",
-        "--generation", f"{out}/drawings", "--decompression", f"{out}/decompressed", "--steps", f"{out}/{RECORD}",
+        "--generation", f"{out}/drawings", *([f"unguided={out}/drawings_unguided"] if recipe.is_world else []),
+        "--decompression", f"{out}/decompressed", "--steps", f"{out}/{RECORD}",
         *(("--benchmarks", f"{out}/scores") if recipe.is_world else ()),
     )  # fmt: skip
     return Step("report", command, out / "report.html")
