@@ -172,8 +172,8 @@ def _trainings(recipe: Recipe, base: str, stores: list[str]) -> list[Step]:
         f"{anno}/{prefix}_captions_train_t2v_full.json",
         f"{anno}/{prefix}_captions_train_t2v_part.json*0.1",
         f"{anno}/{prefix}_captions_train_decompression.json*0.4",
-        f"{anno}/{prefix}_captions_train_uncond.json",
-        f"{anno}/{prefix}_captions_train.json*0.1",
+        f"{anno}/{prefix}_captions_train_uncond.json*0.4",
+        f"{anno}/{prefix}_captions_train.json*0.05",
     ]
     files = ",".join(drawing)
     held = f"data.val_files=[{anno}/{prefix}_questions_val.json]"
