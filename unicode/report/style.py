@@ -25,7 +25,7 @@ section { padding: 30px 0 14px; border-top: 1px solid var(--line); scroll-margin
 p { max-width: 75ch; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 14px 0 18px; }
 a { color: var(--accent); text-underline-offset: 3px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(172px, 1fr)); gap: 12px; }
 .figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
   display: flex; flex-direction: column; }
 .figure b { font-size: 1.55rem; line-height: 1.3; white-space: nowrap; font-variant-numeric: tabular-nums; }
