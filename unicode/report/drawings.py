@@ -34,7 +34,7 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
         command = "python -m unicode.run.generate_images --model DIR --prompts FILE --out DIR"
         return Section(title, missing("Nothing was drawn. Drawings come from", command), short), []
     seconds = [float(one["seconds"]) for one in drawn if one.get("seconds")]
-    speed = f", {fmean(seconds):.2f} s each" if seconds else ""
+    speed = f", {fmean(seconds):.2g} s each" if seconds else ""
     how = f"{_sampled(Path(folder) / SETTINGS)}{speed}"
     text = f"{len(drawn):,} pictures that the language model wrote token by token from a prompt{how}; some of them, evenly taken."
     parts = [paragraph(text)]

@@ -25,10 +25,10 @@ section { padding: 30px 0 14px; border-top: 1px solid var(--line); scroll-margin
 p { max-width: 75ch; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 14px 0 18px; }
 a { color: var(--accent); text-underline-offset: 3px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(172px, 1fr)); gap: 12px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 12px; }
 .figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px;
   display: flex; flex-direction: column; }
-.figure b { font-size: 1.55rem; line-height: 1.3; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.figure b { font-size: 1.3rem; line-height: 1.3; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .figure small, figcaption, .note, caption { color: var(--soft); font-size: 0.86rem; }
 .missing { border-left: 3px solid var(--line); padding: 4px 0 4px 12px; color: var(--soft); }
 .scroll { overflow-x: auto; margin: 12px 0; }
