@@ -1,9 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 
 from unicode.report.answers import plain, read_answers, shares
 from unicode.report.chart import line_chart
 from unicode.report.curves import group_series
+from unicode.report.drawings import generation_section
 from unicode.report.machine import clock
 from unicode.report.reconstruction import read_grid
 from unicode.report.runs import read_metrics, read_object, read_steps, spread
@@ -21,6 +24,17 @@ def test_groups_keep_what_belongs_together(runs):
     groups = group_series(read_metrics(runs.llm))
     assert next(iter(groups)) == "loss" and set(groups["loss"]) == {"loss", "eval_loss", "train/loss_vqa"}
     assert set(group_series(read_metrics(runs.tokenizer))["usage"]) == {"usage_0", "usage_1"}
+
+
+@pytest.mark.parametrize("settings", [None, "{}", '{"sampling": [1]}', '{"sampling": {"temperature": "warm", "guidance": null}}'])
+def test_drawings_without_a_known_sampling_are_shown_all_the_same(runs, tmp_path, settings):
+    shutil.copytree(runs.generation, tmp_path / "drawn")
+    lines = (tmp_path / "drawn" / "results.jsonl").read_text().replace('"seconds": 0.25', '"seconds": 131.7')
+    (tmp_path / "drawn" / "results.jsonl").write_text(lines)
+    (tmp_path / "drawn" / "settings.json").unlink()
+    if settings is not None:
+        (tmp_path / "drawn" / "settings.json").write_text(settings)
+    assert "from a prompt, 130 s each" in generation_section(tmp_path / "drawn")[0].body
 
 
 def test_a_skipped_step_keeps_the_time_of_its_work(runs):

@@ -70,3 +70,17 @@ def test_half_a_line_of_the_record_costs_its_step_only(tmp_path):
     assert (tmp_path / "one").read_text() == "x"
     assert (tmp_path / "two").read_text() == "xx"
     assert [line["step"] for line in read_jsonl(record)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("line", ['{"step": "first"}', "[1]"])
+def test_a_line_that_is_no_step_is_named(tmp_path, line):
+    (tmp_path / "steps.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r'steps.jsonl has a line without "step" and "command": .*; delete it, that step is then'):
+        run_steps([make("first", tmp_path / "one")], tmp_path, environment={})
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        run_steps([make("first", tmp_path / "one")], tmp_path / "file", environment={})
+    assert (tmp_path / "file").read_text() == "kept"

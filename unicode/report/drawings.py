@@ -8,12 +8,12 @@ from typing import Any
 
 from PIL import Image
 
+from unicode.generate.drawing_file import RESULTS, SETTINGS
 from unicode.report.answers import FindPicture
-from unicode.report.page import Cell, Figure, Section, gallery, missing, paragraph, table
+from unicode.report.page import Cell, Figure, Section, gallery, missing, number, paragraph, table
 from unicode.report.picture import figure, image_tag
 from unicode.report.runs import lines_of, read_object, spread
 
-RESULTS, SETTINGS = "results.jsonl", "settings.json"
 REPORTS = ("metrics.json", "scores.json", "eval.json")
 RIGHT, SHUFFLED = "all", "shuffled_all"
 """Measures of the judge: everything in the picture as the prompt asks, as the prompt of another picture asks."""
@@ -34,7 +34,7 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
         command = "python -m unicode.run.generate_images --model DIR --prompts FILE --out DIR"
         return Section(title, missing("Nothing was drawn. Drawings come from", command), short), []
     seconds = [float(one["seconds"]) for one in drawn if one.get("seconds")]
-    speed = f", {fmean(seconds):.2g} s each" if seconds else ""
+    speed = f", {number(float(f'{fmean(seconds):.2g}'))} s each" if seconds else ""
     how = f"{_sampled(Path(folder) / SETTINGS)}{speed}"
     text = f"{len(drawn):,} pictures that the language model wrote token by token from a prompt{how}; some of them, evenly taken."
     parts = [paragraph(text)]
@@ -104,13 +104,13 @@ def _picture(folder: str | Path | None, name: Any) -> Image.Image | None:
 
 
 def _sampled(settings: Path) -> str:
-    """How ids were drawn, in words that follow "from a prompt": greedily or at a temperature, with guidance or not."""
+    """How ids were drawn, in words that follow "from a prompt": greedily or at a temperature, with guidance or not; "" if unknown."""
     sampling = read_object(settings).get("sampling")
-    if not isinstance(sampling, dict):
+    temperature, guidance = (sampling.get(name) if isinstance(sampling, dict) else None for name in ("temperature", "guidance"))
+    if not isinstance(temperature, int | float) or not isinstance(guidance, int | float):
         return ""
-    temperature, guidance = sampling.get("temperature", 1), sampling.get("guidance", 1)
-    drawn = "greedily" if temperature == 0 else f"at temperature {temperature:g}"
-    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {guidance:g}'}"
+    drawn = "greedily" if temperature == 0 else f"at temperature {number(temperature)}"
+    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {number(guidance)}'}"
 
 
 def _scores(folder: str | Path) -> dict[str, Any]:

@@ -49,10 +49,17 @@ def choose_steps(steps: Sequence[Step], *, first: str = "", only: Sequence[str] 
 
 
 def finished(record: Path) -> dict[str, str]:
-    """Return name -> command of the steps that ended well, as the record of a pipeline has them."""
-    if not record.is_file():
-        return {}
-    return {line["step"]: line["command"] for line in read_jsonl(record)}
+    """Return name -> command of the steps that ended well, as the record of a pipeline has them.
+
+    Raises:
+        ValueError: a line is not JSON or no step.
+    """
+    done = {}
+    for line in read_jsonl(record) if record.is_file() else ():
+        if not isinstance(line, dict) or not {"step", "command"} <= line.keys():
+            raise ValueError(f'{record} has a line without "step" and "command": {str(line)[:80]}; delete it, that step is then done again')
+        done[line["step"]] = line["command"]
+    return done
 
 
 def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str], again: bool = False) -> int:
@@ -68,7 +75,12 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
 
     Returns:
         0, or the exit code of the step that failed; the later ones are not run.
+
+    Raises:
+        ValueError: `out` is a file, or its record holds a line that is no step.
     """
+    if out.is_file():
+        raise ValueError(f"{out} is a file; name a folder, it is made if it is not there")
     record = out / RECORD
     open_append(record).close()  # half a line, as a full stop leaves it, is gone now; its step is done again
     done = finished(record)

@@ -11,7 +11,7 @@ PYTHON = ("python", "-m")
 NUM_QUESTIONS, NUM_DRAWINGS, NUM_DECOMPRESSED = 1000, 200, 100
 BENCHMARKS = ("pope", "sqa")
 GUIDANCE = 2
-"""Of the drawings: enough to overcome what the model knows of pictures as such, in which held-out combinations never occur."""
+"""Classifier-free guidance of the drawings that are reported first, as in configs/generation; docs/LOG.md has other values."""
 LONGER = ("lora.r=64", "lora.alpha=128", "train.steps=600", "train.batch_size=16", "train.log_every=25", "train.eval_every=300")
 """What the small base model affords on real pictures, where SmolLM2 takes ten seconds a step."""
 
@@ -203,8 +203,9 @@ def _drawings(recipe: Recipe) -> list[Step]:
     out = recipe.out
     draw = (*PYTHON, "unicode.run.generate_images", "--model", f"{out}/draw", "--merge", "batch_size=50", "temperature=0")
     measure = (*PYTHON, "unicode.run.eval_generation", "--pictures")
+    folders = {"drawings": GUIDANCE, "drawings_unguided": 1} if recipe.is_world else {"drawings": GUIDANCE}
     steps = []
-    for name, guidance in (("drawings", GUIDANCE), *([("drawings_unguided", 1)] if recipe.is_world else [])):
+    for name, guidance in folders.items():
         made = out / name
         command = (*draw, "--prompts", recipe.drawn, "--out", str(made), f"limit={NUM_DRAWINGS}", f"guidance={guidance}")
         steps.append(Step(name, command, made / "contact_sheet.png"))
