@@ -1,4 +1,4 @@
-"""What documents have from the code: --help of every command, every field of every config, the tree with a phrase per file.
+"""What documents have from the code: --help of every command, every field of every config.
 
     python docs/reference_pages.py        writes them again
 """
@@ -7,8 +7,6 @@ import ast
 import contextlib
 import io
 import os
-import re
-import subprocess
 import sys
 import textwrap
 import tokenize
@@ -24,20 +22,16 @@ WIDTH = "110"
 AGAIN = "A test compares this page with the code; `python docs/reference_pages.py` writes it again."
 FAMILIES = {
     "tokenizer": ("Configs of tokenizers", "unicode.train.config", "TrainTokenizerConfig", "train_tokenizer CONFIG.yaml"),
-    "llm": ("Configs of language models", "unicode.train.llm_config", "TrainLlmConfig", "train_llm CONFIG.yaml"),
+    "llm": ("Configs of language models", "unicode.train.config", "TrainLlmConfig", "train_llm CONFIG.yaml"),
     "generation": (
         "Configs of image generation",
-        "unicode.generate.config",
+        "unicode.generate.images",
         "GenerationConfig",
         "generate_images --model DIR --config CONFIG.yaml --out DIR",
     ),
 }
 """Folder of configs -> title of its page, module and class of its fields, command that reads them. configs/debug has small ones of any."""
-TREE = ("unicode", "configs", "scripts", "data", "docs")
-TREE_START, TREE_END = "<!-- files -->", "<!-- end of files -->"
-MAX_PHRASE = 100
-PHRASES = {".py": r'^"""(.+?)(?:"""|$)', ".sh": r"^# (.+)$", ".yaml": r"^# (.+)$", ".md": r"^# (.+)$"}
-"""Ending of a file -> where its phrase stands."""
+
 
 
 def commands() -> list[str]:
@@ -126,40 +120,9 @@ def field_notes(kind: type) -> dict[str, str]:
     return notes
 
 
-def tree() -> str:
-    """Return the tree of the repository's files, each with a phrase from its first comment or docstring; tests as one line."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    lines, before = [], Path()
-    for path in sorted(Path(name) for name in listed if Path(name).parts[0] in TREE):
-        if not (ROOT / path).is_file() or path.name == "__init__.py" or path.suffix not in PHRASES:
-            continue
-        for depth, folder in enumerate(path.parts[:-1]):
-            if path.parts[: depth + 1] != before.parts[: depth + 1] or depth >= len(before.parts) - 1:
-                lines.append(f"{'  ' * depth}{folder}/")
-        indent = f"{'  ' * (len(path.parts) - 1)}{path.name}"
-        lines.append(f"{indent:<34} {phrase(path)}".rstrip())
-        before = path
-    return "\n".join(lines)
-
-
-def phrase(path: Path) -> str:
-    """Return what a file says of itself, in at most a line."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    said = re.search(PHRASES[path.suffix], text, flags=re.MULTILINE)
-    first = re.split(r"(?<=\w)[.;](?:\s+[A-Z]|\s*$)", said[1], maxsplit=1)[0] if said else ""
-    return first if len(first) <= MAX_PHRASE else first[:MAX_PHRASE].rpartition(" ")[0] + " ..."
-
-
-def readme() -> str:
-    """Return README.md with the present tree in it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    head, _, rest = text.partition(TREE_START)
-    return f"{head}{TREE_START}\n\n```text\n{tree()}\n```\n\n{TREE_END}{rest.partition(TREE_END)[2]}"
-
-
 def pages() -> dict[Path, str]:
     """Return path -> content of every page that is made of the code."""
-    made = {ROOT / "docs" / "commands.md": commands_page(), ROOT / "README.md": readme()}
+    made = {ROOT / "docs" / "commands.md": commands_page()}
     return made | {ROOT / "docs" / "configs" / f"{family}.md": config_page(family) for family in FAMILIES}
 
 

@@ -58,8 +58,8 @@ def make_tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tuned]
     def make(*, tied: bool = True, input_mode: str = "ids", context: int = 512) -> Tuned:
         from unicode.llm.card import Card, fingerprint_base, write_card
         from unicode.llm.lora import LoraSettings, add_lora_
-        from unicode.llm.markers import choose_markers
         from unicode.llm.model import fit_embeddings_, open_base, table_rows
+        from unicode.llm.vocabulary import choose_markers
         from unicode.tokenizer.load import load_tokenizer
 
         folder = tmp_path_factory.mktemp("tuned")
@@ -120,8 +120,8 @@ def _write_base(folder: Path, *, tied: bool, context: int) -> None:
 
 
 def _write_image_tokenizer(folder: Path) -> None:
-    from unicode.codebook.base import CodebookConfig
-    from unicode.codebook.table import LanguageTable, row_digest
+    from unicode.codebook.codebook import CodebookConfig
+    from unicode.codebook.embedding_table import LanguageTable, row_digest
     from unicode.tokenizer.autoencoder import AutoencoderConfig
     from unicode.tokenizer.config import TokenizerConfig
     from unicode.tokenizer.model import ImageTokenizer

@@ -188,7 +188,7 @@ def project(tuned, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     outputs = folder / "outputs"
     shutil.copytree(tuned.base, outputs / "base")
-    from unicode.llm.base import CHAT_TEMPLATE
+    from unicode.llm.base_model import CHAT_TEMPLATE
 
     (outputs / "base" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     shutil.copytree(tuned.image_tokenizer, outputs / "hqvae_shapes")

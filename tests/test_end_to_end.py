@@ -15,11 +15,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoTokenizer
 
 from unicode import load_tokenizer
-from unicode.ids.encode import arithmetic
 from unicode.ids.text import split_runs
-from unicode.images.datasets import Sample, ShapesImages, open_images
-from unicode.images.scene import ShapesConfig
-from unicode.images.transforms import to_uint8
+from unicode.images.dataset import Sample, ShapesImages, open_images
+from unicode.images.decode import to_uint8
+from unicode.images.shapes import ShapesConfig
+from unicode.tokenizer.encode import arithmetic
 
 ROOT = Path(__file__).parents[1]
 TUX_PAINT = Path("/usr/share/tuxpaint/stamps")

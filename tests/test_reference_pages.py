@@ -36,7 +36,7 @@ def test_config_pages_are_as_the_code(family):
 
 
 def test_every_field_says_what_it_is():
-    from unicode.train.llm_config import LlmDataConfig
+    from unicode.train.config import LlmDataConfig
 
     class Example:
         """A class."""
@@ -49,8 +49,3 @@ def test_every_field_says_what_it_is():
 
     assert code.field_notes(Example) == {"a": "Below.", "b": "above behind", "c": ""}
     assert all(code.field_notes(LlmDataConfig).values())
-
-
-def test_the_tree_names_every_file():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == code.readme(), f"README.md: {REMEDY}"

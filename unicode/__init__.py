@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Given on first use, so that `import unicode` stays fast: name -> the module that has it.
-_PUBLIC = {"load_tokenizer": "unicode.tokenizer.load", "load_model": "unicode.generate.assistant"}
+_PUBLIC = {"load_tokenizer": "unicode.tokenizer.load", "load_model": "unicode.generate.chat"}
 
 
 def __getattr__(name: str) -> Any:

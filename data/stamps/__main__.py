@@ -39,8 +39,8 @@ def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
     from PIL import Image
 
     from unicode.annotations.captioned import read_caption
-    from unicode.annotations.conversation import RefusedError
-    from unicode.common.records import atomic_write, write_list
+    from unicode.annotations.records import RefusedError
+    from unicode.common.files import atomic_write, write_list
     from unicode.images.decode import UnreadableImageError, decode_image, read_bytes
     from unicode.images.listing import list_folder
 
@@ -90,7 +90,7 @@ def prepare(argv: list[str] | None) -> int:
         ValueError: an impossible size or share.
     """
     from unicode.annotations.captioned import get_folder_anno
-    from unicode.annotations.question_file import write_question_file
+    from unicode.annotations.exports import write_question_file
 
     args = build_parser().parse_args(argv)
     if not args.root.is_dir():

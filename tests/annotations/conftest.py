@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unicode.annotations.image_ids import ImageIds, open_image_ids
-from unicode.ids.keys import hash_keys
+from unicode.annotations.build import ImageIds, open_image_ids
 from unicode.ids.layout import Layout
-from unicode.ids.manifest import Origin
-from unicode.ids.write import StoreWriter
+from unicode.ids.store import Origin, hash_keys
+from unicode.ids.store_writer import StoreWriter
 
 LAYOUT = Layout("hierarchical", ((4, 2), (8, 4)))
 VOCAB = 1000

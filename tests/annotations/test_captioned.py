@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from unicode.annotations.captioned import SHORT, find_groups, get_folder_anno, get_shapes_anno, subject_questions
-from unicode.annotations.conversation import parse_record
 from unicode.annotations.instructions import concat_llava_anno
-from unicode.images.config import DataConfig
-from unicode.images.datasets import build_dataset
-from unicode.images.shapes import ShapesConfig, find_scene
+from unicode.annotations.records import parse_record
+from unicode.images.dataset import DataConfig, build_dataset
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene
 
 STAMPS = {
     "animals/birds/owl": "An owl.\nde.utf8=Eine Eule.\n",

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from unicode.annotations import conversation
-from unicode.annotations.conversation import RefusedError, image_key, make_record, parse_record
+from unicode.annotations import records as conversation
+from unicode.annotations.records import RefusedError, image_key, make_record, parse_record
 
 
 def turns(*values: str, roles: tuple[str, ...] = ("human", "gpt")) -> list[dict[str, str]]:

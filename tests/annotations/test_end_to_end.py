@@ -7,17 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.annotations.image_ids import open_image_ids
+from unicode.annotations.build import open_image_ids
 from unicode.annotations.instructions import get_llava_uni_anno
-from unicode.annotations.text_to_image import get_t2v_anno
-from unicode.annotations.wordless import get_decompression_anno
-from unicode.codebook.base import CodebookConfig
-from unicode.ids.encode import EncodeConfig, encode_images
+from unicode.annotations.text_to_image import get_decompression_anno, get_t2v_anno
+from unicode.codebook.codebook import CodebookConfig
 from unicode.ids.text import split_runs
-from unicode.images.datasets import ImageDataset, ShapesImages, open_images
-from unicode.images.scene import ShapesConfig
+from unicode.images.dataset import ImageDataset, ShapesImages, open_images
+from unicode.images.shapes import ShapesConfig
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.model import ImageTokenizer
 
 SIZE, COUNT = 64, 12

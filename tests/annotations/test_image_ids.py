@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unicode.annotations.conversation import RefusedError
-from unicode.annotations.image_ids import ImageIds, open_image_ids
+from unicode.annotations.build import ImageIds, open_image_ids
+from unicode.annotations.records import RefusedError
 from unicode.ids.layout import Layout
 
 OTHER = Layout("hierarchical", ((4, 2), (8, 4)), order="rows")

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from unicode.annotations.benchmark_images import BENCHMARKS
-from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
+from unicode.annotations.image_lists import BENCHMARKS, concat_vae_with_mix, concat_vae_with_vqabench
 
 
 def lines(path: Path) -> list[str]:

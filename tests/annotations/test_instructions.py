@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from unicode.annotations.image_ids import open_image_ids
+from unicode.annotations.build import open_image_ids
 from unicode.annotations.instructions import concat_llava_anno, get_llava_uni_anno
 from unicode.ids.text import write_run
 

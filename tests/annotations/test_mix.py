@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unicode.annotations.mix import check_built_record, concat_uni_anno, count_copies
+from unicode.annotations.instructions import check_built_record, concat_uni_anno, count_copies
 
 
 def talk(*values: str) -> list[dict[str, str]]:

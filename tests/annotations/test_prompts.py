@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from unicode.annotations.prompts import (
+from unicode.annotations.templates import (
     CAPTION,
     DECOMPRESSION,
     FIRST_ROW,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from unicode.annotations.captioned import SHORT, get_shapes_anno
-from unicode.annotations.question_file import write_question_file
+from unicode.annotations.exports import write_question_file
 from unicode.run.export_questions import main
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicode.annotations.conversation import parse_record
-from unicode.annotations.shapes_benchmarks import EXPORTS, LETTER, export_benchmarks, training_conversations, write_training
-from unicode.common.records import read_json, read_jsonl
-from unicode.images.shapes import ShapesConfig, find_scene, judge
-from unicode.metrics.benchmarks.entry import Options, Question
+from unicode.annotations.exports import EXPORTS, LETTER, export_benchmarks, training_conversations, write_training
+from unicode.annotations.records import parse_record
+from unicode.common.files import read_json, read_jsonl
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene, judge
+from unicode.metrics.benchmarks.base import Options, Question
 from unicode.metrics.benchmarks.table import BENCHMARKS
 
 CONFIG = ShapesConfig()

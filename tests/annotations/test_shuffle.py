@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unicode.annotations.shuffle import open_spool
-from unicode.common.json_stream import dump_line
+from unicode.annotations.build import open_spool
+from unicode.common.json_lists import dump_line
 
 RECORDS = [{"id": str(number), "text": "é" * (number % 7)} for number in range(500)]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unicode.annotations.image_ids import ImageIds, open_image_ids
-from unicode.annotations.prompts import FIRST_ROW, NEXT_ROW, TEMPLATES, TEXT_TO_IMAGE, draw, fill
+from unicode.annotations.build import ImageIds, open_image_ids
+from unicode.annotations.templates import FIRST_ROW, NEXT_ROW, TEMPLATES, TEXT_TO_IMAGE, draw, fill
 from unicode.annotations.text_to_image import draw_rows, get_t2v_anno
 from unicode.ids.layout import Layout
 from unicode.ids.text import split_runs, write_run

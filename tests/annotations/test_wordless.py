@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unicode.annotations.image_ids import ImageIds
-from unicode.annotations.prompts import TEMPLATES, UNCONDITIONAL, fill
-from unicode.annotations.wordless import get_decompression_anno, get_uncond_anno
+from unicode.annotations.build import ImageIds
+from unicode.annotations.templates import TEMPLATES, UNCONDITIONAL, fill
+from unicode.annotations.text_to_image import get_decompression_anno, get_uncond_anno
 from unicode.ids.text import split_runs, write_run
 
 Captioned = tuple[Path, ImageIds, dict[str, np.ndarray]]

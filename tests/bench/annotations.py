@@ -19,13 +19,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from unicode.common.json_stream import write_json_list  # noqa: E402
-from unicode.common.records import read_json  # noqa: E402
-from unicode.ids.keys import hash_keys  # noqa: E402
+from unicode.common.files import read_json  # noqa: E402
+from unicode.common.json_lists import write_json_list  # noqa: E402
 from unicode.ids.layout import Layout  # noqa: E402
-from unicode.ids.manifest import Origin  # noqa: E402
-from unicode.ids.store import Store  # noqa: E402
-from unicode.ids.write import StoreWriter  # noqa: E402
+from unicode.ids.store import Origin, Store, hash_keys  # noqa: E402
+from unicode.ids.store_writer import StoreWriter  # noqa: E402
 
 LIMIT = 1.5 * 2**30
 VOCAB = 32_000

@@ -38,13 +38,13 @@ def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> di
     """Train, encode and predict one combination in this process."""
     import torch
 
-    from unicode.codebook.table import load_table
+    from unicode.codebook.embedding_table import load_table
     from unicode.common.config import load_config
-    from unicode.images.datasets import build_dataset
+    from unicode.images.dataset import build_dataset
     from unicode.images.loader import build_loader
     from unicode.metrics.predictability import predict_ids
-    from unicode.metrics.usage import count_rows_, usage_report
-    from unicode.tokenizer.objective import image_psnr
+    from unicode.metrics.reconstruction import count_rows_, usage_report
+    from unicode.tokenizer.losses import image_psnr
     from unicode.train.config import TrainTokenizerConfig
     from unicode.train.tokenizer import TokenizerTrainer
 

@@ -26,9 +26,8 @@ from pathlib import Path
 import torch
 from vector_quantize_pytorch import VectorQuantize
 
-from unicode.codebook.base import CodebookConfig, update_codebooks_
-from unicode.codebook.modes import build_codebook
-from unicode.codebook.straight_through import commitment_loss, straight_through
+from unicode.codebook.codebook import CodebookConfig, build_codebook, update_codebooks_
+from unicode.codebook.quantizers import commitment_loss, straight_through
 
 WANTED_SPEED, WANTED_MEMORY = 4.0, 0.25
 Step = Callable[[torch.Tensor], torch.Tensor]

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unicode.codebook.base import CodebookConfig
-from unicode.ids.encode import EncodeConfig, arithmetic, encode_images
-from unicode.images.config import DataConfig
-from unicode.images.datasets import ImageDataset, open_images
+from unicode.codebook.codebook import CodebookConfig
+from unicode.images.dataset import DataConfig, ImageDataset, open_images
 from unicode.images.loader import build_loader
 from unicode.run.encode_images import default_batch_size, default_workers
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.encode import EncodeConfig, arithmetic, encode_images
 from unicode.tokenizer.model import ImageTokenizer
 
 WANTED = 0.85

@@ -27,21 +27,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unicode.llm.base import SPECIAL_TOKENS, base_text, train_tokenizer
+from unicode.llm.base_model import SPECIAL_TOKENS, base_text, train_tokenizer
+from unicode.llm.examples import Example, build_example
+from unicode.llm.llava import LlavaModel, VisionSettings, build_projector, build_tower
 from unicode.llm.lora import LoraSettings, add_lora_, count_parameters
-from unicode.llm.markers import Markers, choose_markers
 from unicode.llm.model import open_base, table_rows
-from unicode.llm.projector import build_projector
-from unicode.llm.prompt import get_template
-from unicode.llm.splice import LlavaModel
-from unicode.llm.supervise import Example, build_example
-from unicode.llm.vision import VisionSettings, build_tower
+from unicode.llm.template import get_template
+from unicode.llm.vocabulary import Markers, choose_markers
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer
-from unicode.train.llm_batches import Collator
-from unicode.train.llm_loss import combine, target_losses
-from unicode.train.llm_sampler import ConversationSampler, padding_share
+from unicode.train.llm_trainer import Collator
+from unicode.train.loss import combine, target_losses
+from unicode.train.samplers import ConversationSampler, padding_share
 
 MATRIX_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 operations/s of the data sheets
 WARM_UP = 2

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
-from unicode.generate.block import block_rows, draw_block
-from unicode.generate.constraint import ImageConstraint, checked_level_ids
-from unicode.generate.decoder import CachedDecoder
+from unicode.generate.engine import CachedDecoder, ImageConstraint, block_rows, checked_level_ids, draw_block
 from unicode.generate.sampling import Sampling
 from unicode.ids.layout import Layout
-from unicode.llm.markers import Markers
+from unicode.llm.vocabulary import Markers
 
 WANTED, WANTED_GUIDED = 3.0, 1.4
 GUIDANCE, TEMPERATURE, TOP_K = 3.0, 1.0, 100

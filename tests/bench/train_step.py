@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unicode.codebook.table import save_table
+from unicode.codebook.embedding_table import save_table
 from unicode.common.config import load_config
 from unicode.images.loader import Batch
 from unicode.train.config import TrainTokenizerConfig
-from unicode.train.monitor import Monitor
+from unicode.train.monitor import TokenizerMonitor
 from unicode.train.tokenizer import TokenizerTrainer
 
 SMALL = ["model.autoencoder.channels=32", "model.autoencoder.multipliers=[1,2,2]", "model.autoencoder.num_res_blocks=1"]
@@ -78,7 +78,7 @@ def build_trainer(args: argparse.Namespace, folder: Path) -> TokenizerTrainer:
     ]
     config = load_config(TrainTokenizerConfig, args.config, [*settings, *args.overrides])
     trainer = TokenizerTrainer(config)
-    trainer.monitor = Monitor(folder, trainer.accelerator, steps=1000, start_step=0, batch_size=args.batch, usage_alarm=0.0)
+    trainer.monitor = TokenizerMonitor(folder, trainer.accelerator, steps=1000, start_step=0, batch_size=args.batch, usage_alarm=0.0)
     return trainer
 
 

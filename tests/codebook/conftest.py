@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unicode.codebook.table import LanguageTable, load_table, save_table
+from unicode.codebook.embedding_table import LanguageTable, load_table, save_table
 
 
 @pytest.fixture

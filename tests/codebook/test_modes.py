@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unicode.codebook.base import Codebook, CodebookConfig, update_codebooks_
-from unicode.codebook.modes import build_codebook
-from unicode.codebook.straight_through import commitment_loss, straight_through
-from unicode.codebook.table import LanguageTable
+from unicode.codebook.codebook import Codebook, CodebookConfig, build_codebook, update_codebooks_
+from unicode.codebook.embedding_table import LanguageTable
+from unicode.codebook.quantizers import commitment_loss, straight_through
 
 ALL = ("free", "frozen", "language", "projected")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from unicode.codebook import nearest
-from unicode.codebook.nearest import half_row_squares, nearest_rows
+from unicode.codebook import search as nearest
+from unicode.codebook.search import half_row_squares, nearest_rows
 
 
 @pytest.mark.parametrize(("count", "rows", "width"), [(1, 1, 1), (300, 50, 8), (1000, 3, 64)])

@@ -2,7 +2,7 @@
 
 import torch
 
-from unicode.codebook.normalize import LatentNorm
+from unicode.codebook.search import LatentNorm
 
 
 def test_first_step_standardizes_and_a_split_batch_is_the_same() -> None:

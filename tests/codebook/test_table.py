@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unicode.codebook.table import LanguageTable, load_table, save_table
+from unicode.codebook.embedding_table import LanguageTable, load_table, save_table
 
 
 def test_excluded_ids_are_never_selected(table: LanguageTable) -> None:

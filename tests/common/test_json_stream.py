@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unicode.common.json_stream import dump_line, locate_json_list, read_json_list, write_json_list
+from unicode.common.json_lists import dump_line, locate_json_list, read_json_list, write_json_list
 
 
 def random_value(rng: random.Random, depth: int = 0) -> Any:

@@ -1,6 +1,6 @@
 """Files of lines: what a killed process left behind."""
 
-from unicode.common.records import open_append
+from unicode.common.files import open_append
 
 
 def test_appending_cuts_half_a_line_off(tmp_path):

@@ -4,7 +4,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from unicode.common.stable_tensors import stable_bytes
+from unicode.common.files import stable_bytes
 
 METADATA = {name: f"{index} \u00fc \"quoted\" \\ \n" for index, name in enumerate("zyxwvutsrqponmlkji")}
 

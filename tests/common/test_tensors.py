@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unicode.common.tensors import read_tensors
+from unicode.common.files import read_tensors
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.generate import answer as module
-from unicode.generate.answer import AnswerConfig, Question, answer_questions, place_tags
+from unicode.generate import answers as module
+from unicode.generate.answers import AnswerConfig, Question, answer_questions, place_tags
 from unicode.generate.question_images import ImageReader
 from unicode.llm.load import open_model
 from unicode.tokenizer.load import load_tokenizer
@@ -182,7 +182,7 @@ def test_a_template_without_end_token_stops_at_its_text(tuned, monkeypatch):
     model = open_model(tuned.run, device="cpu")
     newline = model.text("\n", add_special_tokens=False)["input_ids"][-1]
     word = model.text("red", add_special_tokens=False)["input_ids"]
-    from unicode.llm.prompt import get_template
+    from unicode.llm.template import get_template
 
     model.template = get_template("plain")
     monkeypatch.setattr(model.lm, "generate", lambda **_: torch.tensor([[*word, newline, *word]]))
@@ -192,7 +192,7 @@ def test_a_template_without_end_token_stops_at_its_text(tuned, monkeypatch):
 
 
 def test_stop_text_ends_generation(tuned):
-    from unicode.llm.prompt import get_template
+    from unicode.llm.template import get_template
 
     model = open_model(tuned.run, device="cpu")
     model.template = get_template("plain")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from unicode.generate import answer_file as module
-from unicode.generate.answer_file import AnswerFile, check_unique, digest_run, key_of, read_questions
+from unicode.generate import jobs as module
+from unicode.generate.jobs import AnswerFile, check_unique, digest_run, key_of, read_questions
 
 MADE_BY = {"model": "abc", "max_new_tokens": 8}
 KEYS = [key_of({"question_id": number, "prompt": f"question {number}"}) for number in range(7)]

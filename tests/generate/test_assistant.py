@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicode.generate.answer import AnswerConfig, Question, answer_questions
-from unicode.generate.assistant import load_model
-from unicode.generate.image import caption_request, draw_images
+from unicode.generate.answers import AnswerConfig, Question, answer_questions
+from unicode.generate.chat import load_model
+from unicode.generate.images import caption_request, draw_images
 from unicode.generate.sampling import Sampling
 
 

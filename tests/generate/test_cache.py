@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig
 
-from unicode.generate.cache import ReservedLayer, reserved_cache
+from unicode.generate.engine import ReservedLayer, reserved_cache
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
-from unicode.generate.constraint import OUTSIDE, ImageConstraint
-from unicode.generate.decoder import CachedDecoder
+from unicode.generate.engine import OUTSIDE, CachedDecoder, ImageConstraint
+from unicode.generate.interleaved import write_answers
 from unicode.generate.sampling import Sampling
-from unicode.generate.writing import write_answers
 from unicode.ids.layout import Layout
-from unicode.llm.markers import Markers
+from unicode.llm.vocabulary import Markers
 
 VOCAB = 64
 MARKERS = Markers(60, 61, 62, 63)

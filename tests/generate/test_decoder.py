@@ -5,8 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from unicode.generate.block import block_rows, draw_block
-from unicode.generate.decoder import CachedDecoder
+from unicode.generate.engine import CachedDecoder, block_rows, draw_block
 from unicode.generate.sampling import Sampling, guide
 
 SIZES = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicode.generate.drawing_file import DrawingFile, places_of, write_contact_sheet
+from unicode.generate.jobs import DrawingFile, places_of, write_contact_sheet
 
 MADE_BY = {"model": "a", "sampling": {"temperature": 1.0}}
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from unicode.generate.image import FREE_QUESTION, Artist, DrawRequest, caption_request, decode_pictures, draw_images
+from unicode.generate.images import FREE_QUESTION, Artist, DrawRequest, caption_request, decode_pictures, draw_images
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import write_run
-from unicode.llm.supervise import ExampleBuilder
+from unicode.llm.examples import ExampleBuilder
 
 
 def requests(number: int) -> list[DrawRequest]:
@@ -109,6 +109,6 @@ def test_an_adapter_draws_as_the_merged_model_does(drawing_model):
 
 
 def test_the_free_question_is_one_of_the_annotations(drawing_model):
-    from unicode.annotations.prompts import TEMPLATES, UNCONDITIONAL
+    from unicode.annotations.templates import TEMPLATES, UNCONDITIONAL
 
     assert FREE_QUESTION in TEMPLATES[UNCONDITIONAL]

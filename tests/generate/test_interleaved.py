@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from unicode.generate.chat import Chat, split_line
-from unicode.generate.config import GenerationConfig
-from unicode.generate.image import decode_pictures
+from unicode.generate.images import GenerationConfig, decode_pictures
 from unicode.generate.interleaved import Interlocutor, hold_conversations, parse_conversations
 from unicode.generate.page import PictureFiles, Turn, write_pages
 from unicode.generate.sampling import Sampling

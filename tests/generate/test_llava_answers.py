@@ -8,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.generate.answer import AnswerConfig, Question, answer_questions
+from unicode.generate.answers import AnswerConfig, Question, answer_questions
 from unicode.generate.question_images import ImageReader
-from unicode.images.transforms import to_float
+from unicode.images.decode import to_float
 from unicode.llm.card import read_card, write_card
+from unicode.llm.llava import VisionSettings, build_projector, build_tower, save_projector
 from unicode.llm.load import open_model
-from unicode.llm.projector import build_projector, save_projector
-from unicode.llm.vision import VisionSettings, build_tower
 from unicode.run.answer import main
 from unicode.run.merge_lora import main as merge
 

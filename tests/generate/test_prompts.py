@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from unicode.generate.image import FREE_QUESTION
-from unicode.generate.prompts import read_prompts
-from unicode.images.scene import ShapesConfig
-from unicode.images.shapes import find_scene
+from unicode.generate.drawing_tasks import read_prompts
+from unicode.generate.images import FREE_QUESTION
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene
 
 
 def test_lines_of_text(tmp_path):

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.generate.answer import AnswerConfig, Question, answer_questions
+from unicode.generate.answers import AnswerConfig, Question, answer_questions
 from unicode.generate.question_images import ImageReader
-from unicode.ids.encode import EncodeConfig, encode_images
 from unicode.ids.store import Store
-from unicode.images.datasets import open_images
-from unicode.images.scene import ShapesConfig
-from unicode.images.shapes import find_scene
-from unicode.images.transforms import to_float
+from unicode.images.dataset import open_images
+from unicode.images.decode import to_float
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene
 from unicode.llm.load import open_model
 from unicode.llm.pixels import open_place
+from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.load import load_tokenizer
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.codebook.base import CodebookConfig
-from unicode.ids.decode import picture_path
-from unicode.ids.encode import EncodeConfig, encode_images
+from unicode.codebook.codebook import CodebookConfig
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
-from unicode.images.datasets import Sample, open_images
-from unicode.images.transforms import to_uint8
+from unicode.images.dataset import Sample, open_images
+from unicode.images.decode import to_uint8
 from unicode.run.decode_ids import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.decode import picture_path
+from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.model import ImageTokenizer
 
 SIZE = 32

@@ -14,15 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.codebook.base import CodebookConfig
-from unicode.common.ranks import rank
-from unicode.ids.encode import EncodeConfig, choose_shard_size, encode_images
+from unicode.codebook.codebook import CodebookConfig
+from unicode.common.distributed import rank
 from unicode.ids.store import Store
-from unicode.images.config import DataConfig
-from unicode.images.datasets import Draw, Sample, build_dataset, open_images
+from unicode.images.dataset import DataConfig, Draw, Sample, build_dataset, open_images
 from unicode.run.encode_images import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.encode import EncodeConfig, choose_shard_size, encode_images
 from unicode.tokenizer.model import ImageTokenizer
 
 SIZE = 32

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unicode.ids.published import find_paths, read_published, write_published
 from unicode.ids.store import Store
-from unicode.run.import_ids import main
+from unicode.run.import_ids import find_paths, main, read_published, write_published
 
 NAMES = [f"0{number:03d}" for number in range(6)]
 PATHS = [f"{name[:2]}/{name}.jpg" for name in NAMES]

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unicode.ids.keys import FILES, KeyIndex, check_keys, hash_keys, write_keys
 from unicode.ids.layout import Layout
-from unicode.ids.manifest import Origin
-from unicode.ids.store import Store
-from unicode.ids.write import StoreWriter
+from unicode.ids.store import FILES, KeyIndex, Origin, Store, check_keys, hash_keys, write_keys
+from unicode.ids.store_writer import StoreWriter
 
 LAYOUT = Layout("hierarchical", ((1, 2), (2, 4)))
 KEYS = [f"part {number % 3}/bild-ü{number:03d}.jpg" for number in range(25)]
@@ -264,7 +262,7 @@ def test_keys_are_unique_and_some() -> None:
 
 def test_keys_with_equal_hashes_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["a\nb.jpg", "日本.png", "nicht\udcffutf8.jpg", "..a", "x"]
-    monkeypatch.setattr("unicode.ids.keys._hash", lambda key: np.uint64(len(key) % 2))
+    monkeypatch.setattr("unicode.ids.store._hash", lambda key: np.uint64(len(key) % 2))
     write_keys(tmp_path, keys)
     index = KeyIndex(tmp_path)
     assert list(index) == keys

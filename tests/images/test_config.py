@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from unicode.common.config import load_config
-from unicode.images.config import NAMES, DataConfig
-from unicode.images.sources import SOURCES
+from unicode.images.dataset import NAMES, SOURCES, DataConfig
 
 GUIDE = Path(__file__).parents[2] / "DATA_VAE.md"
 

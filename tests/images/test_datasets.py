@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.datasets import DataConfig, Draw, ImageDataset, Sample, ShapesImages, Skipped, build_dataset, open_images
-from unicode.images.shapes import ShapesConfig, judge
+from unicode.images.dataset import DataConfig, Draw, ImageDataset, Sample, ShapesImages, Skipped, build_dataset, open_images
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import judge
 
 
 def save(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from unicode.images.drawing import draw, read
-from unicode.images.scene import BACKGROUND, COLOURS, ShapesConfig, Thing
+from unicode.images.shapes import BACKGROUND, COLOURS, ShapesConfig, Thing, draw, read
 
 
 def test_an_object_fills_its_place_only() -> None:

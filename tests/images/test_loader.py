@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.datasets import DataConfig, Draw, ImageDataset, Skipped, build_dataset
+from unicode.images.dataset import DataConfig, Draw, ImageDataset, Skipped, build_dataset
 from unicode.images.loader import SkipReport, build_loader
 
 BAD = (2, 5)

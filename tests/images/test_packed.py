@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from unicode.images.packed import PackedStrings
+from unicode.images.listing import PackedStrings
 
 
 def test_packed_strings() -> None:

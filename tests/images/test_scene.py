@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from unicode.images.scene import ShapesConfig, combinations
+from unicode.images.shapes import ShapesConfig, combinations
 
 WORLDS = [
     ShapesConfig(),

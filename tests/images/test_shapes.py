@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from unicode.images.scene import combinations
-from unicode.images.shapes import Scene, ShapesConfig, draw_scene, judge, world_text
+from unicode.images.shapes import ShapesConfig, combinations
+from unicode.images.shapes_scenes import Scene, draw_scene, judge, world_text
 
 WORLDS = {
     "default": ShapesConfig(),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.transforms import eval_transform, seeded, to_float, to_uint8, train_transform
+from unicode.images.decode import eval_transform, seeded, to_float, to_uint8, train_transform
 
 
 def picture(width: int, height: int) -> Image.Image:

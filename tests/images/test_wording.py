@@ -6,9 +6,8 @@ from random import Random
 
 import pytest
 
-from unicode.images.scene import ShapesConfig, Thing
-from unicode.images.shapes import draw_scene
-from unicode.images.wording import CAPTIONS, KINDS, caption, fact, questions
+from unicode.images.shapes import ShapesConfig, Thing
+from unicode.images.shapes_scenes import CAPTIONS, KINDS, caption, draw_scene, fact, questions
 
 WORLDS = [
     ShapesConfig(),

@@ -9,10 +9,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from unicode.ids.keys import hash_keys
 from unicode.ids.layout import Layout
-from unicode.ids.manifest import Origin
-from unicode.ids.write import StoreWriter
+from unicode.ids.store import Origin, hash_keys
+from unicode.ids.store_writer import StoreWriter
 
 LINES = [
     "A chat between a curious user and an artificial intelligence assistant. USER: What is it? ASSISTANT: A red bus on a street.",

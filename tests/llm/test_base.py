@@ -7,9 +7,18 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from unicode.common.records import read_json
-from unicode.llm.base import SPECIAL_TOKENS, BaseConfig, base_text, is_made, learning_rate, make_base_model, packed_rows, train_tokenizer
-from unicode.llm.embedding import load_embedding
+from unicode.common.files import read_json
+from unicode.llm.base_model import (
+    SPECIAL_TOKENS,
+    BaseConfig,
+    base_text,
+    is_made,
+    learning_rate,
+    make_base_model,
+    packed_rows,
+    train_tokenizer,
+)
+from unicode.llm.vocabulary import load_embedding
 
 SIZES = {"vocab_size": 140, "width": 16, "hidden": 24, "layers": 1, "heads": 2, "context": 64}
 TINY = BaseConfig(**SIZES, tokenizer_lines=200, row_tokens=32, batch_size=4, steps=30, warmup_steps=3, lr=0.02)
@@ -71,7 +80,7 @@ def test_nothing_remains_of_a_stopped_run(tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unicode.llm.base.write_json", stop)
+    monkeypatch.setattr("unicode.llm.base_model.write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
     assert not list(tmp_path.iterdir())

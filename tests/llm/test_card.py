@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from unicode.ids.layout import Layout
 from unicode.llm.card import Card, check_base, check_tokenizer, check_vocabulary, fingerprint_base, read_card, write_card
-from unicode.llm.markers import Markers
+from unicode.llm.vocabulary import Markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
 

@@ -5,9 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from unicode.llm.chat_template import ChatTemplate
-from unicode.llm.prompt import get_template
-from unicode.llm.template import END
+from unicode.llm.template import END, ChatTemplate, get_template
 
 TURNS = ["What is it?", "A red bus.", "Sure?", "Yes."]
 

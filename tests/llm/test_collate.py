@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unicode.annotations.conversation import TASKS
-from unicode.annotations.prompts import DECOMPRESSION
+from unicode.annotations.records import TASKS
+from unicode.annotations.templates import DECOMPRESSION
 from unicode.ids.layout import Layout
 from unicode.llm.collate import PADDING, branch_mask, collate, sum_inputs
-from unicode.llm.markers import Markers
-from unicode.llm.prompt import get_template
-from unicode.llm.supervise import IGNORED, ExampleBuilder
+from unicode.llm.examples import IGNORED, ExampleBuilder
+from unicode.llm.template import get_template
+from unicode.llm.vocabulary import Markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
 IDS = list(range(100, 120))

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from unicode.annotations.conversation import TASKS, make_turns
+from unicode.annotations.records import TASKS, make_turns
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
-from unicode.llm import record_index
+from unicode.llm import dataset as record_index
 from unicode.llm.dataset import ConversationDataset, split_source
-from unicode.llm.markers import Markers
-from unicode.llm.prompt import get_template
+from unicode.llm.template import get_template
+from unicode.llm.vocabulary import Markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
 KEYS = [f"{number:02d}.png" for number in range(8)]
@@ -250,8 +250,8 @@ def test_places_count_from_both_ends(opened):
 
 RANKS = """
 import os, sys, torch.distributed as dist
-from unicode.annotations.conversation import RefusedError
-from unicode.llm.record_index import Measured, index_records
+from unicode.annotations.records import RefusedError
+from unicode.llm.dataset import Measured, index_records
 from pathlib import Path
 
 dist.init_process_group("gloo")

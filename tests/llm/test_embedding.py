@@ -10,9 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from unicode.llm import embedding
-from unicode.llm.embedding import NEAR_ZERO, NO_TOKEN, REPEATED, find_model, load_embedding, read_rows, repeated_rows, table_name
-from unicode.llm.vocabulary import BYTE, SPECIAL, UNUSED
+from unicode.llm import vocabulary as embedding
+from unicode.llm.vocabulary import (
+    BYTE,
+    NEAR_ZERO,
+    NO_TOKEN,
+    REPEATED,
+    SPECIAL,
+    UNUSED,
+    find_model,
+    load_embedding,
+    read_rows,
+    repeated_rows,
+    table_name,
+)
 
 
 def own_rows(folder: Path) -> torch.Tensor:

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from unicode.generate.answer import AnswerConfig, Question, answer_questions
-from unicode.images.transforms import to_float
+from unicode.generate.answers import AnswerConfig, Question, answer_questions
+from unicode.images.decode import to_float
 from unicode.llm.llava_folder import is_llava_folder
 from unicode.llm.load import open_model
 

@@ -14,8 +14,8 @@ import unicode
 from unicode.llm.card import read_card, write_card
 from unicode.llm.load import open_merged, open_model
 from unicode.llm.lora import LoraSettings, add_lora_
-from unicode.llm.markers import choose_markers
 from unicode.llm.model import fit_embeddings_, open_base, table_rows
+from unicode.llm.vocabulary import choose_markers
 from unicode.run.merge_lora import main as merge
 from unicode.tokenizer.load import load_tokenizer
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from unicode.llm.lora import LoraSettings, add_lora_, count_parameters, freeze_table_, marker_rows_train, shares_table
-from unicode.llm.markers import Markers
 from unicode.llm.model import open_base
+from unicode.llm.vocabulary import Markers
 
 MARKERS = Markers(3, 50, 51, 52)
 IDS = torch.tensor([[5, 3, 20, 21, 50, 7, 8]])

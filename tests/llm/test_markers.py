@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 
-from unicode.llm.markers import NAMES, Markers, choose_markers
+from unicode.llm.vocabulary import NAMES, Markers, choose_markers
 
 
 def test_reserved_tokens_come_first_then_new_ones(byte_level):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from unicode.llm.markers import Markers
 from unicode.llm.model import choose_attention, context_length, fit_embeddings_, open_base, open_description, table_rows
+from unicode.llm.vocabulary import Markers
 
 
 def test_a_folder_gives_model_and_tokenizer(tiny_llama: Path) -> None:
@@ -92,7 +92,7 @@ def test_what_is_not_installed_is_named(tiny_llama: Path) -> None:
 
 def test_a_damaged_gguf_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    from unicode.llm.embedding import find_model
+    from unicode.llm.vocabulary import find_model
 
     (tmp_path / "model.gguf").write_bytes(b"no model")
     assert find_model(tmp_path) == tmp_path / "model.gguf"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unicode.llm.pieces import AFTER_SPECIAL, INSIDE, START, piece_encoder
+from unicode.llm.template import AFTER_SPECIAL, INSIDE, TEXT_START, piece_encoder
 
 TEXTS = (" No", "No", "  two  spaces ", "\nWhat?\n\n", "naïve 漢字 😀", "", " ", "</s> <image_start> <|im_end|> <s>", "a\tb", "don't")
 
@@ -18,16 +18,16 @@ def test_a_piece_decodes_to_itself(text_tokenizer, text):
 def test_pieces_join_to_what_the_tokenizer_gives(text_tokenizer):
     encoder = piece_encoder(text_tokenizer)
     pieces = ("A chat between a curious user. USER: Is there a dog? ASSISTANT:", " No, two people", " and a cat.")
-    joined = encoder.encode(pieces[0], place=START) + [index for piece in pieces[1:] for index in encoder.encode(piece)]
+    joined = encoder.encode(pieces[0], place=TEXT_START) + [index for piece in pieces[1:] for index in encoder.encode(piece)]
     assert joined == text_tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
 
 
 def test_habits_of_the_tokenizer_are_kept_behind_special_tokens(text_tokenizer):
     encoder, end = piece_encoder(text_tokenizer), text_tokenizer.eos_token
     own = text_tokenizer(f"dog{end}USER: a dog", add_special_tokens=False)["input_ids"]
-    mine = [*encoder.encode("dog", place=START), encoder.eos_id, *encoder.encode("USER: a dog", place=AFTER_SPECIAL)]
+    mine = [*encoder.encode("dog", place=TEXT_START), encoder.eos_id, *encoder.encode("USER: a dog", place=AFTER_SPECIAL)]
     assert mine == own
-    assert encoder.encode(f"dog{end}USER: a dog", place=START, control=True) == own
+    assert encoder.encode(f"dog{end}USER: a dog", place=TEXT_START, control=True) == own
 
 
 def test_special_tokens_only_in_control_pieces(byte_level):
@@ -44,7 +44,7 @@ def test_start_token_only_where_it_is_a_habit(byte_level, legacy):
 
 def test_only_the_first_piece_gets_the_space(legacy):
     encoder = piece_encoder(legacy)
-    spelled = [legacy.convert_ids_to_tokens(encoder.encode("dog", place=place))[0][0] for place in (START, AFTER_SPECIAL, INSIDE)]
+    spelled = [legacy.convert_ids_to_tokens(encoder.encode("dog", place=place))[0][0] for place in (TEXT_START, AFTER_SPECIAL, INSIDE)]
     assert spelled == ["▁", "▁", "d"]
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.decode import UnreadableImageError
-from unicode.images.shapes import ShapesConfig, find_scene
-from unicode.images.transforms import eval_transform
+from unicode.images.decode import UnreadableImageError, eval_transform
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene
+from unicode.llm.examples import IGNORED, Example
 from unicode.llm.pixels import GREY_LEVEL, Pictures, PixelReader, open_place, square_pixels
-from unicode.llm.supervise import IGNORED, Example
 
 SIZE, CELLS = 16, 4
 

@@ -5,10 +5,9 @@ import io
 import pytest
 
 from unicode.ids.layout import Layout
-from unicode.llm.markers import Markers
-from unicode.llm.preview import GREEN, GREY, RESET, format_example, preview
-from unicode.llm.prompt import get_template
-from unicode.llm.supervise import ExampleBuilder
+from unicode.llm.examples import GREEN, GREY, RESET, ExampleBuilder, format_example, preview
+from unicode.llm.template import get_template
+from unicode.llm.vocabulary import Markers
 
 IDS = list(range(100, 120))
 

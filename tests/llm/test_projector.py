@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unicode.llm.projector import build_projector, describe_projector, load_projector_, read_projector, save_projector
+from unicode.llm.llava import build_projector, describe_projector, load_projector_, read_projector, save_projector
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("linear", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])

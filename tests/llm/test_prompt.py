@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unicode.llm.prompt import TEMPLATES, get_template
-from unicode.llm.template import END, START, rounds
+from unicode.llm.template import END, START, TEMPLATES, get_template, rounds
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "prompts.json").read_text(encoding="utf-8"))
 

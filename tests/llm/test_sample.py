@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unicode.annotations.conversation import RefusedError, make_turns
-from unicode.llm.sample import read_sample
+from unicode.annotations.records import RefusedError, make_turns
+from unicode.llm.examples import read_sample
 
 
 def record(*texts: str, **fields) -> dict:

@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unicode.llm.projector import build_projector, read_projector
-from unicode.llm.splice import LlavaModel
-from unicode.llm.vision import Tower
+from unicode.llm.llava import LlavaModel, Tower, build_projector, read_projector
 
 ROOT = Path(__file__).parents[2]
 SIZE, CELLS, WIDTH, D = 8, 4, 12, 32
@@ -69,7 +67,7 @@ def test_features_stand_where_the_placeholders_were(tiny_llama: Path) -> None:
 
 
 def test_whole_bytes_equal_floats(tiny_llama: Path) -> None:
-    from unicode.images.transforms import to_float
+    from unicode.images.decode import to_float
 
     model = make_model(tiny_llama)
     pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)

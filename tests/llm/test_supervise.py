@@ -11,10 +11,9 @@ import torch
 
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
-from unicode.llm.markers import Markers, choose_markers
-from unicode.llm.pieces import piece_encoder
-from unicode.llm.prompt import TEMPLATES, get_template
-from unicode.llm.supervise import IGNORED, Example, ExampleBuilder, build_example, build_prompt, split_branches
+from unicode.llm.examples import IGNORED, Example, ExampleBuilder, build_example, build_prompt, split_branches
+from unicode.llm.template import TEMPLATES, get_template, piece_encoder
+from unicode.llm.vocabulary import Markers, choose_markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
 FIRST_ID, LAST_ID = 60, 240  # ids of images in these tests: tokens of the text too

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.transforms import to_float
-from unicode.llm.vision import PadToSquare, VisionSettings, build_tower, square_transform
+from unicode.images.decode import to_float
+from unicode.llm.llava import PadToSquare, VisionSettings, build_tower, square_transform
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import CodebookConfig, TokenizerConfig
 from unicode.tokenizer.model import ImageTokenizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unicode.metrics.usage import count_rows_, usage_report
+from unicode.metrics.reconstruction import count_rows_, usage_report
 
 
 def test_counts_add_up_over_batches() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicode.ids.encode import EncodeConfig, encode_images
-from unicode.images.datasets import open_images
+from unicode.images.dataset import open_images
 from unicode.run.answer import main
+from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +81,8 @@ def test_a_store_gives_the_same_answers_as_files(ask, tuned, photos, tmp_path):
 
 
 def test_the_generated_world_needs_no_files(ask, tmp_path):
-    from unicode.images.scene import ShapesConfig
-    from unicode.images.shapes import scene_keys
+    from unicode.images.shapes import ShapesConfig
+    from unicode.images.shapes_scenes import scene_keys
 
     key = scene_keys(ShapesConfig(), "val", limit=1)[0]
     (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 0, "image": key, "text": "how many"}) + "\n")

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from unicode.common.records import read_json, read_jsonl, write_json, write_jsonl
+from unicode.common.files import read_json, read_jsonl, write_json, write_jsonl
 from unicode.metrics.benchmarks.table import BENCHMARKS
 from unicode.run import benchmark, encode_images
 

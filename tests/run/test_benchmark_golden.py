@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unicode.common.records import read_json, read_jsonl
+from unicode.common.files import read_json, read_jsonl
 from unicode.run import benchmark
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "benchmarks"

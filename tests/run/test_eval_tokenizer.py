@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from unicode.codebook.base import CodebookConfig
-from unicode.images.datasets import open_images
+from unicode.codebook.codebook import CodebookConfig
+from unicode.images.dataset import open_images
 from unicode.run.eval_tokenizer import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig

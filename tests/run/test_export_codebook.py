@@ -2,7 +2,7 @@
 
 from safetensors import safe_open
 
-from unicode.codebook.table import load_table
+from unicode.codebook.embedding_table import load_table
 from unicode.run.export_codebook import main
 
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.generate.config import GenerationConfig
-from unicode.images.datasets import DataConfig
-from unicode.images.shapes import ShapesConfig, find_scene
+from unicode.generate.images import GenerationConfig
+from unicode.images.dataset import DataConfig
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene
 from unicode.llm.load import open_model
 from unicode.run.chat import main as chat
-from unicode.run.drawing_inputs import find_pictures
 from unicode.run.eval_generation import main as evaluate
+from unicode.run.generate_images import find_pictures
 from unicode.run.generate_images import main as generate
 
 

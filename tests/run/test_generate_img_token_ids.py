@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.codebook.base import CodebookConfig
+from unicode.codebook.codebook import CodebookConfig
 from unicode.ids.store import Store
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig

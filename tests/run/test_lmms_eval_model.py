@@ -76,7 +76,7 @@ class FakeModel:
 def model(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = FakeModel()
     monkeypatch.setattr("unicode.llm.load.open_model", lambda path, **_: path)
-    monkeypatch.setattr("unicode.generate.answer.answer_questions", fake.answer)
+    monkeypatch.setattr("unicode.generate.answers.answer_questions", fake.answer)
     made = module.UnicodeModel(pretrained="outputs/unicode", batch_size="3", device="cpu", max_batch_size=None)
     made.task_dict = {"task": {"test": DOCUMENTS}}
     made.fake = fake

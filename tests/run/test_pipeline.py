@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from unicode.common.records import read_jsonl
-from unicode.run.pipeline import Step, choose_steps, run_steps
+from unicode.common.files import read_jsonl
+from unicode.run.quickstart import Step, choose_steps, run_steps
 
 
 def make(name, path, *, code=0):

@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from unicode.ids.store import Store
-from unicode.images.shapes import ShapesConfig, scene_keys
-from unicode.run.picture_finder import PictureFinder
-from unicode.run.report import main, named
-from unicode.run.word_map import count_words, find_examples, find_stores, read_words
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import scene_keys
+from unicode.run.report import PictureFinder, count_words, find_examples, find_stores, main, named, read_words
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "ids"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.codebook.table import save_table
+from unicode.codebook.embedding_table import save_table
 from unicode.common.checkpoint import newest_checkpoint
 from unicode.run import eval_tokenizer, train_tokenizer
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from unicode.codebook.base import CodebookConfig
-from unicode.codebook.table import LanguageTable, row_digest
+from unicode.codebook.codebook import CodebookConfig
+from unicode.codebook.embedding_table import LanguageTable, row_digest
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.model import ImageTokenizer

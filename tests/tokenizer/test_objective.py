@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from unicode.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
+from unicode.tokenizer.losses import Objective, ObjectiveConfig, PerceptualConfig, image_psnr
 from unicode.tokenizer.model import ImageTokenizer, Reconstruction
-from unicode.tokenizer.objective import Objective, ObjectiveConfig, image_psnr
-from unicode.tokenizer.perceptual import PerceptualConfig
 
 Make = Callable[..., ImageTokenizer]
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import vgg16
 
-from unicode.tokenizer.perceptual import PerceptualConfig, PerceptualLoss, build_perceptual, load_lpips
+from unicode.tokenizer.losses import PerceptualConfig, PerceptualLoss, build_perceptual, load_lpips
 
 lpips = pytest.importorskip("lpips")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from unicode import load_tokenizer
-from unicode.tokenizer.published import find_published, load_published
+from unicode.tokenizer.load import find_published, load_published
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("hq_pixelshuffle", "uc_hq_rela", "rq_shared")

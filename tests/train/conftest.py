@@ -6,11 +6,11 @@ from random import Random
 import pytest
 import torch
 
-from unicode.annotations.conversation import IMAGE_TO_TEXT, TEXT_ONLY, make_record
-from unicode.annotations.prompts import TEXT_TO_IMAGE
-from unicode.codebook.table import save_table
+from unicode.annotations.records import IMAGE_TO_TEXT, TEXT_ONLY, make_record
+from unicode.annotations.templates import TEXT_TO_IMAGE
+from unicode.codebook.embedding_table import save_table
 from unicode.common.config import load_config
-from unicode.common.records import write_json
+from unicode.common.files import write_json
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
 from unicode.train.config import TrainTokenizerConfig

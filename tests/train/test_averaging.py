@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from unicode.codebook.base import CodebookConfig
-from unicode.codebook.modes import ProjectedCodebook
-from unicode.codebook.table import LanguageTable
+from unicode.codebook.codebook import CodebookConfig, ProjectedCodebook
+from unicode.codebook.embedding_table import LanguageTable
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.model import ImageTokenizer
-from unicode.train.averaging import WeightAverage
+from unicode.train.tokenizer import WeightAverage
 
 
 @pytest.fixture

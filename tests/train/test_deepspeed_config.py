@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from unicode.common.config import load_config
-from unicode.train.deepspeed_config import read_deepspeed, zero_stage
-from unicode.train.llm_arguments import settle
-from unicode.train.llm_config import TrainLlmConfig
+from unicode.train.arguments import read_deepspeed, settle, zero_stage
+from unicode.train.config import TrainLlmConfig
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
 

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from unicode.common.config import load_config
 from unicode.llm.card import read_card
 from unicode.llm.load import open_model
+from unicode.train.config import TrainLlmConfig
 from unicode.train.llm import LlmTraining
-from unicode.train.llm_checkpoint import newest_whole
-from unicode.train.llm_config import TrainLlmConfig
+from unicode.train.resume import newest_whole
 
 ROOT = Path(__file__).parents[2]
 MODULE = "unicode.run.train_llm"

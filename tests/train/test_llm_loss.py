@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unicode.train.llm_loss import IMAGE, TEXT, LossTable, combine, find_targets, target_losses
+from unicode.train.loss import IMAGE, TEXT, LossTable, combine, find_targets, target_losses
 
 V = 11
 

@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from unicode.train.llm_sampler import WINDOW, ConversationSampler, occurrences, padding_share
+from unicode.train.samplers import WINDOW, ConversationSampler, occurrences, padding_share
 
 LENGTHS = np.random.default_rng(0).integers(20, 400, size=1000)
 

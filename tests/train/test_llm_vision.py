@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from unicode.common.config import load_config
-from unicode.common.records import write_json
+from unicode.common.files import write_json
+from unicode.llm.llava import LlavaModel
 from unicode.llm.load import open_model
-from unicode.llm.splice import LlavaModel
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import CodebookConfig, TokenizerConfig
 from unicode.tokenizer.model import ImageTokenizer
+from unicode.train.config import TrainLlmConfig
 from unicode.train.llm import LlmTraining
-from unicode.train.llm_config import TrainLlmConfig
 from unicode.train.llm_trainer import LlmTrainer
 
 ROOT = Path(__file__).parents[2]

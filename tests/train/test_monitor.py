@@ -10,16 +10,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from unicode.codebook.base import Codebook, CodebookConfig
-from unicode.train.monitor import Monitor
+from unicode.codebook.codebook import Codebook, CodebookConfig
+from unicode.train.monitor import TokenizerMonitor
 
 
 @pytest.fixture
-def watch(tmp_path: Path) -> Callable[..., Monitor]:
+def watch(tmp_path: Path) -> Callable[..., TokenizerMonitor]:
     """Build a monitor of a run of 100 steps in `tmp_path`."""
 
-    def build(start_step: int = 0, usage_alarm: float = 0.01) -> Monitor:
-        return Monitor(tmp_path, Accelerator(cpu=True), steps=100, start_step=start_step, batch_size=4, usage_alarm=usage_alarm)
+    def build(start_step: int = 0, usage_alarm: float = 0.01) -> TokenizerMonitor:
+        return TokenizerMonitor(tmp_path, Accelerator(cpu=True), steps=100, start_step=start_step, batch_size=4, usage_alarm=usage_alarm)
 
     return build
 
@@ -36,7 +36,7 @@ def book(num_rows: int, codes: list[int]) -> Codebook:
     return codebook
 
 
-def test_a_line_holds_the_averages_since_the_last_one(watch: Callable[..., Monitor], tmp_path: Path) -> None:
+def test_a_line_holds_the_averages_since_the_last_one(watch: Callable[..., TokenizerMonitor], tmp_path: Path) -> None:
     monitor = watch()
     for step in range(4):
         monitor.add({"loss": torch.tensor(float(step), requires_grad=True)})
@@ -55,7 +55,7 @@ def test_a_line_holds_the_averages_since_the_last_one(watch: Callable[..., Monit
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_nan_names_the_part_and_the_first_step(watch: Callable[..., Monitor], tmp_path: Path, value: float) -> None:
+def test_nan_names_the_part_and_the_first_step(watch: Callable[..., TokenizerMonitor], tmp_path: Path, value: float) -> None:
     monitor = watch(start_step=20)
     for step in range(21, 26):
         monitor.add({"loss": torch.tensor(1.0), "l2": torch.tensor(value if step >= 23 else 0.5)})
@@ -65,7 +65,7 @@ def test_nan_names_the_part_and_the_first_step(watch: Callable[..., Monitor], tm
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_usage_and_perplexity_of_what_was_seen(watch: Callable[..., Monitor]) -> None:
+def test_usage_and_perplexity_of_what_was_seen(watch: Callable[..., TokenizerMonitor]) -> None:
     codebooks = [book(8, [0, 0, 1, 1, 2, 2, 3, 3]), book(10, [7] * 5)]
     line = watch().flush(1, codebooks, extra={})
     assert line["usage_0"] == 0.5
@@ -75,7 +75,7 @@ def test_usage_and_perplexity_of_what_was_seen(watch: Callable[..., Monitor]) ->
     assert watch().flush(2, codebooks, extra={})["usage_0"] == 0.0  # every count is taken once
 
 
-def test_the_alarm_rings_once_until_usage_recovers(watch: Callable[..., Monitor], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_alarm_rings_once_until_usage_recovers(watch: Callable[..., TokenizerMonitor], caplog: pytest.LogCaptureFixture) -> None:
     monitor = watch(usage_alarm=0.5)
     collapsed, healthy = [3] * 20, list(range(16))
     for step, codes in enumerate([healthy, collapsed, collapsed, healthy, collapsed]):
@@ -86,12 +86,12 @@ def test_the_alarm_rings_once_until_usage_recovers(watch: Callable[..., Monitor]
     assert "model.codebook.mode=projected" in alarms[0]
 
 
-def test_few_latents_are_no_collapse(watch: Callable[..., Monitor], caplog: pytest.LogCaptureFixture) -> None:
+def test_few_latents_are_no_collapse(watch: Callable[..., TokenizerMonitor], caplog: pytest.LogCaptureFixture) -> None:
     watch(usage_alarm=0.5).flush(1, [book(1000, [1, 2, 3, 4])], extra={})
     assert "usage alarm" not in caplog.text
 
 
-def test_a_resumed_run_drops_the_lines_it_will_write_again(watch: Callable[..., Monitor], tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_lines_it_will_write_again(watch: Callable[..., TokenizerMonitor], tmp_path: Path) -> None:
     whole = [json.dumps({"step": step, "loss": 1.0}) for step in (10, 20, 20, 30, 40)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*whole, '{"step": 50, "lo']))
     monitor = watch(start_step=20)
@@ -102,7 +102,7 @@ def test_a_resumed_run_drops_the_lines_it_will_write_again(watch: Callable[..., 
     assert lines_of(tmp_path) == []
 
 
-def test_pictures_show_originals_above_reconstructions(watch: Callable[..., Monitor], tmp_path: Path) -> None:
+def test_pictures_show_originals_above_reconstructions(watch: Callable[..., TokenizerMonitor], tmp_path: Path) -> None:
     white, black = torch.ones(3, 3, 8, 8), -torch.ones(3, 3, 8, 8)
     watch().picture(7, [white, 5 * black])
     grid = Image.open(tmp_path / "pictures" / "step_00000007.png")

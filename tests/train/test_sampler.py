@@ -4,8 +4,8 @@ from itertools import chain
 
 import pytest
 
-from unicode.images.datasets import Draw
-from unicode.train.sampler import StepSampler
+from unicode.images.dataset import Draw
+from unicode.train.samplers import StepSampler
 
 
 def stream(world: int, accumulation: int, start: int = 0) -> list[Draw]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unicode.train.schedule import language_ratio, learning_rate, quantization_strength
+from unicode.common.schedules import language_ratio, learning_rate, quantization_strength
 
 
 def test_learning_rate_warms_up_and_ends_at_the_minimum() -> None:

@@ -1,7 +1,7 @@
 """Pictures whose words are known -> annotation files of LLaVA's form, for train and val: the shapes world, captioned folders.
 
-    <name>_captions_{train,val}.json    {"id", "image", "conversations": ["<image>\\nDescribe it.", caption]}, as LLaVA's 558K
-    <name>_questions_{train,val}.json   the same with short questions and answers, as LLaVA's 665K mix, and "kinds", one a question
+<name>_captions_{train,val}.json    {"id", "image", "conversations": ["<image>\\nDescribe it.", caption]}, as LLaVA's 558K
+<name>_questions_{train,val}.json   the same with short questions and answers, as LLaVA's 665K mix, and "kinds", one a question
 """
 
 import re
@@ -12,13 +12,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from unicode.annotations.build import Made, build
-from unicode.annotations.conversation import IMAGE_TAG, NO_CAPTION, NOT_TEXT, RefusedError, make_turns, parse_record
-from unicode.annotations.prompts import CAPTION, draw, fill
-from unicode.annotations.report import Report
+from unicode.annotations.build import Made, Report, build
+from unicode.annotations.records import IMAGE_TAG, NO_CAPTION, NOT_TEXT, RefusedError, make_turns, parse_record
+from unicode.annotations.templates import CAPTION, draw, fill
 from unicode.common.config import load_config
 from unicode.images.listing import is_held_out, list_folder
-from unicode.images.shapes import SPLITS, Question, ShapesConfig, find_scene, scene_keys
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import SPLITS, Question, find_scene, scene_keys
 
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""

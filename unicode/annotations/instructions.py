@@ -1,16 +1,38 @@
-"""LLaVA's instructions: the images in them become ids, or stay images and are only put together."""
+"""LLaVA's instructions with images as ids, and mixtures of finished annotation files."""
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicode.annotations.build import Made, build
-from unicode.annotations.conversation import IMAGE_TAG, IMAGE_TO_TEXT, TEXT_ONLY, make_record, parse_record
-from unicode.annotations.image_ids import ImageIds
-from unicode.annotations.report import Report
-from unicode.annotations.sources import LAION, MIX, PUBLISHED_NAMES, find_source, find_sources, output_path, read_sources
-from unicode.ids.text import write_run
+from unicode.annotations.build import (
+    LAION,
+    MIX,
+    PUBLISHED_NAMES,
+    ImageIds,
+    Made,
+    Report,
+    build,
+    find_source,
+    find_sources,
+    output_path,
+    read_sources,
+)
+from unicode.annotations.records import (
+    BAD_IDS,
+    IMAGE_TAG,
+    IMAGE_TO_TEXT,
+    NOT_CHOSEN,
+    TAG_MISMATCH,
+    TEXT_ONLY,
+    RefusedError,
+    make_record,
+    parse_record,
+    parse_turns,
+)
+from unicode.annotations.templates import draw_share
+from unicode.common.json_lists import dump_line
+from unicode.ids.text import split_runs, write_run
 
 _TAG = re.compile(re.escape(IMAGE_TAG))
 
@@ -90,3 +112,124 @@ def concat_llava_anno(
 def put_runs(turn: str, runs: Iterator[str]) -> str:
     """Replace each image tag of a turn by the next run."""
     return _TAG.sub(lambda _: next(runs), turn)
+
+
+NAMES = (
+    "llava_laion558k.json",
+    "llava_mix665k.json",
+    "llava_laion558k_t2v.json",
+    "llava_laion558k_uncond.json",
+    "images_uncond.json",
+    "images_decompression.json",
+)
+"""What is mixed when no files are named: those of these that exist."""
+
+
+def concat_uni_anno(
+    root: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    annos: Sequence[str | Path] = (),
+    weights: Sequence[float] = (),
+    dry_run: bool = False,
+) -> Report:
+    """Files made by the other functions in one, each with a weight: how often one of its records occurs on average.
+
+    Weight 1 takes a file as it is, 0.25 a quarter of its records, 2 every record twice, 1.5 every record once and half of them
+    again; the choice is fixed by the seed and the record. Records whose ids cannot be read are left out. Writes
+    unicode_concat.json, shuffled.
+
+    Args:
+        root: folder of the annotation files.
+        out: a folder, or the path of the .json file.
+        seed: of the choice and the order.
+        annos: files of our form, relative to `root`; without them all of the default names that exist in `out` or `root`.
+        weights: one for each file; 1 without.
+        dry_run: convert the first records and write nothing.
+
+    Raises:
+        FileNotFoundError: no such annotation file.
+        ValueError: a damaged file, files whose ids are of two tokenizers or in two orders, weights that do not fit, or
+            nothing left to write.
+    """
+    report = Report("concat_uni_anno", seed)
+    folder = Path(out).parent if Path(out).suffix == ".json" else Path(out)
+    sources = find_sources(root, annos or _default_names(list(dict.fromkeys((folder, Path(root)))), report))
+    if weights and (len(weights) != len(sources) or not all(0 <= weight < 1e6 for weight in weights)):
+        names = ", ".join(source.path.name for source in sources)
+        raise ValueError(f"weights {list(weights)} for {len(sources)} files; give one number from 0 up for each of {names}")
+    weight_of = {str(source.path): weight for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)}
+    guard = _OneMeaning()
+
+    def convert(record: Any, source: str) -> Made:
+        if check_built_record(record):
+            guard.check(record, source)
+        copies = count_copies(weight_of[source], seed, record)
+        if not copies:
+            raise RefusedError(NOT_CHOSEN, f"weight {weight_of[source]:g}")
+        return [(0, record)] * copies
+
+    main = output_path(out, "unicode_concat.json", sources)
+    report.inputs = [f"{source} x {weight:g}" for source, weight in weight_of.items()]
+    return build(report, read_sources(sources), convert, {main: (0,)}, dry_run=dry_run)
+
+
+def check_built_record(record: Any) -> bool:
+    """Whether a record of our form holds ids.
+
+    Raises:
+        RefusedError: malformed turns, ids that cannot be read, or an image tag that no ids stand for.
+    """
+    turns, has_ids = parse_turns(record), False
+    for number, turn in enumerate(turns):
+        if IMAGE_TAG in turn:
+            raise RefusedError(TAG_MISMATCH, f"turn {number} holds {IMAGE_TAG}; get_llava_uni_anno puts ids in its place")
+        try:
+            # the files that UniCode-ECCV24 wrote have an empty run where a picture is not begun
+            has_ids |= any(piece.ids is not None for piece in split_runs(turn, where=f"turn {number}", allow_empty=True))
+        except ValueError as error:
+            raise RefusedError(BAD_IDS, str(error)) from error
+    return has_ids
+
+
+def count_copies(weight: float, seed: int, record: dict[str, Any]) -> int:
+    """How often a record occurs at this weight: the whole part of it always, once more with the rest as probability."""
+    whole = int(weight)
+    rest = weight - whole
+    return whole + (rest > 0 and draw_share(seed, "copies", dump_line(record)) < rest)
+
+
+class _OneMeaning:
+    """All ids of a file must mean the same: one tokenizer, one order."""
+
+    def __init__(self) -> None:
+        self.first: tuple[Any, Any] | None = None
+        self.source = ""
+
+    def check(self, record: dict[str, Any], source: str) -> None:
+        """ValueError when the ids of `record` are of another tokenizer or in another order than those before."""
+        meaning = record.get("layout"), record.get("tokenizer")
+        if self.first is None:
+            self.first, self.source = meaning, source
+        if meaning != self.first:
+            raise ValueError(
+                f"ids of two tokenizers or orders do not mix: {_describe(self.first)} in {self.source}, {_describe(meaning)} in {source} "
+                f"(record {record.get('id')!r}); make both files from stores of one tokenizer"
+            )
+
+
+def _describe(meaning: tuple[Any, Any]) -> str:
+    layout, tokenizer = meaning
+    return f"{layout or 'no layout given'}, tokenizer {tokenizer or 'not given'}"
+
+
+def _default_names(folders: Sequence[Path], report: Report) -> list[Path]:
+    """The files of the default names, each from the first folder that has it."""
+    found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in NAMES]
+    missing = [name for name, path in zip(NAMES, found, strict=True) if path is None]
+    if len(missing) == len(NAMES):
+        raise FileNotFoundError(f"none of {', '.join(NAMES)} in {' or '.join(map(str, folders))}; name the files to mix with --anno")
+    if missing:
+        report.note(f"not there and left out: {', '.join(missing)}")
+    return [path.resolve() for path in found if path is not None]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from unicode.common.log import get_logger
-from unicode.common.records import atomic_write, read_json, write_json
+from unicode.common.files import atomic_write, read_json, write_json
+from unicode.common.logging import get_logger
 
 MANIFEST = "manifest.json"
 logger = get_logger(__name__)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from unicode.common.records import atomic_write
+from unicode.common.files import atomic_write
 
 T = TypeVar("T")
 

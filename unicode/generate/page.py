@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unicode.common.records import atomic_write
+from unicode.common.files import atomic_write
 from unicode.generate.interleaved import picture_ids
 from unicode.ids.text import split_runs
 from unicode.llm.language_model import LanguageModel

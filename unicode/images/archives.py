@@ -12,11 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unicode.common.log import get_logger
-from unicode.common.records import atomic_write, read_list, write_list
+from unicode.common.files import atomic_write, read_list, write_list
+from unicode.common.logging import get_logger
 from unicode.images.decode import UnreadableImageError
-from unicode.images.listing import EXTENSIONS, LAYOUTS, check_folder
-from unicode.images.packed import PackedStrings
+from unicode.images.listing import EXTENSIONS, LAYOUTS, PackedStrings, check_folder
 
 MAX_OPEN = 64  # shards that one process keeps open
 log = get_logger(__name__)

@@ -1,15 +1,39 @@
-"""Where the image files are: folders, lists and annotation files -> a root folder and unique keys relative to it."""
+"""Folders, lists and annotation files of images -> a root folder and unique keys relative to it."""
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unicode.common.log import get_logger
-from unicode.common.records import read_json
+import numpy as np
+
+from unicode.common.files import read_json
+from unicode.common.logging import get_logger
+
+
+class PackedStrings:
+    """An immutable sequence of strings. A Python list of them would be copied, object by object, into each worker."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
+        self._ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self._ends):
+            raise IndexError(f"index {index} of {len(self._ends)} strings")
+        start = int(self._ends[index - 1]) if index else 0
+        return self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}
 LAYOUTS = "DATA_VAE.md shows the layout of every data set"
@@ -194,4 +218,3 @@ def _gather(source: str | Path, names: Iterable[tuple[str, str]], root: str, fol
     if len(unique) < len(keys):
         log.info("%s names %d images %d times; each is used once", source, len(unique), len(keys))
     return Listing(Path(root), unique)
-

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unicode.common.records import write_jsonl
-from unicode.images.datasets import Draw, ImageDataset, Skipped
-from unicode.images.transforms import to_float
+from unicode.common.files import write_jsonl
+from unicode.images.dataset import Draw, ImageDataset, Skipped
+from unicode.images.decode import to_float
 
 MAX_TRIES = 20  # pictures in a row that cannot be read before training stops
 Request = Sequence[int] | Sequence[Draw]

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from unicode.common.records import read_json, write_json
+from unicode.common.files import read_json, write_json
 from unicode.ids.layout import Layout
-from unicode.llm.embedding import find_model, read_rows
-from unicode.llm.markers import Markers
-from unicode.llm.supervise import INPUT_MODES
-from unicode.llm.vocabulary import open_gguf, read_vocabulary
+from unicode.llm.examples import INPUT_MODES
+from unicode.llm.vocabulary import Markers, find_model, open_gguf, read_rows, read_vocabulary
 
 FILE = "unicode.json"
 FORMAT = "unicode-llm-1"

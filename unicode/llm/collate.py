@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unicode.annotations.conversation import TASKS
-from unicode.llm.supervise import IGNORED, Example
+from unicode.annotations.records import TASKS
+from unicode.llm.examples import IGNORED, Example
 
 SIDES = ("right", "left")
 PADDING = -1

@@ -15,20 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unicode.ids.encode import arithmetic
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
-from unicode.images.transforms import eval_transform, to_float
+from unicode.images.decode import eval_transform, to_float
 from unicode.llm.card import Card, check_tokenizer
 from unicode.llm.collate import collate, sum_inputs
-from unicode.llm.markers import Markers
+from unicode.llm.examples import Example, ExampleBuilder
+from unicode.llm.llava import LlavaModel
 from unicode.llm.model import context_length, table_rows
-from unicode.llm.pieces import piece_encoder
 from unicode.llm.pixels import square_pixels
-from unicode.llm.prompt import Template
-from unicode.llm.splice import LlavaModel
-from unicode.llm.supervise import Example, ExampleBuilder
+from unicode.llm.template import Template, piece_encoder
+from unicode.llm.vocabulary import Markers
+from unicode.tokenizer.encode import arithmetic
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer
 

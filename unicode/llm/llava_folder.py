@@ -1,9 +1,9 @@
 """Folders that LLaVA's own code wrote -> a `LlavaModel`: LoRA runs, projectors, whole models. What is inside decides, not the name.
 
-    config.json                    the language model's config with mm_vision_tower, mm_projector_type, mm_vision_select_layer, ...
-    adapter_config.json, adapter_model.bin (or .safetensors), non_lora_trainables.bin      LoRA, with the projector in the last file
-    mm_projector.bin               the projector alone
-    pytorch_model*.bin, model*.safetensors                                                  all weights, the projector among them
+config.json                    the language model's config with mm_vision_tower, mm_projector_type, mm_vision_select_layer, ...
+adapter_config.json, adapter_model.bin (or .safetensors), non_lora_trainables.bin      LoRA, with the projector in the last file
+mm_projector.bin               the projector alone
+pytorch_model*.bin, model*.safetensors                                                  all weights, the projector among them
 """
 
 from pathlib import Path
@@ -12,16 +12,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from unicode.common.log import get_logger
-from unicode.common.records import read_json
-from unicode.common.tensors import read_tensors
+from unicode.common.files import read_json, read_tensors
+from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base
-from unicode.llm.embedding import weight_files
+from unicode.llm.llava import (
+    FEATURES,
+    LLAVA_FILE,
+    LlavaModel,
+    VisionSettings,
+    build_projector,
+    build_tower,
+    describe_projector,
+    pick_projector,
+)
 from unicode.llm.model import choose_attention, open_base
-from unicode.llm.projector import LLAVA_FILE, build_projector, describe_projector, pick_projector
-from unicode.llm.splice import LlavaModel
-from unicode.llm.vision import FEATURES, VisionSettings, build_tower
-from unicode.llm.vocabulary import first_line
+from unicode.llm.vocabulary import first_line, weight_files
 
 ADAPTER_CONFIG, LORA_REST = "adapter_config.json", "non_lora_trainables.bin"
 FAMILIES = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral", "LlavaQwenForCausalLM": "qwen2"}

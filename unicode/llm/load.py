@@ -7,18 +7,15 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from unicode.common.log import get_logger
+from unicode.common.logging import get_logger
 from unicode.llm.card import FILE as CARD_FILE
 from unicode.llm.card import Card, check_base, check_vocabulary, fingerprint_base, read_card
 from unicode.llm.language_model import LanguageModel, Prompt
+from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.markers import choose_markers
 from unicode.llm.model import fit_embeddings_, open_base, table_rows
-from unicode.llm.projector import PROJECTOR_FILE, build_projector, load_projector_
-from unicode.llm.prompt import CHAT, get_template
-from unicode.llm.splice import LlavaModel
-from unicode.llm.vision import VisionSettings, build_tower
-from unicode.llm.vocabulary import first_line
+from unicode.llm.template import CHAT, get_template
+from unicode.llm.vocabulary import choose_markers, first_line
 
 __all__ = ["LanguageModel", "Prompt", "open_model"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from unicode.llm.markers import Markers
+from unicode.llm.vocabulary import Markers
 
 if TYPE_CHECKING:
     from peft import PeftModel

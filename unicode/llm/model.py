@@ -9,10 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from unicode.common.log import get_logger
-from unicode.llm.embedding import find_model, weight_files
-from unicode.llm.markers import Markers
-from unicode.llm.vocabulary import first_line
+from unicode.common.logging import get_logger
+from unicode.llm.vocabulary import Markers, find_model, first_line, weight_files
 
 EAGER_WIDTH = 512
 """On a CPU, models narrower than this train faster with plain attention: the fused kernels cost more than they save."""

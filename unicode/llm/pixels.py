@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from unicode.common.config import load_config
-from unicode.common.log import get_logger
+from unicode.common.logging import get_logger
 from unicode.images.archives import Lmdb, TarShards
-from unicode.images.config import DataConfig
+from unicode.images.dataset import DataConfig
 from unicode.images.decode import UnreadableImageError, decode_image, read_bytes
-from unicode.images.scene import ShapesConfig
-from unicode.images.shapes import find_scene
-from unicode.llm.supervise import IGNORED, Example
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import find_scene
+from unicode.llm.examples import IGNORED, Example
 
 SHAPES = "shapes"
 GREY_LEVEL = 128

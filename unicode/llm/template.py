@@ -1,16 +1,129 @@
-"""What a template is: turns of a conversation -> parts of text, each either masked or learned.
+"""Conversation templates: turns -> parts of text, each masked or learned; parts <-> tokens."""
 
-The texts of all parts join to the prompt that is printed. The space before an answer belongs to the learned part (" No"), so a prompt to be
-answered ends with "ASSISTANT:" and the model writes " No".
-"""
-
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
-from unicode.annotations.conversation import IMAGE_TAG
+from tokenizers import Tokenizer
+
+from unicode.annotations.records import IMAGE_TAG
 from unicode.ids.text import CLOSE, OPEN
+
+TEXT_START, AFTER_SPECIAL, INSIDE = "start", "after special token", "inside"
+"""Places where a piece may stand: first of all, behind a token that is no text, behind other text."""
+
+_CACHE_CHARS = 600  # pieces up to this length are remembered: those of templates come again and again
+_encoders: "WeakKeyDictionary[Any, tuple[int, PieceEncoder]]" = WeakKeyDictionary()
+
+
+class PieceEncoder:
+    """Encodes and decodes pieces with the vocabulary of a text tokenizer of transformers; made by `piece_encoder`.
+
+    Attributes:
+        bos_id: the start token where the tokenizer begins every text with one, else None.
+        eos_id: the end token.
+        special_ids: ids that are no ordinary text.
+        digest: of the whole tokenizer; two with the same digest give the same ids.
+
+    Raises:
+        ValueError: the tokenizer has no fast backend, or no end token.
+    """
+
+    def __init__(self, text_tokenizer: Any) -> None:
+        backend = getattr(text_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            kind = type(text_tokenizer).__name__
+            raise ValueError(f"the text tokenizer is a {kind} without a tokenizer.json; convert it with AutoTokenizer(...).save_pretrained")
+        if text_tokenizer.eos_token_id is None:
+            raise ValueError("the text tokenizer has no end token; set eos_token in its tokenizer_config.json")
+        self._own = Tokenizer.from_str(backend.to_str())
+        self._own.no_truncation()
+        self._own.no_padding()
+        text = self._own.to_str()
+        self.digest = hashlib.sha256(f"{text} {text_tokenizer.eos_token_id}".encode()).hexdigest()[:32]
+        state = json.loads(text)
+        bare = without_prefix_space(state)
+        self._bare = self._own if bare == state else Tokenizer.from_str(json.dumps(bare))
+        first = text_tokenizer("a")["input_ids"][:1]
+        self.bos_id: int | None = first[0] if text_tokenizer.bos_token_id is not None and first == [text_tokenizer.bos_token_id] else None
+        self.eos_id: int = text_tokenizer.eos_token_id
+        added = {index for index, token in self._own.get_added_tokens_decoder().items() if token.special}
+        self.special_ids = frozenset(added | set(text_tokenizer.all_special_ids))
+        eos, alone = text_tokenizer.eos_token, self._ids(self._own, "a", control=True)
+        self._prefix_after_special = self._ids(self._own, f"{eos}a", control=True)[1:] == alone
+        self._remember = lru_cache(maxsize=1024)(self._encode)
+
+    def encode(self, text: str, *, place: str = INSIDE, control: bool = False) -> list[int]:
+        """Return the ids of a piece.
+
+        Args:
+            text: the piece.
+            place: TEXT_START, AFTER_SPECIAL or INSIDE; at the first two the tokenizer's own habit of adding a space is kept.
+            control: whether names of special tokens in `text` mean these tokens; in the words of a user they are words.
+        """
+        own = place == TEXT_START or (place == AFTER_SPECIAL and self._prefix_after_special)
+        if len(text) > _CACHE_CHARS:
+            return self._encode(text, own, control)
+        return list(self._remember(text, own, control))
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, special tokens by their names; the inverse of `encode(text, place=INSIDE)`."""
+        return self._bare.decode(ids, skip_special_tokens=False)
+
+    def _encode(self, text: str, own: bool, control: bool) -> list[int]:
+        return self._ids(self._own if own else self._bare, text, control=control)
+
+    @staticmethod
+    def _ids(tokenizer: Tokenizer, text: str, *, control: bool) -> list[int]:
+        tokenizer.encode_special_tokens = not control
+        return tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+
+def piece_encoder(text_tokenizer: Any) -> PieceEncoder:
+    """Return the encoder of a tokenizer, made once and again when tokens were added.
+
+    Raises:
+        ValueError: as `PieceEncoder`.
+    """
+    size, encoder = _encoders.get(text_tokenizer, (-1, None))
+    if encoder is None or size != len(text_tokenizer):
+        encoder = PieceEncoder(text_tokenizer)
+        _encoders[text_tokenizer] = (len(text_tokenizer), encoder)
+    return encoder
+
+
+def without_prefix_space(state: Any) -> Any:
+    """Return a copy of a tokenizer's JSON in which nothing adds a space before a text and nothing takes one away in decoding."""
+    if isinstance(state, list):
+        return [without_prefix_space(part) for part in state if not _only_adds_space(part)]
+    if not isinstance(state, dict):
+        return state
+    kept = {}
+    for key, value in state.items():
+        if key in ("normalizer", "pre_tokenizer", "decoder"):
+            kept[key] = None if _only_adds_space(value) else without_prefix_space(value)
+        elif key in ("normalizers", "pretokenizers", "decoders"):
+            kept[key] = without_prefix_space(value)
+        elif key == "prepend_scheme":
+            kept[key] = "never"
+        elif key == "add_prefix_space":
+            kept[key] = False
+        else:
+            kept[key] = value
+    return kept
+
+
+def _only_adds_space(part: Any) -> bool:
+    """Whether a part of a tokenizer does nothing but add a space before the text, or take it away when decoding."""
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == "Prepend" or (part.get("type") == "Strip" and "content" in part)
+
 
 TEXT, CONTROL, START, END = "text", "control", "start", "end"
 """Kinds of parts: words; words of a chat template, special tokens in them; the model's start token; the end token of an answer."""
@@ -73,3 +186,198 @@ def rounds(turns: Sequence[str | None]) -> list[tuple[str, str | None]]:
     if not texts or any(text is None for text in texts[:-1]):
         raise ValueError(f"a conversation needs a question, and answers to all questions but the last; got {len(turns)} turns")
     return [(str(texts[index]), texts[index + 1]) for index in range(0, len(texts), 2)]
+
+
+# place-holders of characters for private use, which no text of a template holds
+_QUESTION, _ANSWER = "\ue000q{}\ue001", "\ue000a{}\ue001"
+
+
+class ChatTemplate:
+    """The template named "chat".
+
+    Args:
+        text_tokenizer: a tokenizer of transformers with a chat template.
+
+    Raises:
+        ValueError: it has none, it does not print the turns, or ends an answer with no special token.
+    """
+
+    name, adds_bos, stop = CHAT, False, ""
+
+    def __init__(self, text_tokenizer: Any) -> None:
+        if not getattr(text_tokenizer, "chat_template", None):
+            raise ValueError("template is 'chat', but the text tokenizer has no chat template; choose vicuna_v1 or another of ours")
+        self._tokenizer = text_tokenizer
+        self._scaffold = lru_cache(maxsize=64)(self._render_scaffold)
+        specials = set(text_tokenizer.all_special_tokens)
+        specials |= {token.content for token in text_tokenizer.added_tokens_decoder.values() if token.special}
+        self._specials = sorted(specials, key=len, reverse=True)
+        spaced = self._apply(f"\t{_QUESTION}\t", f"\t{_ANSWER}\t", 1)
+        self._strips = tuple(f"\t{place.format(0)}\t" not in spaced for place in (_QUESTION, _ANSWER))
+        self._end = self._split_tail(self._scaffold(1)[-1])[1]
+
+    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[Any]]:
+        return ChatTemplate, (self._tokenizer,)
+
+    def render(self, turns: Sequence[str | None]) -> list[Part]:
+        """As `Template.render`."""
+        pairs = rounds(turns)
+        scaffold = self._scaffold(len(pairs))
+        parts: list[Part] = []
+        for number, (question, answer) in enumerate(pairs):
+            before, between, behind = scaffold[2 * number : 2 * number + 3]
+            parts += _spoken(self._split_tail(before)[2] if number else before, question.strip() if self._strips[0] else question)
+            if answer is None:
+                parts.append(Part(between.rstrip(" "), kind=CONTROL))
+                break
+            words, end, rest = self._split_tail(behind)
+            parts += _spoken(between, (answer.strip() if self._strips[1] else answer) + words, learned=True)
+            parts.append(Part(end, learned=True, kind=END))
+            if number + 1 == len(pairs):
+                parts.append(Part(rest, kind=CONTROL))
+        return [part for part in parts if part.text]
+
+    def end_id(self, text_tokenizer: Any) -> int:
+        """As `Template.end_id`: the token that the chat template ends an answer with."""
+        return int(text_tokenizer.convert_tokens_to_ids(self._end))
+
+    def _apply(self, question: str, answer: str, count: int) -> str:
+        messages = []
+        for number in range(count):
+            messages.append({"role": "user", "content": question.format(number)})
+            messages.append({"role": "assistant", "content": answer.format(number)})
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as error:  # a template may raise whatever it likes
+            raise ValueError(f"the text tokenizer's chat template cannot be rendered ({error}); choose vicuna_v1 or another") from error
+
+    def _render_scaffold(self, count: int) -> list[str]:
+        """The 2 * count + 1 texts before, between and behind the turns of a conversation of `count` rounds."""
+        rest, texts = self._apply(_QUESTION, _ANSWER, count), []
+        for number in range(count):
+            for place in (_QUESTION.format(number), _ANSWER.format(number)):
+                text, found, rest = rest.partition(place)
+                if not found or place in rest:
+                    raise ValueError("the text tokenizer's chat template does not print every turn once; choose vicuna_v1 or another")
+                texts.append(text)
+        return [*texts, rest]
+
+    def _split_tail(self, tail: str) -> tuple[str, str, str]:
+        """What follows an answer -> the words up to the end token, the end token, the rest."""
+        places = [(tail.find(token), token) for token in self._specials if token in tail]
+        if not places:
+            raise ValueError(f"the text tokenizer's chat template ends an answer with no special token, but {tail!r}; choose vicuna_v1")
+        place = min(at for at, _ in places)
+        token = next(token for at, token in places if at == place)
+        return tail[:place], token, tail[place + len(token) :]
+
+
+def _spoken(before: str, words: str, *, learned: bool = False) -> list[Part]:
+    """A turn and what the template prints before it."""
+    control = before.rstrip(" ")
+    return [Part(control, kind=CONTROL), Part(before[len(control) :] + words, learned=learned)]
+
+
+_POLITE = "The assistant gives helpful, detailed, and polite answers to the {}'s questions."
+_LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  Your answers should "
+    "not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure that your responses are "
+    "socially unbiased and positive in nature.\n\nIf a question does not make any sense, or is not factually coherent, explain why "
+    "instead of answering something not correct. If you don't know the answer to a question, please don't share false information."
+)
+_LLAVA_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, and assist "
+    "the user with a variety of tasks using natural language."
+)
+
+
+@dataclass(frozen=True)
+class RoundTemplate:
+    """A template of fixed words around each question and answer; `later` and `first` stand before a question, `middle` behind it."""
+
+    name: str
+    first: str
+    later: str
+    middle: str
+    answer: str
+    restart: bool = False
+    """Whether the start token is printed again before each later question."""
+    adds_bos: bool = True
+    stop: str = ""
+
+    def render(self, turns: Sequence[str | None]) -> list[Part]:
+        """As `Template.render`."""
+        parts: list[Part] = []
+        for number, (question, answer) in enumerate(rounds(turns)):
+            if number and self.restart:
+                parts.append(Part("<s>", kind=START))
+            parts.append(Part(f"{self.later if number else self.first}{question}{self.middle}"))
+            if answer is not None:
+                parts += [Part(self.answer.format(answer), learned=True), Part("</s>", learned=True, kind=END)]
+        return parts
+
+    def end_id(self, text_tokenizer: Any) -> int:
+        """As `Template.end_id`: the tokenizer's own end token."""
+        return int(text_tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True)
+class PlainTemplate:
+    """LLaVA's pre-training form: of a question only its images, then the caption and a line break; no end token.
+
+    A question without images keeps its words.
+    """
+
+    name: str = "plain"
+    adds_bos: bool = True
+    stop: str = "\n"
+
+    def render(self, turns: Sequence[str | None]) -> list[Part]:
+        """As `Template.render`."""
+        parts: list[Part] = []
+        for question, answer in rounds(turns):
+            parts.append(Part("".join(IMAGE.findall(question)) or question))
+            if answer is not None:
+                parts.append(Part(f"{answer}\n", learned=True))
+        return parts
+
+    def end_id(self, text_tokenizer: Any) -> int:
+        """As `Template.end_id`; never printed by this template, kept as a second stop."""
+        return int(text_tokenizer.eos_token_id)
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        RoundTemplate(
+            "vicuna_v1",
+            first=f"A chat between a curious user and an artificial intelligence assistant. {_POLITE.format('user')} USER: ",
+            later="USER: ",
+            middle=" ASSISTANT:",
+            answer=" {}",
+        ),
+        RoundTemplate(
+            "llava_v1",
+            first=f"A chat between a curious human and an artificial intelligence assistant. {_POLITE.format('human')} USER: ",
+            later="USER: ",
+            middle=" ASSISTANT:",
+            answer=" {}",
+        ),
+        RoundTemplate("llama_2", f"[INST] <<SYS>>\n{_LLAMA_2}\n<</SYS>>\n\n", "[INST] ", " [/INST]", " {} ", restart=True),
+        RoundTemplate("llava_llama_2", f"[INST] <<SYS>>\n{_LLAVA_LLAMA_2}\n<</SYS>>\n\n", "[INST] ", " [/INST]", " {} ", restart=True),
+        PlainTemplate(),
+    )
+}
+
+
+def get_template(name: str, text_tokenizer: Any = None) -> Template:
+    """Return a template by name; "chat" is the text tokenizer's own.
+
+    Raises:
+        ValueError: an unknown name, or a tokenizer without a chat template that can be used.
+    """
+    if name == CHAT:
+        return ChatTemplate(text_tokenizer)
+    if name not in TEMPLATES:
+        raise ValueError(f"template is '{name}'; known: {', '.join(TEMPLATES)}, {CHAT} (the text tokenizer's own)")
+    return TEMPLATES[name]

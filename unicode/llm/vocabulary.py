@@ -1,10 +1,16 @@
-"""The vocabulary of a language model: folder or GGUF file -> its tokens, and the ids that must never stand for a piece of an image."""
+"""A language model's vocabulary, image markers and embedding table, from a Hugging Face folder or a GGUF file."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import safe_open
+from tokenizers import AddedToken
+
+from unicode.common.files import read_json, read_tensors
 
 SPECIAL = "special or added token"
 BYTE = "raw byte or white space"
@@ -111,3 +117,265 @@ def _gguf_vocabulary(reader: Any) -> Vocabulary:
         UNUSED: frozenset(index for index, kind in enumerate(kinds) if kind == GGUF_UNUSED),
     }
     return Vocabulary(dict(enumerate(tokens.contents())), marked)
+
+
+NAMES = ("<image_start>", "<image_end>", "<compressed_start>", "<compressed_end>")
+_ROLES = ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Vocabulary ids of the marker tokens.
+
+    Attributes:
+        image_start, image_end: around the ids of an image or of some of its rows.
+        compressed_start, compressed_end: around a compressed image, one position per coarse cell.
+        added: those of the four whose rows have to be appended to the embedding table.
+
+    Raises:
+        ValueError: two markers are one token.
+    """
+
+    image_start: int
+    image_end: int
+    compressed_start: int
+    compressed_end: int
+    added: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "added", tuple(self.added))
+        if len(set(self.ids())) < 4:
+            raise ValueError(f"the markers are the tokens {self.ids()}; they must be four different ones")
+
+    def ids(self) -> tuple[int, ...]:
+        """Return the four ids: start and end of an image, start and end of a compressed one."""
+        return self.image_start, self.image_end, self.compressed_start, self.compressed_end
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` inverts it."""
+        return {name.strip("<>"): index for name, index in zip(NAMES, self.ids(), strict=True)} | {"added": list(self.added)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Markers":
+        """Inverse of `to_dict`. ValueError for missing or unknown keys."""
+        expected = {*(name.strip("<>") for name in NAMES), "added"}
+        if not isinstance(values, dict) or set(values) != expected:
+            raise ValueError(f"markers have the keys {sorted(expected)}; found {sorted(values) if isinstance(values, dict) else values}")
+        return cls(**values)
+
+
+def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
+    """Find four tokens for the markers: those of their names, else reserved tokens of the vocabulary, else new ones.
+
+    New tokens are added to `text_tokenizer`. The same tokenizer always gives the same markers.
+
+    Args:
+        text_tokenizer: a tokenizer of transformers; changed where tokens are added.
+        table_rows: rows of the model's embedding table. Markers beyond it are in `Markers.added`; the table has to grow for them.
+    """
+    vocabulary: dict[str, int] = text_tokenizer.get_vocab()
+    spare = iter(reserved_tokens(text_tokenizer, table_rows=table_rows))
+    chosen: list[int] = []
+    for name in NAMES:
+        index = vocabulary.get(name, -1)
+        if index < 0:
+            index = next(spare, -1)
+        if index < 0:
+            text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False)], special_tokens=True)
+            index = text_tokenizer.convert_tokens_to_ids(name)
+        chosen.append(index)
+    start, end, compressed_start, compressed_end = chosen
+    return Markers(start, end, compressed_start, compressed_end, added=tuple(index for index in chosen if index >= table_rows))
+
+
+def reserved_tokens(text_tokenizer: Any, *, table_rows: int) -> list[int]:
+    """Return ids of tokens that the vocabulary keeps for uses like this one, ascending; without padding and other roles."""
+    roles = {getattr(text_tokenizer, role, None) for role in _ROLES}
+    template = str(getattr(text_tokenizer, "chat_template", None) or "")
+    return sorted(
+        index
+        for token, index in text_tokenizer.get_vocab().items()
+        if RESERVED_NAME.fullmatch(token)
+        and "pad" not in token.lower()
+        and index < table_rows
+        and index not in roles
+        and token not in template
+    )
+
+
+NO_TOKEN = "row without a token"
+NEAR_ZERO = "row near zero"
+REPEATED = "row equal to another"
+
+# a row this much shorter than the median row was never trained
+NEAR_ZERO_NORM = 0.01
+
+# how the published architectures call the table
+TABLE_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+GGUF_TABLE = "token_embd.weight"
+
+# where the weights of a folder may lie: one file, or an index of several
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The input-embedding table of a language model.
+
+    Attributes:
+        model: name of the folder or file.
+        rows: (V, E) float32.
+        tokens: id -> token, as far as the tokenizer has one.
+        excluded: reason -> ids below V that must not stand for a piece of an image; no id appears twice.
+    """
+
+    model: str
+    rows: torch.Tensor
+    tokens: dict[int, str]
+    excluded: dict[str, list[int]]
+
+    def excluded_ids(self) -> torch.Tensor:
+        """Return all excluded ids, ascending, (M,) int64."""
+        return torch.tensor(sorted(index for ids in self.excluded.values() for index in ids), dtype=torch.long)
+
+
+def load_embedding(path: str | Path) -> Embedding:
+    """Read the table and the vocabulary of a language model; of the weights only the file that holds the table.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: it holds no language model, or one without tokenizer; the table is not finite.
+    """
+    path = find_model(path)
+    rows = read_rows(path)
+    if not torch.isfinite(rows).all():
+        raise ValueError(f"the embedding table of {path} holds values that are not finite; the weights are damaged")
+    vocabulary = read_vocabulary(path)
+    name = path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
+    return Embedding(name, rows, vocabulary.tokens, find_excluded(rows, vocabulary))
+
+
+def find_model(path: str | Path) -> Path:
+    """Return the folder of a Hugging Face model, or the GGUF file (the only one of a folder without config.json).
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: there is something else.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" or (path / "config.json").is_file():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"no model {path}; download one to a folder (hf download NAME --local-dir DIR) and give that folder")
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(files) == 1:
+        return files[0]
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(f"{path} holds a LoRA adapter; give the folder of the model that it was trained on, or merge it first")
+    raise ValueError(f"{path} is no language model: expected a folder with config.json and weights, or a .gguf file")
+
+
+def read_rows(path: Path) -> torch.Tensor:
+    """Return the input-embedding table, (V, E) float32."""
+    if path.suffix == ".gguf":
+        return _read_gguf(path)
+    files = weight_files(path)
+    name = table_name(list(files))
+    if name is None:
+        return _read_through_the_model(path)
+    file = files[name]
+    if file.suffix == ".safetensors":
+        with safe_open(str(file), "pt") as content:
+            rows = content.get_tensor(name)
+    else:
+        rows = read_tensors(file, wanted=f"the tensor {name}")[name]
+    if rows.ndim != 2 or not rows.is_floating_point():
+        return _read_through_the_model(path)
+    return rows.float()
+
+
+def weight_files(path: Path) -> dict[str, Path]:
+    """Return tensor name -> file for a Hugging Face folder; empty when its weights lie in files of other names.
+
+    Raises:
+        FileNotFoundError: the index names a file that is not there.
+        ValueError: a file is damaged.
+    """
+    for name in INDEX_FILES:
+        if (path / name).is_file():
+            files = {tensor: path / file for tensor, file in read_json(path / name)["weight_map"].items()}
+            for file in set(files.values()):
+                if not file.is_file():
+                    raise FileNotFoundError(f"no file {file}, which {path / name} names; the download is not complete")
+            return files
+    for name in SINGLE_FILES:
+        file = path / name
+        if not file.is_file():
+            continue
+        if file.suffix == ".bin":
+            return dict.fromkeys(read_tensors(file, wanted="the weights of a language model"), file)
+        try:
+            with safe_open(str(file), "pt") as content:
+                return dict.fromkeys(content.keys(), file)
+        except Exception as error:  # safetensors has an error type of its own
+            raise ValueError(f"{file} is damaged or not a safetensors file ({first_line(error)}); download it again") from error
+    return {}
+
+
+def table_name(names: list[str]) -> str | None:
+    """Return the tensor among `names` that is the input-embedding table: the known name nearest to the root, None if unclear."""
+    known = sorted((name.count("."), name) for name in names if any(f".{name}".endswith(f".{end}") for end in TABLE_NAMES))
+    if not known or (len(known) > 1 and known[0][0] == known[1][0]):
+        return None
+    return known[0][1]
+
+
+def find_excluded(rows: torch.Tensor, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Return reason -> ids that must not stand for a piece of an image; an id appears under the first reason that applies.
+
+    Args:
+        rows: (V, E) float32.
+        vocabulary: its tokens; ids from V on have no row and are left out.
+    """
+    excluded = {reason: [index for index in ids if index < len(rows)] for reason, ids in vocabulary.unfit().items()}
+    norms = rows.norm(dim=1)
+    by_row = {
+        NO_TOKEN: [index for index in range(len(rows)) if index not in vocabulary.tokens],
+        NEAR_ZERO: (norms <= NEAR_ZERO_NORM * norms.median()).nonzero().flatten().tolist(),
+        REPEATED: repeated_rows(rows),
+    }
+    seen = {index for ids in excluded.values() for index in ids}
+    for reason, ids in by_row.items():
+        excluded[reason] = [index for index in ids if index not in seen]
+        seen.update(ids)
+    return excluded
+
+
+def repeated_rows(rows: torch.Tensor) -> list[int]:
+    """Return the ids of rows that equal another row bit for bit: copies of one start value, never trained."""
+    weights = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=torch.Generator().manual_seed(0))
+    keys = torch.cat([(part.contiguous().view(torch.int32).long() * weights).sum(dim=1) for part in rows.split(4096)])
+    _, group, counts = keys.unique(return_inverse=True, return_counts=True)
+    return (counts[group] > 1).nonzero().flatten().tolist()
+
+
+def _read_gguf(path: Path) -> torch.Tensor:
+    reader = open_gguf(path)
+    from gguf import dequantize
+
+    for tensor in reader.tensors:
+        if tensor.name == GGUF_TABLE:
+            return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+    raise ValueError(f"{path} holds no tensor {GGUF_TABLE}; is it the first part of a split model?")
+
+
+def _read_through_the_model(path: Path) -> torch.Tensor:
+    """Load the whole model and ask it for its table: slow, but right for architectures whose weights have names of their own."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    except Exception as error:  # transformers fails in many ways on a folder that is no model
+        raise ValueError(f"{path} is no causal language model that transformers opens ({first_line(error)})") from error
+    return model.get_input_embeddings().get_parameter("weight").detach().float()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unicode.common.tensors import read_tensors
+from unicode.common.files import read_tensors
 from unicode.metrics.entry import NotComputed
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

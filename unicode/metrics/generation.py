@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unicode.common.ranks import all_reduce_sum_
+from unicode.common.distributed import all_reduce_sum_
 from unicode.metrics.entry import NotComputed, entry
 from unicode.metrics.frechet import FeatureSums, Inception, frechet_distance
 

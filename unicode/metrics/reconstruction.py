@@ -1,9 +1,4 @@
-"""How well images survive a tokenizer: originals, reconstructions and codes, batch by batch, any rank -> one report.
-
-All pictures are compared as the 8-bit PNG files they would be written to: clamped to [-1, 1], scaled to 0..255, rounded.
-Every number is a mean over images, never over batches. The ranks add their float64 sums once, at the end, so an image counts
-once however the images were dealt out.
-"""
+"""Reconstruction metrics and codebook usage, batch by batch, on any number of ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -13,10 +8,36 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from unicode.common.ranks import all_reduce_sum_, world_size
+from unicode.common.distributed import all_reduce_sum_, world_size
 from unicode.metrics.entry import NotComputed, entry
 from unicode.metrics.frechet import FeatureSums, frechet_distance
-from unicode.metrics.usage import count_rows_, usage_report
+
+
+def count_rows_(counts: Tensor, codes: Tensor) -> None:
+    """Add the codes (any shape, int64 in [0, K)) of a batch to `counts` (K,) in place, without a wait for the device."""
+    flat = codes.reshape(-1)
+    counts.index_add_(0, flat, torch.ones((), dtype=counts.dtype, device=counts.device).expand(flat.numel()))
+
+
+def usage_report(counts: Tensor) -> dict[str, Any]:
+    """Summarize counts (K,): entropy in bits, perplexity = 2^entropy, usage in percent of the K rows.
+
+    `codes` is the number of codes counted: with fewer codes than rows the usage cannot reach 100 %.
+    """
+    total = counts.sum().clamp_min(1)
+    shares = counts.double() / total
+    entropy = float(-torch.special.xlogy(shares, shares).sum() / torch.log(torch.tensor(2.0, dtype=torch.float64)))
+    used = int((counts > 0).sum())
+    return {
+        "rows": counts.numel(),
+        "codes": int(counts.sum()),
+        "used": used,
+        "usage_percent": 100.0 * used / counts.numel(),
+        "perplexity": 2.0**entropy,
+        "entropy_bits": entropy,
+        "top1_share": float(shares.max()),
+    }
+
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) in [-1, 1] -> (B,)
 

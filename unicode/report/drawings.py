@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from unicode.generate.drawing_file import RESULTS, SETTINGS
+from unicode.generate.jobs import RESULTS, SETTINGS
 from unicode.report.answers import FindPicture
 from unicode.report.page import Cell, Figure, Section, gallery, missing, number, paragraph, table
 from unicode.report.picture import figure, image_tag
@@ -118,9 +118,7 @@ def _scores(folder: str | Path) -> dict[str, Any]:
     report = next((found for name in REPORTS if (found := read_object(Path(folder) / name))), {})
     measures = report.get("metrics", report)
     return {
-        name: value
-        for name, value in measures.items()
-        if isinstance(value, int | float) or (isinstance(value, dict) and "value" in value)
+        name: value for name, value in measures.items() if isinstance(value, int | float) or (isinstance(value, dict) and "value" in value)
     }
 
 

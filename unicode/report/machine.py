@@ -11,7 +11,16 @@ from unicode.report.page import NONE, Figure, Section, code, missing, paragraph,
 from unicode.report.runs import Step, read_steps
 
 PACKAGES = (
-    "unicode-mllm", "torch", "torchvision", "transformers", "peft", "accelerate", "deepspeed", "torchmetrics", "tokenizers", "numpy",
+    "unicode-mllm",
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "torchmetrics",
+    "tokenizers",
+    "numpy",
     "pillow",
 )
 

@@ -85,9 +85,7 @@ def _usage(report: dict[str, Any]) -> str:
     if not levels:
         return ""
     head = ["level", "codes", "rows used", "of rows", "perplexity", "commonest row, %"]
-    rows = [
-        [str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels
-    ]
+    rows = [[str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels]
     return "<h3>Use of the codebook</h3>" + table(head, rows)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unicode.common.records import read_json
+from unicode.common.files import read_json
 
 Metrics = list[dict[str, float]]
 """Lines of a metrics.jsonl: "step" and numbers by name."""

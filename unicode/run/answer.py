@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unicode.common.log import get_logger
-from unicode.common.ranks import is_main
+from unicode.common.distributed import is_main, open_job
+from unicode.common.logging import get_logger
 from unicode.run.command import command
-from unicode.run.job import open_job
 
 log = get_logger(__name__)
 SHOWN_ERRORS = 10
@@ -59,7 +58,7 @@ class _Chosen(Sequence[Any]):
         return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
-        from unicode.generate.answer import Question
+        from unicode.generate.answers import Question
 
         question = self.asked[self.places[index]]
         return Question(question.text, question.images, id=question.id)
@@ -69,8 +68,8 @@ class _Chosen(Sequence[Any]):
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args(argv)
-    from unicode.generate.answer import AnswerConfig
-    from unicode.generate.answer_file import AnswerFile, read_questions
+    from unicode.generate.answers import AnswerConfig
+    from unicode.generate.jobs import AnswerFile, read_questions
     from unicode.generate.question_images import ImageReader
     from unicode.ids.store import Store
     from unicode.llm.load import open_model
@@ -98,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def answer_share(file: Any, asked: Sequence[Any], *, model: Any, images: Any, config: Any) -> None:
     """Answer this rank's share of the questions that have no answer yet."""
-    from unicode.generate.answer import answer_questions
-    from unicode.generate.answer_file import ERROR
+    from unicode.generate.answers import answer_questions
+    from unicode.generate.jobs import ERROR
 
     share = file.share()
     if len(file.missing) < len(asked):

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from unicode.common.distributed import open_job
 from unicode.run.command import command
-from unicode.run.job import open_job
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from unicode.common.config import load_config
     from unicode.generate.chat import Chat
-    from unicode.generate.config import GenerationConfig
+    from unicode.generate.images import GenerationConfig
     from unicode.llm.load import open_model
 
     config = load_config(GenerationConfig, None, args.settings)

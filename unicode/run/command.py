@@ -7,7 +7,7 @@ from functools import wraps
 
 from torch import distributed
 
-from unicode.common.log import setup_logging
+from unicode.common.logging import setup_logging
 
 Main = Callable[[list[str] | None], int]
 

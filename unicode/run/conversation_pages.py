@@ -9,12 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unicode.common.json_stream import read_json_list
-from unicode.common.log import get_logger
-from unicode.common.ranks import is_main
-from unicode.common.records import read_jsonl, write_jsonl
-from unicode.generate.config import GenerationConfig
-from unicode.generate.image import decode_pictures
+from unicode.common.distributed import is_main
+from unicode.common.files import read_jsonl, write_jsonl
+from unicode.common.json_lists import read_json_list
+from unicode.common.logging import get_logger
+from unicode.generate.images import GenerationConfig, decode_pictures
 from unicode.generate.interleaved import Conversation, Interlocutor, Talk, hold_conversations, parse_conversations
 from unicode.generate.page import PictureFiles, Piece, Turn, write_pages
 from unicode.generate.question_images import ImageError, ImageReader

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from unicode.common.log import get_logger
+from unicode.common.logging import get_logger
 from unicode.run.command import command
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import CONFIG_FILE, ImageTokenizer

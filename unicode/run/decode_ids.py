@@ -5,10 +5,10 @@ python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/ph
 
 import argparse
 
-from unicode.common.log import get_logger
-from unicode.ids.decode import DecodeReport, decode_runs, open_runs
+from unicode.common.distributed import open_job
+from unicode.common.logging import get_logger
 from unicode.run.command import command
-from unicode.run.job import open_job
+from unicode.tokenizer.decode import DecodeReport, decode_runs, open_runs
 from unicode.tokenizer.load import load_tokenizer
 
 log = get_logger(__name__)

@@ -9,14 +9,12 @@ import os
 import torch
 
 from unicode.common.config import load_config
-from unicode.common.log import get_logger
-from unicode.common.ranks import world_size
-from unicode.ids.encode import EncodeConfig, EncodeReport, describe_origin, encode_images
-from unicode.ids.manifest import PRECISIONS
-from unicode.images.config import DataConfig
-from unicode.images.datasets import ImageDataset, build_dataset, open_images
+from unicode.common.distributed import open_job, world_size
+from unicode.common.logging import get_logger
+from unicode.ids.store import PRECISIONS
+from unicode.images.dataset import DataConfig, ImageDataset, build_dataset, open_images
 from unicode.run.command import command
-from unicode.run.job import open_job
+from unicode.tokenizer.encode import EncodeConfig, EncodeReport, describe_origin, encode_images
 from unicode.tokenizer.load import load_tokenizer
 
 log = get_logger(__name__)

@@ -1,15 +1,16 @@
 """Write the shapes world as POPE, ScienceQA, MME, GQA and VQAv2: question files, right answers and pictures in LLaVA's folders.
 
-    python -m unicode.run.export_benchmarks --out outputs/shapes/eval
+python -m unicode.run.export_benchmarks --out outputs/shapes/eval
 """
 
 import argparse
 from pathlib import Path
 
-from unicode.annotations.shapes_benchmarks import EXPORTS, export_benchmarks, write_training
+from unicode.annotations.exports import EXPORTS, export_benchmarks, write_training
 from unicode.common.config import load_config
-from unicode.common.log import get_logger
-from unicode.images.shapes import SPLITS, ShapesConfig
+from unicode.common.logging import get_logger
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import SPLITS
 from unicode.run.command import command
 
 log = get_logger(__name__)

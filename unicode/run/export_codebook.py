@@ -1,14 +1,14 @@
 """Take the input-embedding table out of a language model: HF folder or GGUF file -> one safetensors file that tokenizers are built on.
 
-    python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out outputs/tables/vicuna-7b.safetensors
+python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out outputs/tables/vicuna-7b.safetensors
 """
 
 import argparse
 from pathlib import Path
 
-from unicode.codebook.table import load_table, save_table
-from unicode.common.log import get_logger
-from unicode.llm.embedding import Embedding, load_embedding
+from unicode.codebook.embedding_table import load_table, save_table
+from unicode.common.logging import get_logger
+from unicode.llm.vocabulary import Embedding, load_embedding
 from unicode.run.command import command
 
 log = get_logger(__name__)

@@ -1,13 +1,13 @@
 """Turn conversations about pictures into a question file with the right answers, which `unicode.run.answer` and the report read.
 
-    python -m unicode.run.export_questions --anno outputs/shapes/shapes_questions_val.json --out outputs/shapes/questions_val.jsonl
+python -m unicode.run.export_questions --anno outputs/shapes/shapes_questions_val.json --out outputs/shapes/questions_val.jsonl
 """
 
 import argparse
 from pathlib import Path
 
-from unicode.annotations.question_file import write_question_file
-from unicode.common.log import get_logger
+from unicode.annotations.exports import write_question_file
+from unicode.common.logging import get_logger
 from unicode.run.command import command
 
 log = get_logger(__name__)

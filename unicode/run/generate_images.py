@@ -1,17 +1,87 @@
-"""Draw pictures with a language model: of prompts, from the first rows of others, out of compressed ones, or within conversations.
-
-python -m unicode.run.generate_images --model outputs/unicode_visual_text --prompts shapes:val --out outputs/drawn guidance=2 limit=100
-The same command draws what a stopped one left out.
-"""
+"""Draw images with a language model: from prompts, from the first rows of others, or decompressed."""
 
 import argparse
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from unicode.common.log import get_logger
-from unicode.common.ranks import is_main
+from unicode.common.distributed import is_main, open_job
+from unicode.common.logging import get_logger
+from unicode.generate.drawing_tasks import DrawingTask, ImageTask, PromptTask, read_prompts
+from unicode.generate.images import GenerationConfig
+from unicode.generate.sampling import Sampling
+from unicode.images.dataset import FileImages, Files, ImageDataset, open_images
+from unicode.images.listing import EXTENSIONS, Listing
+from unicode.images.shapes import ShapesConfig
+from unicode.llm.language_model import LanguageModel
+from unicode.metrics.reconstruction import psnr
 from unicode.run.command import command
-from unicode.run.job import open_job
+
+
+def world_of(config: GenerationConfig, side: int) -> ShapesConfig:
+    """The shapes world of a config, its pictures of `side` pixels."""
+    return replace(config.data.shapes, image_size=side)
+
+
+def build_task(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> DrawingTask:
+    """What to draw.
+
+    Raises:
+        FileNotFoundError: no such prompts or pictures.
+        ValueError: prompts of no known format, rows that a picture does not have.
+    """
+    side = model.images.config.image_size
+    if not (args.complete or args.decompress):
+        prompts = read_prompts(config.prompts, world=world_of(config, side), limit=config.limit)
+        return PromptTask(prompts, seed=config.seed, template=config.template)
+    assert model.layout is not None
+    dataset = find_pictures(args.complete or args.decompress, config, side)
+    rows = (model.layout.coarse_rows // 2 if args.keep < 0 else args.keep) if args.complete else None
+    return ImageTask(model, dataset, rows=rows, caption=args.caption, seed=config.seed, compare=psnr, template=config.template)
+
+
+def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageDataset:
+    """The pictures that an option names: one image file, or what `--images` of other commands takes.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_images`.
+    """
+    data = replace(config.data, limit=config.limit or config.data.limit)
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        return FileImages(Files(Listing(path.parent, [path.name])), data, image_size=side, train=False)
+    return open_images(source, image_size=side, root=data.root, config=data)
+
+
+def describe(
+    model: LanguageModel, args: argparse.Namespace, config: GenerationConfig, *, sampling: Sampling, ids: list[str]
+) -> dict[str, Any]:
+    """What the pictures depend on, as plain values; what only changes the speed is left out."""
+    source = args.complete or args.decompress or config.prompts
+    task = "complete" if args.complete else "decompress" if args.decompress else "prompts"
+    described: dict[str, Any] = {
+        "task": task,
+        "source": source,
+        "num_items": len(ids),
+        "items": hashlib.sha256("\0".join(ids).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        "model": {"name": Path(args.model).resolve().name, "fingerprint": model.fingerprint, "image_tokenizer": model.images.fingerprint},
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "sampling": asdict(sampling),
+        "seed": config.seed,
+        "samples": config.samples,
+    }
+    if task == "prompts" and Path(source).is_file():
+        described["prompts_sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+    if task != "decompress":
+        described["template"] = config.template
+    if task == "complete":
+        described |= {"keep": args.keep, "caption": args.caption}
+    if source.partition(":")[0] == "shapes":
+        described["world"] = asdict(world_of(config, model.images.config.image_size))
+    return json.loads(json.dumps(described))  # type: ignore[no-any-return]
+
 
 log = get_logger(__name__)
 SHOWN_ERRORS = 5
@@ -51,10 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_intermixed_args(argv)
     from unicode.common.config import load_config
-    from unicode.generate.config import GenerationConfig
+    from unicode.generate.images import GenerationConfig
     from unicode.llm.load import open_model
     from unicode.run.conversation_pages import answer_conversations
-    from unicode.run.drawing_inputs import build_task, describe
 
     config = load_config(GenerationConfig, args.config, [*args.settings, *([f"prompts={args.prompts}"] if args.prompts else [])])
     if not (config.prompts or args.complete or args.decompress or args.reference):
@@ -64,9 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     model = open_model(args.model, device=device, **options)
     if args.reference:
         return answer_conversations(model, args, config)
-    from unicode.generate.drawing_file import DrawingFile, places_of
     from unicode.generate.drawing_tasks import run_task
-    from unicode.generate.image import Artist
+    from unicode.generate.images import Artist
+    from unicode.generate.jobs import DrawingFile, places_of
 
     sampling = config.sampling(0.0 if args.decompress else 1.0)
     artist = Artist(model, sampling=sampling, cache=config.cache, compiled=config.compiled)
@@ -83,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(records: list[dict[str, Any]], out: Path) -> int:
     """Write the contact sheet, say what was drawn and what was not; the exit code is 2 where nothing was."""
-    from unicode.generate.drawing_file import write_contact_sheet
+    from unicode.generate.jobs import write_contact_sheet
 
     drawn = [record for record in records if "file" in record]
     errors = [record["error"] for record in records if "error" in record]

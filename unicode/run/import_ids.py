@@ -1,13 +1,151 @@
-"""Import the id files of UniCode-ECCV24 into a store.
-
-python -m unicode.run.import_ids SRC OUT --split train --paths blip_laion_cc_sbu_558k.json
-"""
+"""Import the id files of UniCode-ECCV24 into a store."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path, PurePosixPath
 
-from unicode.common.log import get_logger
-from unicode.ids.published import read_published, write_published
+import torch
+
+from unicode.common.files import read_json, read_list
+from unicode.common.json_lists import read_json_list
+from unicode.common.logging import get_logger
+from unicode.ids.layout import Layout
+from unicode.ids.store import Manifest, Origin, check_keys, hash_keys
+from unicode.ids.store_writer import StoreWriter
 from unicode.run.command import command
+
+SHARD_SIZE = 2048
+TRANSFORM = {"protocol": "imported from UniCode-ECCV24: shorter side resized, center crop"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One split as UniCode-ECCV24 wrote it, checked, with paths for names."""
+
+    keys: list[str]
+    coarse: torch.Tensor
+    """(images, n) vocabulary ids, raster order."""
+    fine: torch.Tensor
+    """(images, m) vocabulary ids, raster order."""
+    layout: Layout
+
+
+def read_published(
+    source: str | Path, *, split: str = "train", paths: str | Path | None = None, row_ids: torch.Tensor | None = None
+) -> Published:
+    """Read and check one split in the folder `source`.
+
+    Args:
+        split: first part of the file names, "train" or "val".
+        paths: where bare names get their paths from, see `find_paths`.
+        row_ids: LongTensor (K,): the vocabulary ids that the tokenizer of the files can write, where it is at hand.
+
+    Raises:
+        FileNotFoundError: one of the three files is missing.
+        ValueError: the files do not fit each other, hold no ids of the tokenizer, or name images without paths.
+    """
+    names, coarse, fine = _read_files(Path(source), split)
+    keys = find_paths(names, paths)
+    check_keys(keys)
+    if row_ids is not None:
+        for codes in (coarse, fine):
+            _check_known(codes, row_ids.cpu(), keys)
+    return Published(keys, coarse, fine, Layout("hierarchical", (_square(coarse), _square(fine)), order="rows"))
+
+
+def write_published(published: Published, out: str | Path, *, fingerprint: str = "") -> Manifest:
+    """Write a split to the store `out`; `fingerprint` is that of the tokenizer that made the ids, where it is at hand.
+
+    Raises:
+        ValueError: `out` holds another store, or an id is negative.
+        OSError: the disk is full.
+    """
+    layout, keys = published.layout, published.keys
+    vocab_size = max(int(published.coarse.max()), int(published.fine.max())) + 1
+    origin = Origin(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)
+    with StoreWriter(out, origin) as writer:
+        writer.prepare(keys)
+        for shard in writer.missing():
+            rows = slice(origin.shard_rows(shard).start, origin.shard_rows(shard).stop)
+            codes = layout.join([published.coarse[rows], published.fine[rows]])
+            writer.put(shard, layout.arrange(codes)[:, None])
+        writer.close()
+        return writer.finish(keys)
+
+
+def find_paths(names: Sequence[str], paths: str | Path | None) -> list[str]:
+    """Turn the published list of names into keys, that is paths relative to the image root.
+
+    Args:
+        names: paths, or file names without folder and extension as its lists of 558K pre-training images have them.
+        paths: a LLaVA annotation file whose "id" the bare names are and whose "image" gives the path, or a .txt list of paths.
+
+    Raises:
+        ValueError: a bare name without a path, or with several.
+    """
+    known = _read_paths(paths) if paths is not None else {}
+    keys = [name if PurePosixPath(name).suffix else known.get(name, "") for name in names]
+    missing = [name for name, key in zip(names, keys, strict=True) if not key]
+    if missing:
+        found = f"{paths} has no path for" if paths is not None else "give --paths, an annotation file or a list with the paths of"
+        raise ValueError(f"{len(missing)} names have no path and keys are paths relative to the image root: {found} '{missing[0]}'")
+    return keys
+
+
+def _read_paths(paths: str | Path) -> dict[str, str]:
+    """Bare name -> path, from an annotation file or a list. ValueError for a name with two paths."""
+    if Path(paths).suffix == ".json":
+        records = (record for record in read_json_list(paths) if isinstance(record, dict) and isinstance(record.get("image"), str))
+        pairs = [(str(record.get("id")), record["image"]) for record in records]
+    else:
+        pairs = [(PurePosixPath(line).stem, line) for line in read_list(paths)]
+    known: dict[str, str] = {}
+    for name, path in pairs:
+        if known.setdefault(name, path) != path:
+            raise ValueError(f"{paths}: '{name}' stands for {known[name]} and for {path}; a bare name must have one path")
+    return known
+
+
+def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Names, coarse (images, n) and fine (images, m) ids of one split, checked against each other."""
+    files = [source / f"{split}_{part}" for part in ("image_list.json", "codes_t.pth", "codes_b.pth")]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; UniCode-ECCV24 writes {', '.join(other.name for other in files)}")
+    names = read_json(files[0])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{files[0]} is not a list of names")
+    tensors = []
+    for file in files[1:]:
+        try:
+            codes = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged or foreign pickle fails in many ways
+            raise ValueError(f"{file} is not a plain tensor: {str(error).splitlines()[0]}") from error
+        if not isinstance(codes, torch.Tensor) or codes.ndim != 2 or codes.is_floating_point():
+            found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise ValueError(f"{file} holds {found}; expected whole numbers (images, codes)")
+        if len(codes) != len(names):
+            raise ValueError(f"{file} has {len(codes)} images, {files[0].name} {len(names)}")
+        tensors.append(codes)
+    return names, tensors[0], tensors[1]
+
+
+def _square(codes: torch.Tensor) -> tuple[int, int]:
+    side = isqrt(codes.shape[1])
+    if side * side != codes.shape[1]:
+        raise ValueError(f"{codes.shape[1]} codes per image are no square grid")
+    return side, side
+
+
+def _check_known(codes: torch.Tensor, row_ids: torch.Tensor, keys: Sequence[str]) -> None:
+    """ValueError naming the first of the ids (images, N) that is not one of `row_ids`."""
+    foreign = ~torch.isin(codes, row_ids.to(codes.dtype))
+    if foreign.any():
+        row, place = (int(value) for value in foreign.nonzero()[0])
+        raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files are of another one")
+
 
 log = get_logger(__name__)
 

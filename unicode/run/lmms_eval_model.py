@@ -98,7 +98,7 @@ class UnicodeModel(Base):  # type: ignore[misc, valid-type]
         return answers
 
     def _answer(self, questions: Any, **settings: Any) -> Iterable[tuple[int, str]]:
-        from unicode.generate.answer import AnswerConfig, answer_questions
+        from unicode.generate.answers import AnswerConfig, answer_questions
 
         config = AnswerConfig(batch_size=self.batch_size, **settings)
         return ((index, answer.text) for index, answer in answer_questions(self.model, questions, config=config, progress=True))
@@ -122,7 +122,7 @@ class _Questions(Sequence[Any]):
         return len(self._requests)
 
     def __getitem__(self, index: Any) -> Any:
-        from unicode.generate.answer import Question
+        from unicode.generate.answers import Question
 
         text, _, to_images, number, task, split = self._requests[index].args
         images = to_images(self._tasks[task][split][number]) or []

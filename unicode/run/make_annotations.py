@@ -1,7 +1,7 @@
 """Annotations and image lists, each made by the function that --func names: ids and captions in, conversations out.
 
-    python -m unicode.run.make_annotations --func NAME --root DIR --ids STORE [STORE ...] --out DIR [--seed N]
-    python -m unicode.run.make_annotations --func NAME --help        what it does, which files it reads and writes, its options
+python -m unicode.run.make_annotations --func NAME --root DIR --ids STORE [STORE ...] --out DIR [--seed N]
+python -m unicode.run.make_annotations --func NAME --help        what it does, which files it reads and writes, its options
 """
 
 import argparse
@@ -11,15 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unicode.annotations.build import VIEWS, Report, open_image_ids
 from unicode.annotations.captioned import get_folder_anno, get_shapes_anno
-from unicode.annotations.image_ids import VIEWS, open_image_ids
 from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
-from unicode.annotations.instructions import concat_llava_anno, get_llava_uni_anno
-from unicode.annotations.mix import concat_uni_anno
-from unicode.annotations.report import Report
-from unicode.annotations.text_to_image import get_t2v_anno
-from unicode.annotations.wordless import get_decompression_anno, get_uncond_anno
-from unicode.common.log import get_logger
+from unicode.annotations.instructions import concat_llava_anno, concat_uni_anno, get_llava_uni_anno
+from unicode.annotations.text_to_image import get_decompression_anno, get_t2v_anno, get_uncond_anno
+from unicode.common.logging import get_logger
 from unicode.run.command import command
 
 FUNCTIONS: dict[str, Callable[..., Report]] = {

@@ -1,6 +1,6 @@
 """Make the embedded default language model: a small LLaMA and its tokenizer, pre-trained on text about the shapes world.
 
-    python -m unicode.run.make_base_model --out outputs/base
+python -m unicode.run.make_base_model --out outputs/base
 """
 
 import argparse
@@ -8,8 +8,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from unicode.common.log import get_logger
-from unicode.llm.base import BaseConfig, is_made, make_base_model
+from unicode.common.logging import get_logger
+from unicode.llm.base_model import BaseConfig, is_made, make_base_model
 from unicode.run.command import command
 
 log = get_logger(__name__)

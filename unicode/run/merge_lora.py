@@ -7,7 +7,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from unicode.common.log import get_logger
+from unicode.common.logging import get_logger
 from unicode.run.command import command
 
 log = get_logger(__name__)
@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args(argv)
     from unicode.llm.card import write_card
+    from unicode.llm.llava import PROJECTOR_FILE, find_projector, read_projector, save_projector
     from unicode.llm.load import open_merged
-    from unicode.llm.projector import PROJECTOR_FILE, find_projector, read_projector, save_projector
 
     run, out = Path(args.run), Path(args.out)
     if (out / "config.json").exists() and not args.overwrite:

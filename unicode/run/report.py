@@ -1,27 +1,174 @@
-"""Make one HTML page of what runs left on disk: pictures, curves, answers, scores, time. Each part is optional.
-
-    python -m unicode.run.report --out outputs/quickstart/report.html --tokenizer outputs/quickstart/hqvae \\
-        --reconstruction outputs/quickstart/reconstruction --base outputs/quickstart/base
-"""
+"""Make one HTML page of what runs left on disk: images, curves, answers, scores, time."""
 
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from unicode.common.log import get_logger
-from unicode.common.records import atomic_write
+import numpy as np
+from PIL import Image
+
+from unicode.common.config import load_config
+from unicode.common.files import atomic_write
+from unicode.common.logging import get_logger
+from unicode.ids.layout import Layout
+from unicode.ids.store import Store
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import Scene, find_scene
+from unicode.llm.vocabulary import find_model, read_vocabulary, spells_bytes
 from unicode.report.answers import answers_section
 from unicode.report.curves import training_section
 from unicode.report.drawings import decompression_section, generation_section
 from unicode.report.machine import commands_section, steps_section
 from unicode.report.page import Figure, Section, build_page
 from unicode.report.reconstruction import reconstruction_section
-from unicode.report.runs import read_object
+from unicode.report.runs import read_object, spread
 from unicode.report.scores import benchmarks_section
-from unicode.report.vocabulary import vocabulary_section
+from unicode.report.vocabulary import Coded, Words, count_ids, vocabulary_section
 from unicode.run.command import command
-from unicode.run.picture_finder import SHAPES, PictureFinder
+from unicode.tokenizer.load import load_tokenizer
+
+SHAPES = "shapes"
+
+
+class PictureFinder:
+    """Finds pictures by name in several places.
+
+    Args:
+        places: folders in which names are paths, and "shapes" or "shapes:SPLIT" for the generated world; searched in this order.
+        world: settings of the world that differ from the default one, as "colours=8".
+
+    Raises:
+        FileNotFoundError: a place is neither a folder nor the world.
+        ValueError: unknown settings of the world.
+    """
+
+    def __init__(self, places: Sequence[str | Path], *, world: Sequence[str] = ()) -> None:
+        self.world = load_config(ShapesConfig, None, world)
+        self.has_world = any(_is_world(place) for place in places)
+        self.folders = [Path(place) for place in places if not _is_world(place)]
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"no folder {folder}; --images takes folders of pictures and shapes:SPLIT")
+
+    def __call__(self, name: str) -> Image.Image | None:
+        """Return the picture of this name, None where no place has it or the file is no image."""
+        for folder in self.folders:
+            if name and (folder / name).is_file():
+                try:
+                    with Image.open(folder / name) as opened:
+                        return opened.convert("RGBA") if opened.has_transparency_data else opened.convert("RGB")
+                except OSError:
+                    return None
+        scene = self._scene(name)
+        return Image.fromarray(scene.pixels().transpose(1, 2, 0)) if scene else None
+
+    def caption(self, name: str) -> str:
+        """Return the caption of a scene of the world, or the text beside a file; "" where there is none."""
+        scene = self._scene(name)
+        if scene:
+            return scene.caption()
+        for folder in self.folders:
+            text = (folder / name).with_suffix(".txt")
+            if text.is_file():
+                return (text.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0].strip()
+        return ""
+
+    def _scene(self, name: str) -> Scene | None:
+        if not self.has_world:
+            return None
+        try:
+            return find_scene(self.world, name)
+        except ValueError:
+            return None
+
+
+def _is_world(place: str | Path) -> bool:
+    return str(place).partition(":")[0] == SHAPES
+
+
+MAX_COUNTED = 5000
+NUM_EXAMPLES = 4
+
+
+def find_stores(ids: Sequence[str | Path], tokenizer: str | Path | None) -> list[Store]:
+    """Open the stores that are named, or those of the tokenizer's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: a store that was named is not there, not finished or damaged.
+    """
+    if ids:
+        return [Store(path) for path in ids]
+    if tokenizer is None:
+        return []
+    return [Store(path.parent) for path in sorted(Path(tokenizer).glob("ids/**/manifest.json"))]
+
+
+def count_words(stores: Sequence[Store]) -> tuple[np.ndarray | None, int]:
+    """Return the uses of each id per level, (L, V) int64, over at most `MAX_COUNTED` pictures, evenly taken, and their number."""
+    total: np.ndarray | None = None
+    number = 0
+    for store in stores:
+        keys = spread(list(store), max(1, MAX_COUNTED // len(stores)))
+        if not keys:
+            continue
+        levels = _levels(np.stack([store[key] for key in keys]), store.layout)
+        counts = count_ids(levels, store.origin.vocab_size)
+        if total is None or total.shape == counts.shape:
+            total = counts if total is None else total + counts
+            number += len(keys)
+    return total, number
+
+
+def find_examples(stores: Sequence[Store], finder: PictureFinder, about: str) -> list[Coded]:
+    """Return pictures to spell out: those whose caption says `about`, the shortest captions first; any where none does."""
+    found: list[tuple[bool, int, str, Store]] = []
+    for store in stores:
+        for key in spread(list(store), MAX_COUNTED):
+            caption = finder.caption(key)
+            found.append((about.casefold() not in caption.casefold(), len(caption), key, store))
+    examples = []
+    for _, _, key, store in sorted(found, key=lambda one: one[:3]):
+        picture = finder(key)
+        if picture is not None:
+            ids = [_as_grid(level, store.layout) for level in _levels(store[key], store.layout)]
+            examples.append(Coded(np.asarray(picture.convert("RGB")), finder.caption(key) or key, tuple(ids)))
+        if len(examples) == NUM_EXAMPLES:
+            break
+    return examples
+
+
+def read_words(base: str | Path) -> Words:
+    """Return a function from vocabulary id to the token's text.
+
+    Args:
+        base: a language model: a Hugging Face folder, the folder around it that `make_base_model` writes, or a GGUF file.
+    """
+    inner = Path(base) / "model"
+    tokens = read_vocabulary(find_model(inner if (inner / "config.json").is_file() else base)).tokens
+    blank = "Ġ" if spells_bytes(tokens.values()) else "▁"
+    return lambda index: tokens.get(index, str(index)).replace(blank, " ").replace("Ċ", "\n")
+
+
+def eligible_ids(tokenizer: str | Path, size: int) -> np.ndarray:
+    """Return which ids of a vocabulary of `size` are rows of a tokenizer's codebook, (size,) bool."""
+    eligible = np.zeros(size, dtype=bool)
+    rows = load_tokenizer(tokenizer).row_ids.numpy()
+    eligible[rows[rows < size]] = True
+    return eligible
+
+
+def _levels(ids: np.ndarray, layout: Layout) -> list[np.ndarray]:
+    """Ids (..., N) in id order -> (..., cells) per level."""
+    return list(layout.split(layout.restore(ids)))
+
+
+def _as_grid(level: np.ndarray, layout: Layout) -> np.ndarray:
+    """Ids (cells,) of one level in raster order -> (h, w)."""
+    grid = next(grid for grid in layout.grids if grid[0] * grid[1] == len(level))
+    return level.reshape(grid)
+
 
 log = get_logger(__name__)
 NAMED = "[NAME=]PATH"
@@ -99,7 +246,6 @@ def page_sections(args: argparse.Namespace) -> tuple[list[Figure], list[Section]
 
 def words_section(args: argparse.Namespace, finder: PictureFinder) -> Section:
     """Return the section on the words that pictures use."""
-    from unicode.run.word_map import count_words, eligible_ids, find_examples, find_stores, read_words
 
     stores = find_stores(args.ids, args.tokenizer)
     counts, number = count_words(stores)

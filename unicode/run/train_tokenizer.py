@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from unicode.common.config import load_config
-from unicode.common.log import get_logger
+from unicode.common.logging import get_logger
 from unicode.run.command import command
 
 logger = get_logger(__name__)

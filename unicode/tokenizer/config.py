@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-from unicode.codebook.base import CodebookConfig
-from unicode.codebook.hierarchical import COMBINATIONS, FACTOR, RESAMPLINGS
+from unicode.codebook.codebook import CodebookConfig
+from unicode.codebook.quantizers import COMBINATIONS, FACTOR, RESAMPLINGS
 from unicode.ids.layout import Layout
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unicode.common.ranks import all_reduce_sum_, world_size
+from unicode.common.distributed import all_reduce_sum_, world_size
 
 NORMS = ("group", "none")
 

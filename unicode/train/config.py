@@ -1,10 +1,12 @@
-"""The config of a tokenizer's training: model, data, objective, optimizer, loop and run folder, each documented where it is read."""
+"""Configs of both trainings: tokenizer and language model; every field documented and checked."""
 
 from dataclasses import dataclass, field
 
-from unicode.images.datasets import DataConfig
+from unicode.images.dataset import DataConfig
+from unicode.llm.llava import VisionSettings
+from unicode.llm.lora import LoraSettings
 from unicode.tokenizer.config import TokenizerConfig
-from unicode.tokenizer.objective import ObjectiveConfig
+from unicode.tokenizer.losses import ObjectiveConfig
 
 
 @dataclass
@@ -135,3 +137,207 @@ def split_batch(config: LoopConfig, world_size: int) -> int:
             f"make it a multiple of {max(1, micro) * world_size}"
         )
     return config.batch_size // (micro * world_size)
+
+
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+QUANTIZATIONS = ("none", "nf4", "int8")
+SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+GROUPINGS = ("none", "length", "modality")
+
+
+@dataclass
+class ModelConfig:
+    """The language model that is tuned, and how it is read."""
+
+    path: str = ""
+    """Folder of a Hugging Face model, or a .gguf file."""
+    image_tokenizer: str = ""
+    """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; may be empty for training."""
+    template: str = "vicuna_v1"
+    """Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)."""
+    input_mode: str = "ids"
+    """`ids` (one position per id) or `sum` (one position per coarse cell: the sum of the rows of its ids)."""
+    attention: str = "auto"
+    """`auto` (eager for models of few parameters on a CPU, sdpa otherwise) or the name of an implementation."""
+    dtype: str = "auto"
+    """Type of the weights in memory: float32, bfloat16, float16, or `auto`: as `run.precision` needs it."""
+    quantize: str = "none"
+    """`none`, or `nf4` / `int8`: frozen weights in 4 or 8 bits under LoRA; needs a GPU and the package bitsandbytes."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        """Reject unknown words."""
+        _check_word("model.attention", self.attention, ATTENTIONS)
+        _check_word("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_word("model.quantize", self.quantize, QUANTIZATIONS)
+        _check_word("model.input_mode", self.input_mode, ("ids", "sum"))
+
+
+@dataclass
+class LlmDataConfig:
+    """What is learned from."""
+
+    files: list[str] = field(default_factory=list)
+    """Annotation files, each PATH or PATH*WEIGHT; the weight says how often a record of the file occurs in an epoch on average."""
+    val_files: list[str] = field(default_factory=list)
+    """Held-out annotation files; their loss is measured every `train.eval_every` steps, per task."""
+    stores: list[str] = field(default_factory=list)
+    """Folders of ids (`unicode.run.encode_images`) for records that name images instead of holding ids."""
+    max_length: int = 0
+    """Longest sequence in tokens; 0: the model's context, at most 2048. Longer conversations are cut between turns, or left out."""
+    isolate_turns: bool = False
+    """Let the questions of a conversation see its images but not each other, each as if it were asked alone."""
+    pack: bool = False
+    """Put several short conversations into one row of a batch; they do not see each other."""
+    skip_bad: bool = False
+    """Leave out records that cannot be used and count them; false stops with the first of them named."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Task -> how often its records occur, times the weight of their file; 1 for tasks that are not named."""
+    num_workers: int = 0
+    """Processes per rank that tokenize ahead; 0 does it in the training process."""
+
+    def __post_init__(self) -> None:
+        """Reject values that make no sense."""
+        if self.max_length < 0 or self.num_workers < 0:
+            raise ValueError(f"data.max_length {self.max_length} and num_workers {self.num_workers} cannot be negative")
+        _check_weights("data.task_weights", self.task_weights)
+
+
+@dataclass
+class LlmOptimizerConfig:
+    """AdamW, its schedule, and the weights of the parts of the loss."""
+
+    lr: float = 2e-4
+    """Peak learning rate."""
+    projector_lr: float = 0.0
+    """Peak learning rate of a LLaVA projector; 0: as `lr`."""
+    marker_lr: float = 0.0
+    """Peak learning rate of the rows of the image markers; 0: as `lr`."""
+    schedule: str = "cosine"
+    """`cosine`, `linear` or `constant_with_warmup`."""
+    warmup: float = 0.03
+    """Steps of linear warm-up; below 1 a share of all steps."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's decay rates."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay; never on biases, normalizations and marker rows."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 is unlimited."""
+    text_weight: float = 1.0
+    """Weight of the mean loss over the text targets of a step."""
+    image_weight: float = 1.0
+    """Weight of the mean loss over the image ids of a step."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Task -> weight of its targets in those means; 1 for tasks that are not named."""
+
+    def __post_init__(self) -> None:
+        """Reject values that make no sense."""
+        if self.lr <= 0 or self.projector_lr < 0 or self.marker_lr < 0:
+            raise ValueError(f"optimizer.lr {self.lr} must be positive, projector_lr and marker_lr 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas {list(self.betas)} must be two numbers in [0, 1)")
+        if self.warmup < 0 or self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("optimizer.warmup, weight_decay and clip cannot be negative")
+        if self.text_weight < 0 or self.image_weight < 0 or self.text_weight + self.image_weight == 0:
+            raise ValueError("optimizer.text_weight and image_weight must be 0 or more, and one of them positive")
+        _check_word("optimizer.schedule", self.schedule, SCHEDULES)
+        _check_weights("optimizer.task_weights", self.task_weights)
+
+
+@dataclass
+class LlmLoopConfig:
+    """How long, how large, how often."""
+
+    steps: int = 0
+    """Optimizer steps of the run; 0 takes `epochs`."""
+    epochs: float = 1.0
+    """Passes over the weighted data, when `steps` is 0."""
+    batch_size: int = 128
+    """Conversations per optimizer step, all ranks and micro-batches together; the run is the same however they are split."""
+    micro_batch_size: int = 0
+    """Conversations per forward pass and rank; 0 means batch_size / ranks. Smaller ones are accumulated."""
+    group_by: str = "length"
+    """What the conversations of a batch have in common: `length`, `modality` (images or none, then length), or `none`."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl; losses are checked for NaN at the same steps and before every checkpoint."""
+    eval_every: int = 0
+    """Steps between measurements of the held-out loss; 0 is only at the end."""
+    eval_batch_size: int = 0
+    """Conversations per forward pass and rank of a measurement; 0: as micro_batch_size."""
+    eval_samples: int = 1000
+    """Held-out conversations measured, spread over the files; 0 is all."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 is none before the end."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        """Reject values that make no sense."""
+        if self.steps <= 0 and self.epochs <= 0:
+            raise ValueError("set train.steps or train.epochs to a positive number")
+        if self.batch_size < 1 or self.micro_batch_size < 0 or self.log_every < 1 or self.keep < 1:
+            raise ValueError("train.batch_size, log_every and keep must be at least 1, micro_batch_size at least 0")
+        if min(self.eval_every, self.eval_batch_size, self.eval_samples, self.save_every) < 0:
+            raise ValueError("train.eval_every, eval_batch_size, eval_samples and save_every cannot be negative")
+        _check_word("train.group_by", self.group_by, GROUPINGS)
+
+
+@dataclass
+class LlmRunConfig:
+    """Where the run lives and how it computes."""
+
+    dir: str = "outputs/llm"
+    """Run folder: config.yaml, metrics.jsonl, checkpoint-N/, tensorboard/, and at the end the adapter or model. The same folder resumes."""
+    seed: int = 0
+    """Seed of new weights, data order and dropout."""
+    device: str = "auto"
+    """`auto` (GPUs where there are any), `cpu` or `cuda`."""
+    precision: str = "auto"
+    """`bf16`, `float32`, or `auto`: bf16 on GPUs that have it."""
+    deepspeed: str = ""
+    """A DeepSpeed JSON file, as configs/deepspeed/zero2.json; empty: one process or DDP."""
+    threads: int = 0
+    """CPU threads of each rank; 0 leaves the library's choice."""
+
+    def __post_init__(self) -> None:
+        """Reject unknown words."""
+        _check_word("run.device", self.device, ("auto", "cpu", "cuda"))
+        _check_word("run.precision", self.precision, ("auto", "bf16", "float32"))
+
+
+@dataclass
+class TrainLlmConfig:
+    """Everything about one training run of a language model."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    data: LlmDataConfig = field(default_factory=LlmDataConfig)
+    optimizer: LlmOptimizerConfig = field(default_factory=LlmOptimizerConfig)
+    train: LlmLoopConfig = field(default_factory=LlmLoopConfig)
+    run: LlmRunConfig = field(default_factory=LlmRunConfig)
+
+    def __post_init__(self) -> None:
+        """Reject what does not fit together."""
+        if self.vision.projector_only and self.lora.enabled:
+            raise ValueError("vision.projector_only=true trains no adapter; set lora.enabled=false")
+        if self.vision.enabled and self.data.stores:
+            raise ValueError("data.stores holds ids, but vision.enabled=true reads image files; name their folders in vision.images")
+        if self.vision.enabled and self.model.input_mode != "ids":
+            raise ValueError(f"model.input_mode={self.model.input_mode} adds up ids, but vision.enabled=true reads none; set it to ids")
+        if self.model.quantize != "none" and not self.lora.enabled:
+            raise ValueError(f"model.quantize={self.model.quantize} needs lora.enabled=true: quantized weights cannot be tuned themselves")
+
+
+def _check_word(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for a word that is not known."""
+    if value not in known:
+        raise ValueError(f"{key} '{value}' is unknown; choose {', '.join(known)}")
+
+
+def _check_weights(key: str, weights: dict[str, float]) -> None:
+    """Raise ValueError for a negative weight."""
+    for name, weight in weights.items():
+        if not 0 <= weight < 1e6:
+            raise ValueError(f"{key}.{name} is {weight}; it must be a number from 0 up")

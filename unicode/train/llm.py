@@ -9,24 +9,21 @@ from typing import Any
 import torch
 
 from unicode.common.config import save_config
-from unicode.common.log import get_logger
-from unicode.common.ranks import barrier, is_main, rank, world_size
-from unicode.common.records import read_json, write_json
+from unicode.common.distributed import barrier, is_main, rank, world_size
+from unicode.common.files import read_json, write_json
+from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base, write_card
+from unicode.llm.examples import preview
 from unicode.llm.lora import add_lora_, count_parameters, freeze_table_, marker_rows_train
-from unicode.llm.markers import choose_markers
 from unicode.llm.model import fit_embeddings_, open_base, open_description, table_rows
-from unicode.llm.preview import preview
-from unicode.llm.prompt import get_template
-from unicode.train.llm_arguments import build_arguments, set_steps_, settle
-from unicode.train.llm_batches import Collator, keeps_logits, sum_inputs_
-from unicode.train.llm_checkpoint import checkpoint_step, newest_whole, remove_unfinished
-from unicode.train.llm_config import TrainLlmConfig
-from unicode.train.llm_data import check_tasks, read_data
-from unicode.train.llm_sampler import ConversationSampler
-from unicode.train.llm_trainer import LlmTrainer
-from unicode.train.llm_vision import open_vision
-from unicode.train.same_run import check_same_run
+from unicode.llm.template import get_template
+from unicode.llm.vocabulary import choose_markers
+from unicode.train.arguments import build_arguments, set_steps_, settle
+from unicode.train.config import TrainLlmConfig
+from unicode.train.llm_data import check_tasks, open_vision, read_data
+from unicode.train.llm_trainer import Collator, LlmTrainer, keeps_logits, sum_inputs_
+from unicode.train.resume import check_same_run, checkpoint_step, newest_whole, remove_unfinished
+from unicode.train.samplers import ConversationSampler
 
 SUMMARY = "summary.json"
 FIXED = ("model.path", "model.template", "model.input_mode", "lora.", "vision.")

@@ -1,6 +1,7 @@
-"""Training of an image tokenizer on any number of devices: a config in, a run folder with checkpoints out; the same call resumes."""
+"""Training of an image tokenizer on any number of devices: a config in, a run folder out."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,65 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from unicode.codebook.table import load_table
+from unicode.codebook.embedding_table import load_table
 from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint, save_tensors
 from unicode.common.config import save_config
-from unicode.common.log import get_logger
-from unicode.common.ranks import all_reduce_sum_, barrier, is_main, rank, world_size
-from unicode.common.tensors import read_tensors
-from unicode.images.datasets import build_dataset
+from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
+from unicode.common.files import read_tensors
+from unicode.common.logging import get_logger
+from unicode.common.schedules import language_ratio, learning_rate, quantization_strength
+from unicode.images.dataset import build_dataset
 from unicode.images.loader import Batch, SkipReport, build_loader
 from unicode.tokenizer.discriminator import LeCam, PatchDiscriminator, discriminator_loss, discriminator_trains, generator_weight
 from unicode.tokenizer.load import TOKENIZER_FOLDER
+from unicode.tokenizer.losses import Objective, image_psnr
 from unicode.tokenizer.model import ImageTokenizer
-from unicode.tokenizer.objective import Objective, image_psnr
-from unicode.train.averaging import WeightAverage
 from unicode.train.config import TrainTokenizerConfig, split_batch
-from unicode.train.monitor import Monitor
-from unicode.train.same_run import check_same_run
-from unicode.train.sampler import StepSampler
-from unicode.train.schedule import language_ratio, learning_rate, quantization_strength
+from unicode.train.monitor import TokenizerMonitor
+from unicode.train.resume import check_same_run
+from unicode.train.samplers import StepSampler
+
+
+class WeightAverage:
+    """Averages of every parameter; buffers (codebooks, statistics) are averages of their own and stay the live ones.
+
+    Args:
+        tokenizer: the live model.
+        decay: share of the old average kept per step, for example 0.999.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, *, decay: float) -> None:
+        self.tokenizer, self.decay = tokenizer, decay
+        self.averages = {name: parameter.detach().clone() for name, parameter in tokenizer.named_parameters()}
+
+    @torch.no_grad()
+    def update_(self) -> None:
+        """Move the averages towards the live parameters, after an optimizer step."""
+        live = [parameter.detach() for parameter in self.tokenizer.parameters()]
+        torch._foreach_lerp_(list(self.averages.values()), live, 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages in the model for the length of a block, then the live parameters back."""
+        with torch.no_grad():
+            live = {name: parameter.detach().clone() for name, parameter in self.tokenizer.named_parameters()}
+            self._put_(self.averages)
+            try:
+                yield
+            finally:
+                self._put_(live)
+
+    def _put_(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.tokenizer.named_parameters():
+            parameter.copy_(values[name])
+        for codebook in self.tokenizer.codebooks:
+            codebook.refresh_()
+
+    def load_(self, averages: dict[str, torch.Tensor]) -> None:
+        """Take averages from a checkpoint."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
+
 
 STATE_FILE = "training.pt"
 PICTURES = 8
@@ -99,11 +141,17 @@ class TokenizerTrainer:
             return checkpoint
         loop = self.config.train
         sampler = StepSampler(
-            len(self.dataset), batch_size=loop.batch_size, accumulation=self.accumulation, rank=rank(), world_size=world_size(),
-            seed=self.config.run.seed, start_step=start, stop_step=self.steps,
+            len(self.dataset),
+            batch_size=loop.batch_size,
+            accumulation=self.accumulation,
+            rank=rank(),
+            world_size=world_size(),
+            seed=self.config.run.seed,
+            start_step=start,
+            stop_step=self.steps,
         )
         batches = iter(build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device))
-        self.monitor = Monitor(
+        self.monitor = TokenizerMonitor(
             self.folder, self.accelerator, steps=self.steps, start_step=start, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm
         )
         try:

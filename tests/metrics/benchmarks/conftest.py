@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unicode.metrics.benchmarks.entry import Benchmark, Options, Score
+from unicode.metrics.benchmarks.base import Benchmark, Options, Score
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import pytest
 
-from unicode.metrics.benchmarks.answer_text import normalize_answer, soft_accuracy
-from unicode.metrics.benchmarks.vqa_words import ARTICLES, CONTRACTIONS, NUMBER_WORDS, PUNCTUATION
+from unicode.metrics.benchmarks.vqa import ARTICLES, CONTRACTIONS, NUMBER_WORDS, PUNCTUATION, normalize_answer, soft_accuracy
 
 VECTORS = {
     "A Dog.": "dog",

@@ -2,9 +2,7 @@ import json
 
 import pytest
 
-from unicode.metrics.benchmarks.answers import check_prompts, count_answers_, read_answers
-from unicode.metrics.benchmarks.entry import Question, Score
-from unicode.metrics.benchmarks.questions import id_key
+from unicode.metrics.benchmarks.base import Question, Score, check_prompts, count_answers_, id_key, read_answers
 
 LINE = {"question_id": 1, "prompt": "q", "text": "yes", "answer_id": "x", "model_id": "m", "metadata": {}}
 

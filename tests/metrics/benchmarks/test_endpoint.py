@@ -6,8 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from unicode.metrics.benchmarks.endpoint import Endpoint
-from unicode.metrics.benchmarks.judge import JudgeError
+from unicode.metrics.benchmarks.judged import Endpoint, JudgeError
 
 
 class Server:

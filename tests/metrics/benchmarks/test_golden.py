@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from unicode.metrics.benchmarks.answer_text import normalize_answer
-from unicode.metrics.benchmarks.answers import read_answers
-from unicode.metrics.benchmarks.entry import Options, Score
+from unicode.metrics.benchmarks.base import Options, Score, read_answers
 from unicode.metrics.benchmarks.table import BENCHMARKS
+from unicode.metrics.benchmarks.vqa import normalize_answer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "benchmarks"
 EXPECTED = {

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from unicode.metrics.benchmarks.judge import (
+from unicode.metrics.benchmarks.judged import (
     DEFAULT_RULES,
     JudgeError,
     Review,

@@ -1,6 +1,6 @@
 import pytest
 
-from unicode.metrics.benchmarks.letters import FAILED, first_letter, letter_in_any_form, scienceqa_letter
+from unicode.metrics.benchmarks.base import FAILED, first_letter, letter_in_any_form, scienceqa_letter
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@ import json
 
 import pytest
 
-from unicode.metrics.benchmarks.entry import Options
-from unicode.metrics.benchmarks.judge import JudgeError
-from unicode.metrics.benchmarks.llavabench import Llavabench
-from unicode.metrics.benchmarks.mmvet import Mmvet
+from unicode.metrics.benchmarks.base import Options
+from unicode.metrics.benchmarks.judged import JudgeError, Llavabench, Mmvet
 
 FOLDER = "llava-bench-in-the-wild"
 BENCH = Llavabench()

@@ -5,9 +5,8 @@ import json
 import openpyxl
 import pytest
 
-from unicode.metrics.benchmarks.entry import Options
-from unicode.metrics.benchmarks.mmbench import MMBENCH, MMBENCH_CN
-from unicode.metrics.benchmarks.mmbench_table import read_table, row_options
+from unicode.metrics.benchmarks.base import Options
+from unicode.metrics.benchmarks.choice import MMBENCH, MMBENCH_CN, read_table, row_options
 
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment", "split")
 PICTURE = base64.b64encode(b"picture of 1").decode()

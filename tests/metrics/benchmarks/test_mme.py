@@ -1,7 +1,7 @@
 import pytest
 
-from unicode.metrics.benchmarks.entry import Options
-from unicode.metrics.benchmarks.mme import COGNITION, PERCEPTION, Mme, mme_answer
+from unicode.metrics.benchmarks.base import Options
+from unicode.metrics.benchmarks.yes_no import COGNITION, PERCEPTION, Mme, mme_answer
 
 SHORT = "\nAnswer the question using a single word or phrase."
 MME = Mme()

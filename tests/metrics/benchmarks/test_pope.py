@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from unicode.metrics.benchmarks.pope import CATEGORIES, Pope, llava_answer, strict_answer
+from unicode.metrics.benchmarks.yes_no import CATEGORIES, Pope, llava_answer, strict_answer
 
 POPE = Pope()
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from unicode.metrics.benchmarks.entry import Options
-from unicode.metrics.benchmarks.seed import Seed
-from unicode.metrics.benchmarks.sqa import Sqa
-from unicode.metrics.benchmarks.textvqa import Textvqa, question_of
+from unicode.metrics.benchmarks.base import Options
+from unicode.metrics.benchmarks.choice import Seed, Sqa
+from unicode.metrics.benchmarks.vqa import Textvqa, question_of
 
 
 def put_sqa(put):

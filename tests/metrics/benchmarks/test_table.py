@@ -2,10 +2,8 @@
 
 import pytest
 
-from unicode.annotations.benchmark_images import BENCHMARKS as IMAGE_SOURCES
-from unicode.metrics.benchmarks.entry import NeededFile, Options, missing_files
-from unicode.metrics.benchmarks.published import published_scores
-from unicode.metrics.benchmarks.questions import read_question_file
+from unicode.annotations.image_lists import BENCHMARKS as IMAGE_SOURCES
+from unicode.metrics.benchmarks.base import NeededFile, Options, missing_files, published_scores, read_question_file
 from unicode.metrics.benchmarks.table import BENCHMARKS
 
 each = pytest.mark.parametrize("name", BENCHMARKS)

@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from unicode.metrics.benchmarks.entry import Options
-from unicode.metrics.benchmarks.vizwiz import Vizwiz
-from unicode.metrics.benchmarks.vqav2 import Vqav2
+from unicode.metrics.benchmarks.base import Options
+from unicode.metrics.benchmarks.vqa import Vizwiz, Vqav2
 
 SHORT = "Answer the question using a single word or phrase."
 TEN = [{"answer": "yes"}] * 2 + [{"answer": "no"}] * 8

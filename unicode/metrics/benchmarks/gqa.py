@@ -6,14 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unicode.common.records import read_json
-from unicode.metrics.benchmarks.answers import check_prompts, count_answers_
-from unicode.metrics.benchmarks.entry import Answers, NeededFile, Options, Score
-from unicode.metrics.benchmarks.published import published_scores
-from unicode.metrics.benchmarks.questions import EVAL_ARCHIVE, QuestionLines, known_questions
-from unicode.metrics.benchmarks.rates import ratio, share_true
+from unicode.common.files import read_json
+from unicode.metrics.benchmarks.base import (
+    EVAL_ARCHIVE,
+    Answers,
+    NeededFile,
+    Options,
+    QuestionLines,
+    Score,
+    check_prompts,
+    count_answers_,
+    known_questions,
+    published_scores,
+    ratio,
+    share_true,
+)
 
-SOURCE = "download the questions and images of GQA (Stanford) and unpack them in gqa/data"
+GQA_SOURCE = "download the questions and images of GQA (Stanford) and unpack them in gqa/data"
 NOT_A_STEP = ("exist", "query: name", "choose name")
 """Operations of a question's program that the official evaluation does not count as reasoning steps."""
 
@@ -30,10 +39,10 @@ class Gqa(QuestionLines):
     title = "GQA"
     published = published_scores("gqa")
     questions = NeededFile("gqa/llava_gqa_testdev_balanced.jsonl", EVAL_ARCHIVE)
-    images = NeededFile("gqa/data/images", SOURCE)
+    images = NeededFile("gqa/data/images", GQA_SOURCE)
     gold = NeededFile(
         ("gqa/data/testdev_balanced_questions.json", "gqa/data/questions1.2/testdev_balanced_questions.json"),
-        SOURCE,
+        GQA_SOURCE,
         to_ask=False,
         to_score=True,
     )
@@ -67,7 +76,7 @@ class Gqa(QuestionLines):
             count_answers_(score, answers, balanced, where=str(path))
             score.values = evaluate_gqa(balanced, predictions)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a question file of GQA ({error!r}); {SOURCE}") from error
+            raise ValueError(f"{path} is not a question file of GQA ({error!r}); {GQA_SOURCE}") from error
         score.headline = score.values["accuracy"]
         return score
 

@@ -1,0 +1,358 @@
+"""Questions for evaluation: question files of conversations, the shapes world in benchmark formats."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unicode.annotations.captioned import SHORT
+from unicode.annotations.records import IMAGE_TAG, RefusedError, make_turns, parse_record
+from unicode.annotations.templates import draw
+from unicode.common.files import atomic_write, write_json, write_jsonl, write_list
+from unicode.common.json_lists import read_json_list, write_json_list
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import Question, Scene, find_scene, scene_keys, with_article
+
+
+def write_question_file(
+    annotations: str | Path,
+    out: str | Path,
+    *,
+    limit: int = 0,
+    kinds: tuple[str, ...] = (),
+    instruct: bool = True,
+    dry_run: bool = False,
+) -> int:
+    """Write the questions of an annotation file, JSON Lines, and return their number.
+
+    Args:
+        annotations: LLaVA conversations about one picture each, as `get_shapes_anno` and `get_folder_anno` write; their turns are asked one
+            by one.
+        out: the file to write.
+        limit: the first so many questions; 0: all.
+        kinds: keep questions of these kinds (the "kinds" of the records); all if empty.
+        instruct: put the benchmarks' instruction on how to answer after every question; without it, after none.
+        dry_run: find the first question and write nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, a record is no conversation about one picture, or nothing is left.
+    """
+    questions: list[dict[str, Any]] = []
+    for question in _questions(annotations, instruct):
+        if not kinds or question["category"] in kinds:
+            questions.append({"question_id": len(questions), **question})
+        if len(questions) == (1 if dry_run else limit):
+            break
+    if not questions:
+        wanted = f" of the kinds {', '.join(kinds)}" if kinds else ""
+        raise ValueError(f"{annotations} holds no questions{wanted}; give a file of questions, as shapes_questions_val.json")
+    if not dry_run:
+        write_jsonl(out, questions)
+    return len(questions)
+
+
+def _questions(annotations: str | Path, instruct: bool) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(read_json_list(annotations)):
+        try:
+            conversation = parse_record(record)
+        except RefusedError as refused:
+            raise ValueError(f"{annotations}, record {number}: {refused.reason}, {refused.detail}") from refused
+        if len(conversation.images) != 1:
+            raise ValueError(f"{annotations}, record {number} is about {len(conversation.images)} pictures; a question is about one")
+        turns, kinds = conversation.turns, record.get("kinds") or []
+        for place, (asked, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
+            text = asked.replace(IMAGE_TAG, "").replace(SHORT, "").strip()
+            yield {
+                "image": conversation.images[0],
+                "text": f"{text}\n{SHORT}" if instruct else text,
+                "category": kinds[place] if place < len(kinds) else "",
+                "answer": answer,
+            }
+
+
+LETTER = "Answer with the option's letter from the given choices directly."
+"""What stands below a question with lettered options in LLaVA's mix, and what LLaVA puts below those of ScienceQA and MMBench."""
+YES_OR_NO = "Please answer yes or no."
+"""How every question of MME ends."""
+LETTERS = "ABCDE"
+POPE_KINDS = ("adversarial", "popular", "random")
+MME_TASKS = ("existence", "count", "position", "color")
+SEMANTIC = {"colour": "attr", "shape": "obj", "place": "rel", "count": "global", "yesno": "obj", "size": "attr"}
+ANSWER_TYPES = {"yesno": "yes/no", "count": "number"}
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A scene of a benchmark."""
+
+    name: str
+    """File of its picture."""
+    scene: Scene
+    rng: Random
+    """Chooses what is asked; the scene, the benchmark and a seed decide it."""
+
+    def pairs(self) -> list[Pair]:
+        """(colour, shape) of what is there."""
+        return list(dict.fromkeys((thing.colour, thing.shape) for thing in self.scene.things))
+
+    def absent(self) -> list[Pair]:
+        """(colour, shape) of all that is not."""
+        config, present = self.scene.config, set(self.pairs())
+        return [pair for colour in config.colour_names for shape in config.shape_names if (pair := (colour, shape)) not in present]
+
+
+def export_benchmarks(
+    out: str | Path,
+    *,
+    config: ShapesConfig,
+    split: str = "val",
+    num_scenes: int = 100,
+    questions: int = 5,
+    seed: int = 0,
+    names: Sequence[str] = (),
+) -> dict[str, int]:
+    """Write the benchmarks `names` (all of `EXPORTS` if empty) below the folder `out` and return the number of questions of each.
+
+    Args:
+        config: the world; the tokenizer must know it.
+        split: "val", whose scenes hold something that training never shows, or "train".
+        num_scenes: the first so many scenes of the split.
+        questions: questions per picture of GQA and VQAv2, at most.
+        seed: of what is asked.
+
+    Raises:
+        ValueError: an unknown name or split, or not one question.
+    """
+    chosen = tuple(names) or tuple(EXPORTS)
+    unknown = [name for name in chosen if name not in EXPORTS]
+    if unknown or min(num_scenes, questions) < 1:
+        what = f"benchmark '{unknown[0]}'" if unknown else f"{num_scenes} scenes and {questions} questions each"
+        raise ValueError(f"cannot export {what}; known benchmarks: {', '.join(EXPORTS)}, at least 1 scene and 1 question")
+    keys = scene_keys(config, split, limit=num_scenes)
+    counts = {}
+    for name in chosen:
+        folder, write = EXPORTS[name]
+        pictures = [Picture(key.replace("/", "_"), find_scene(config, key), Random(draw(2**63, seed, name, key))) for key in keys]
+        counts[name] = write(Path(out), folder, pictures, questions)
+    return counts
+
+
+def training_conversations(config: ShapesConfig, *, num_scenes: int = 0, seed: int = 0) -> list[dict[str, Any]]:
+    """LLaVA conversations about training scenes in the forms that these benchmarks ask in: a word, a letter, yes or no to a number.
+
+    The keys of the images are those of the world, so that stores made from `shapes:train` have them.
+    """
+    records = []
+    for key in scene_keys(config, "train", limit=num_scenes):
+        rng = Random(draw(2**63, seed, "forms", key))
+        picture = Picture(key, find_scene(config, key), rng)
+        asked = picture.scene.questions(rng)
+        turns = [(f"{question.text}\n{SHORT}", question.answer) for question in asked[:2]]
+        for question in asked[2:]:
+            if (lettered := with_options(question, picture)) is not None:
+                turns.append((f"{lettered[0]}\n{LETTER}", LETTERS[lettered[1]]))
+                break
+        text, answer = rng.choice(_count_claims(picture))
+        turns.append((f"{text}\n{SHORT}", answer))
+        rng.shuffle(turns)
+        flat = [text for turn in turns for text in turn]
+        flat[0] = f"{IMAGE_TAG}\n{flat[0]}"
+        records.append({"id": f"forms/{key}", "image": key, "conversations": make_turns(flat)})
+    return records
+
+
+def write_training(out: str | Path, config: ShapesConfig, *, num_scenes: int, seed: int = 0) -> int:
+    """Write `training_conversations` as shapes_forms_train.json below `out` and return their number."""
+    return write_json_list(Path(out) / "shapes_forms_train.json", training_conversations(config, num_scenes=num_scenes, seed=seed))
+
+
+def with_options(question: Question, picture: Picture) -> tuple[str, int, list[str]] | None:
+    """A question as a choice of lettered options, the place of the right one, and the options; None for yes-or-no questions."""
+    config = picture.scene.config
+    all_options = {
+        "colour": config.colour_names,
+        "shape": config.shape_names,
+        "place": config.place_names,
+        "size": config.size_names,
+        "count": tuple(str(number) for number in range(config.max_objects + 1)),
+    }.get(question.kind)
+    if all_options is None:
+        return None
+    others = [option for option in all_options if option != question.answer]
+    options = [question.answer, *picture.rng.sample(others, min(len(others), len(LETTERS) - 2))]
+    picture.rng.shuffle(options)
+    return _lettered(question.text, options), options.index(question.answer), options
+
+
+def _write_pope(out: Path, folder: str, pictures: Sequence[Picture], _: int) -> int:
+    """Per picture and kind of question one about something that is there and one about something that is not."""
+    seen = Counter(pair for picture in pictures for pair in picture.pairs())
+    asked: list[dict[str, Any]] = []
+    for kind in POPE_KINDS:
+        labels: list[dict[str, Any]] = []
+        for picture in pictures:
+            absent = picture.absent()
+            colours, shapes = ({pair[axis] for pair in picture.pairs()} for axis in (0, 1))
+            near = [pair for pair in absent if pair[0] in colours or pair[1] in shapes]
+            pools = {"random": absent, "popular": sorted(absent, key=lambda pair: -seen[pair])[:3], "adversarial": near or absent}
+            for pair, label in ((picture.rng.choice(picture.pairs()), "yes"), (picture.rng.choice(pools[kind]), "no")):
+                text = f"Is there {with_article(f'{pair[0]} {pair[1]}')}?"
+                labels.append({"question_id": len(labels) + 1, "image": picture.name, "text": text, "label": label})
+                asked.append({"question_id": len(asked), "image": picture.name, "text": f"{text}\n{SHORT}", "category": kind})
+        write_jsonl(out / "pope" / "coco" / f"coco_pope_{kind}.json", labels)
+    write_jsonl(out / "pope" / "llava_pope_test.jsonl", asked)
+    _draw(out / folder, pictures)
+    return len(asked)
+
+
+def _write_mme(out: Path, folder: str, pictures: Sequence[Picture], _: int) -> int:
+    """Per picture and task one question to answer with yes and one with no; four of MME's fourteen tasks."""
+    asked: list[dict[str, Any]] = []
+    for task in MME_TASKS:
+        for picture in pictures:
+            claims = _claims(task, picture)
+            write_list(
+                out / folder / task / Path(picture.name).with_suffix(".txt"),
+                [f"{text} {YES_OR_NO}\t{answer.capitalize()}" for text, answer in claims],
+            )
+            name = f"{task}/{picture.name}"
+            asked += [{"question_id": name, "image": name, "text": f"{text}\n{SHORT}", "category": task} for text, _ in claims]
+        _draw(out / folder / task, pictures)
+    write_jsonl(out / "MME" / "llava_mme.jsonl", asked)
+    return len(asked)
+
+
+def _write_gqa(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
+    """The world's questions with GQA's types: "verify" for yes or no, "query" for the rest."""
+    asked: list[dict[str, Any]] = []
+    gold: dict[str, Any] = {}
+    for picture in pictures:
+        for question in picture.scene.questions(picture.rng)[:questions]:
+            number = str(len(asked))
+            asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
+            types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
+            step: dict[str, Any] = {"argument": question.kind, "dependencies": []}
+            gold[number] = {
+                "question": question.text, "answer": question.answer, "imageId": Path(picture.name).stem, "isBalanced": True,
+                "types": {**types, "detailed": question.kind}, "semantic": [{"operation": name, **step} for name in ("select", "query")],
+                "groups": {"global": question.kind, "local": question.kind}, "entailed": [], "equivalent": [number],
+            }  # fmt: skip
+    write_jsonl(out / "gqa" / "llava_gqa_testdev_balanced.jsonl", asked)
+    write_json(out / "gqa" / "data" / "testdev_balanced_questions.json", gold)
+    _draw(out / folder, pictures)
+    return len(asked)
+
+
+def _write_vqav2(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
+    """The world's questions as the official val split, with ten equal answers each; its pictures must have names of COCO."""
+    asked: list[dict[str, Any]] = []
+    gold: list[dict[str, Any]] = []
+    for place, picture in enumerate(pictures):
+        for question in picture.scene.questions(picture.rng)[:questions]:
+            number = {"question_id": len(asked), "image_id": place}
+            asked.append({**number, "question": question.text})
+            answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, 11)]
+            gold.append({
+                **number, "question_type": " ".join(question.text.lower().split()[:2]), "multiple_choice_answer": question.answer,
+                "answer_type": ANSWER_TYPES.get(question.kind, "other"), "answers": answers,
+            })  # fmt: skip
+        _save(out / folder / f"COCO_val2014_{place:012d}.jpg", picture)  # readers go by the content
+    write_json(out / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked, "data_subtype": "val2014"})
+    write_json(out / "vqav2" / "v2_mscoco_val2014_annotations.json", {"annotations": gold, "data_subtype": "val2014"})
+    return len(asked)
+
+
+def _write_scienceqa(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
+    """Two questions with lettered options about each picture, and one without picture about the words of the world."""
+    problems: dict[str, Any] = {}
+    asked: list[dict[str, Any]] = []
+
+    def add(text: str, right: int, options: list[str], image: str) -> None:
+        number = str(len(asked) + 1)
+        body = text.partition("\n")[0]
+        problems[number] = {
+            "question": body, "choices": options, "answer": right, "hint": "", "image": image and "image.png", "task": "closed choice",
+            "grade": "grade1", "subject": "natural science", "topic": "shapes", "split": "test", "lecture": "", "solution": "",
+        }  # fmt: skip
+        record: dict[str, Any] = {"id": number, "conversations": make_turns([f"{IMAGE_TAG}\n{text}" if image else text, LETTERS[right]])}
+        asked.append({**record, "image": image} if image else record)
+
+    for picture in pictures:
+        lettered = [made for question in picture.scene.questions(picture.rng) if (made := with_options(question, picture)) is not None]
+        for text, right, options in lettered[:2]:
+            number = str(len(asked) + 1)
+            _save(out / folder / number / "image.png", picture)
+            add(text, right, options, f"{number}/image.png")
+        add(*_word_question(picture), "")
+    write_json(out / "scienceqa" / "problems.json", problems)
+    write_json(out / "scienceqa" / "pid_splits.json", {"train": [], "val": [], "test": list(problems)})
+    write_json(out / "scienceqa" / "llava_test_CQM-A.json", asked)
+    return len(asked)
+
+
+def _word_question(picture: Picture) -> tuple[str, int, list[str]]:
+    """Which of these words is a colour, or a shape; as `with_options` has it."""
+    config = picture.scene.config
+    words = {"color": config.colour_names, "shape": config.shape_names}
+    kind = picture.rng.choice(sorted(words))
+    wrong = words["shape" if kind == "color" else "color"]
+    options = [picture.rng.choice(words[kind]), *picture.rng.sample(wrong, min(2, len(wrong)))]
+    answer = options[0]
+    picture.rng.shuffle(options)
+    return _lettered(f"Which of these is a {kind}?", options), options.index(answer), options
+
+
+def _lettered(text: str, options: Sequence[str]) -> str:
+    return "\n".join([text, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
+
+
+def _claims(task: str, picture: Picture) -> list[tuple[str, str]]:
+    """A claim that is true and one that is false, as questions with their answers."""
+    config, rng = picture.scene.config, picture.rng
+    thing = rng.choice(picture.scene.things)
+    if task == "count":
+        return _count_claims(picture)
+    if task == "position":
+        taken = {other.place for other in picture.scene.things}
+        free = [place for place in config.place_names if place not in taken]
+        if free:
+            return [(f"Is there an object at the {thing.place}?", "yes"), (f"Is there an object at the {rng.choice(free)}?", "no")]
+    if task == "color":
+        other = rng.choice([name for name in config.colour_names if name != thing.colour])
+        return [(f"Is the object at the {thing.place} {colour}?", answer) for colour, answer in ((thing.colour, "yes"), (other, "no"))]
+    pairs = ((rng.choice(picture.pairs()), "yes"), (rng.choice(picture.absent()), "no"))
+    return [(f"Is there {with_article(f'{colour} {shape}')}?", answer) for (colour, shape), answer in pairs]
+
+
+def _count_claims(picture: Picture) -> list[tuple[str, str]]:
+    number, most = len(picture.scene.things), max(2, picture.scene.config.max_objects)
+    wrong = picture.rng.choice([other for other in range(1, most + 1) if other != number])
+    return [(f"Is the number of objects {count}?", answer) for count, answer in ((number, "yes"), (wrong, "no"))]
+
+
+def _draw(folder: Path, pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        _save(folder / picture.name, picture)
+
+
+def _save(path: Path, picture: Picture) -> None:
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(np.ascontiguousarray(picture.scene.pixels().transpose(1, 2, 0))).save(file, format="PNG")
+
+
+Writer = Callable[[Path, str, Sequence[Picture], int], int]
+EXPORTS: dict[str, tuple[str, Writer]] = {
+    "pope": ("pope/val2014", _write_pope),
+    "sqa": ("scienceqa/images/test", _write_scienceqa),
+    "mme": ("MME/MME_Benchmark_release_version", _write_mme),
+    "gqa": ("gqa/data/images", _write_gqa),
+    "vqav2": ("vqav2/val2014", _write_vqav2),
+}
+"""Benchmark -> folder of its pictures, and what writes its files and pictures."""

@@ -1,0 +1,93 @@
+"""The language model's embedding table on disk, and which of its rows may become image ids."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from unicode.common.files import atomic_write, stable_bytes
+
+FORMAT = "unicode-table-1"
+
+
+@dataclass(frozen=True)
+class LanguageTable:
+    """The input-embedding table of a language model.
+
+    Attributes:
+        rows: (V, E) float32, row v belongs to vocabulary id v.
+        excluded_ids: (M,) int64, ids that never stand for a piece of an image: special, added, byte and unused ones.
+        model: name of the model that the table comes from.
+        digest: sha256 of the rows' bytes, hexadecimal.
+    """
+
+    rows: torch.Tensor
+    excluded_ids: torch.Tensor
+    model: str
+    digest: str
+
+    def eligible_ids(self) -> torch.Tensor:
+        """Return the ids that may stand for a piece of an image, ascending, int64."""
+        eligible = torch.ones(len(self.rows), dtype=torch.bool)
+        eligible[self.excluded_ids] = False
+        return eligible.nonzero().flatten()
+
+    def select_ids(self, count: int) -> torch.Tensor:
+        """Return `count` eligible ids, spread evenly over the vocabulary; all of them for 0.
+
+        Raises:
+            ValueError: the table has fewer eligible rows than asked for.
+        """
+        eligible = self.eligible_ids()
+        if count > len(eligible):
+            raise ValueError(
+                f"the table of {self.model} has {len(eligible)} eligible rows of {len(self.rows)}, but {count} were asked for; "
+                f"set model.codebook.num_rows to at most {len(eligible)}, or to 0 for all of them"
+            )
+        if count == 0:
+            return eligible
+        return eligible[torch.linspace(0, len(eligible) - 1, count).round().long()]
+
+
+def row_digest(rows: torch.Tensor) -> str:
+    """Return the sha256 of a tensor's bytes."""
+    return hashlib.sha256(rows.contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+def save_table(path: str | Path, rows: torch.Tensor, excluded_ids: torch.Tensor, *, model: str) -> None:
+    """Write a table as safetensors with its metadata, atomically and with the same bytes each time.
+
+    Args:
+        path: file to write.
+        rows: (V, E) floating.
+        excluded_ids: (M,) int64, each in [0, V).
+        model: name of the model, kept in the metadata.
+    """
+    rows = rows.detach().float().cpu().contiguous()
+    metadata = {"format": FORMAT, "model": model, "vocab_size": str(len(rows)), "width": str(rows.shape[1]), "sha256": row_digest(rows)}
+    content = stable_bytes({"rows": rows, "excluded_ids": excluded_ids.long().cpu().contiguous()}, metadata)
+    with atomic_write(path, "wb") as file:
+        file.write(content)
+
+
+def load_table(path: str | Path) -> LanguageTable:
+    """Read a table that `unicode.run.export_codebook` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a table.
+    """
+    remedy = f"make one with: python -m unicode.run.export_codebook --model HF_DIR --out {path}"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no embedding table '{path}'; {remedy}")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+            rows, excluded = file.get_tensor("rows").float(), file.get_tensor("excluded_ids")
+    except Exception as error:  # safetensors has an error type of its own for damaged files
+        raise ValueError(f"{path} is not an embedding table ({error}); {remedy}") from error
+    return LanguageTable(rows, excluded, metadata.get("model", "unknown"), metadata.get("sha256", ""))

@@ -1,0 +1,143 @@
+"""Latents -> standardized latents -> indices of the nearest rows of a table, exactly."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+NORMALIZATIONS = ("none", "standardize", "match", "sphere", "mean_length")
+
+
+class LatentNorm(nn.Module):
+    """Standardize each channel by running statistics.
+
+    `match` then gives each channel the mean and the deviation that the codebook's rows have in it, so that latents lie where the rows
+    lie; `sphere` brings every latent to length one.
+
+    `mean_length` is what UniCode-ECCV24's weights expect: an image whose latents are longer than `length` on average is scaled down
+    to that average. There it was the average of the batch, here it is the image's own; for one image alone they are the same.
+
+    The statistics are constants of the forward pass, in training too, and move once per optimizer step together with the
+    codebook. So a code never depends on the other images of the batch, and several ranks, or several micro-batches of one
+    step, give what one large batch gives. Each level has its own: shared between levels, the statistics fit none of them.
+
+    Args:
+        width: channels E of the latents.
+        kind: "none" (identity), "standardize" or "sphere".
+        decay: share of the old statistics kept per step.
+        length: largest mean length for `mean_length`.
+        rows: (K, E) the rows that `match` looks at.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    steps: torch.Tensor
+    row_mean: torch.Tensor
+    row_deviation: torch.Tensor
+
+    def __init__(self, width: int, *, kind: str, decay: float, length: float = 0.0, rows: torch.Tensor | None = None) -> None:
+        super().__init__()
+        if kind not in NORMALIZATIONS:
+            raise ValueError(f"unknown normalization '{kind}'; choose one of {', '.join(NORMALIZATIONS)}")
+        self.kind, self.decay, self.length = kind, decay, length
+        self.pending: torch.Tensor | None = None
+        if kind in ("standardize", "match", "sphere"):
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("variance", torch.ones(width))
+            self.register_buffer("steps", torch.zeros(()))
+        if kind == "match":
+            assert rows is not None
+            self.register_buffer("row_mean", rows.mean(0))
+            self.register_buffer("row_deviation", rows.std(0, correction=0))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map (B, n, E) latents to (B, n, E) float32; in training also take their statistics down."""
+        if self.kind == "none":
+            return latents
+        if self.kind == "mean_length":
+            mean = latents.float().norm(dim=-1, keepdim=True).mean(dim=-2, keepdim=True)
+            return latents * torch.where(mean >= self.length, self.length / mean, 1.0)
+        latents = latents.float()
+        if self.training:
+            self._observe(latents.detach().flatten(0, -2))
+        latents = (latents - self.mean) * (self.variance + 1e-5).rsqrt()
+        if self.kind == "match":
+            return latents * self.row_deviation + self.row_mean
+        return F.normalize(latents, dim=-1) if self.kind == "sphere" else latents
+
+    def _observe(self, latents: torch.Tensor) -> None:
+        """Add sums and squares of (N, E) latents to what this step has seen."""
+        count = torch.full((1, latents.shape[1]), float(len(latents)), device=latents.device)
+        # Deviations from the running mean: sums of squares of the raw values would lose digits when the mean is large.
+        deviations = latents - self.mean
+        seen = torch.cat([count, deviations.sum(0, keepdim=True), deviations.square().sum(0, keepdim=True)])
+        self.pending = seen if self.pending is None else self.pending + seen
+
+    def statistics(self) -> list[torch.Tensor]:
+        """Return what this step has seen, as tensors to be summed over the ranks in place."""
+        return [] if self.pending is None else [self.pending]
+
+    @torch.no_grad()
+    def update_(self) -> None:
+        """Move the running statistics towards what this step has seen; the first step replaces them."""
+        if self.pending is None:
+            return
+        count, sums, squares = self.pending
+        shift = sums / count
+        variance = (squares / count - shift.square()).clamp_min(0)
+        weight = torch.maximum(1 / (self.steps + 1), torch.full_like(self.steps, 1 - self.decay))
+        self.mean += weight * shift
+        self.variance.lerp_(variance, weight)
+        self.steps += 1
+        self.pending = None
+
+
+# Vectors x rows scored at once: 16 MiB on a CPU (stays near the caches), 512 MiB on a GPU (keeps every multiprocessor busy).
+CPU_TILE = (2048, 2048)
+GPU_TILE = (4096, 32768)
+
+
+@torch.no_grad()
+def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor, *, half_squares: torch.Tensor | None = None) -> torch.Tensor:
+    """Return, for each vector, the index of the row with the smallest Euclidean distance.
+
+    argmin_j |z - e_j|^2 = argmax_j (z . e_j - |e_j|^2 / 2): the squared length of z is the same for every row, so one fused
+    matrix product and a maximum give the exact answer, tile by tile, without a tensor of N x K distances. The search runs
+    in float32 whatever autocast says: in bfloat16 up to one code in six comes out different.
+
+    Args:
+        vectors: (N, E), any floating type.
+        rows: (K, E), any floating type.
+        half_squares: (K,) |e_j|^2 / 2 in float32, when the caller has it already.
+
+    Returns:
+        (N,) int64 in [0, K); the lowest index where several rows are equally close.
+    """
+    assert vectors.ndim == 2 and rows.ndim == 2 and vectors.shape[1] == rows.shape[1], (vectors.shape, rows.shape)
+    with torch.autocast(vectors.device.type, enabled=False):
+        vectors, rows = vectors.float(), rows.float()
+        offsets = -(half_row_squares(rows) if half_squares is None else half_squares)
+        num_vectors, num_rows = CPU_TILE if vectors.device.type == "cpu" else GPU_TILE
+        # One buffer for all tiles: freed and asked for anew, tiles of this size leave holes in the heap as large as all of them.
+        scores = vectors.new_empty(min(num_vectors, len(vectors)) * min(num_rows, len(rows)))
+        parts = [_nearest(part, rows.split(num_rows), offsets.split(num_rows), scores) for part in vectors.split(num_vectors)]
+    return torch.cat(parts)
+
+
+def _nearest(vectors: torch.Tensor, tiles: Sequence[torch.Tensor], offsets: Sequence[torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+    """Return the best row (n,) of each vector (n, E) over all tiles of the table; `scores` is room for n times a tile's rows."""
+    best = torch.full((len(vectors),), -torch.inf, device=vectors.device)
+    codes, first = torch.zeros_like(best, dtype=torch.long), 0
+    for tile, offset in zip(tiles, offsets, strict=True):
+        room = scores[: len(vectors) * len(tile)].view(len(vectors), len(tile))
+        score, place = torch.addmm(offset, vectors, tile.t(), out=room).max(dim=1)
+        better = score > best  # equally good ones keep the lower index
+        best, codes = torch.where(better, score, best), torch.where(better, place + first, codes)
+        first += len(tile)
+    return codes
+
+
+def half_row_squares(rows: torch.Tensor) -> torch.Tensor:
+    """Return (K,) half the squared length of each row of (K, E), in float32."""
+    return rows.float().square().sum(dim=1).mul_(0.5)

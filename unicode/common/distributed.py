@@ -1,0 +1,71 @@
+"""Distributed helpers: rank, device and reductions; no-ops on one process."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import distributed
+
+
+def rank() -> int:
+    """Index of this process in the job; 0 when it is alone. Before the process group exists the launcher's word counts."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes in the job; 1 when it is alone."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and prints the progress of the job."""
+    return rank() == 0
+
+
+def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace `tensor` by its sum over the ranks, in place, and return it; alone it stays as it is."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_min_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace `tensor` by its minimum over the ranks, in place, and return it; alone it stays as it is."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return tensor
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+PATIENCE = timedelta(days=14)  # ranks that wait for the slowest one must not give up on it
+
+
+def open_job(device: str = "auto") -> torch.device:
+    """Join the other ranks, if a launcher (torchrun, deepspeed) started this process with some, and return the device to use.
+
+    The ranks speak through gloo, on CPU tensors; `unicode.run.command` leaves the group at the end.
+
+    Args:
+        device: "auto" for this rank's GPU or, without one, the CPU; otherwise a device as torch names it.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if world_size() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+    if device == "auto":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}; give auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen

@@ -1,0 +1,297 @@
+"""Questions about images -> answers, in batches of prompts of similar length with shared prefixes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from unicode.common.distributed import is_main
+from unicode.generate.question_images import ImageError, ImageLike, ImageReader
+from unicode.generate.sampling import Sampling, choose
+from unicode.llm.language_model import LanguageModel, Prompt
+
+
+def beginning(prompt: Prompt) -> tuple[int, bytes]:
+    """Return the length of what a prompt may share with others, up to the end of its last image, and a digest of it; 0 without images."""
+    example = prompt.example
+    places = example.is_image.nonzero()
+    length = min(int(places[-1]) + 2, len(example) - 1) if len(places) else 0
+    digest = blake2b(example.input_ids[:length].numpy().tobytes(), digest_size=16)
+    digest.update(example.extra_ids.numpy().tobytes())
+    if prompt.pixels is not None:
+        digest.update(prompt.pixels.numpy().tobytes())
+    return length, digest.digest() if length else b""
+
+
+def sort_prompts(prompts: dict[int, Prompt], beginnings: dict[int, tuple[int, bytes]]) -> list[int]:
+    """Places of the prompts in the order of their batches: those that begin alike stand together, long ones come first.
+
+    What does not fit into memory then shows at once, the time left is not underrated, and rows of a batch are of like length.
+    """
+    longest: dict[bytes, int] = {}
+    for place, prompt in prompts.items():
+        name = beginnings[place][1]
+        longest[name] = max(longest.get(name, 0), len(prompt))
+
+    def rank(place: int) -> tuple[int, int, bytes, int]:
+        length, name = beginnings[place]
+        group = longest[name] if name else len(prompts[place])
+        return -group, -length, name, -len(prompts[place])
+
+    return sorted(prompts, key=rank)
+
+
+@torch.no_grad()
+def read_shared(model: LanguageModel, prompts: Sequence[Prompt], beginnings: Sequence[tuple[int, bytes]]) -> dict[str, Any]:
+    """A batch of prompts as `generate` takes it, what several begin with read already.
+
+    Args:
+        beginnings: `beginning` of each.
+
+    Returns:
+        As `LanguageModel.inputs` where no two prompts begin alike; else input_ids and attention_mask (B, T) and past_key_values of
+        the first positions.
+    """
+    rows: dict[bytes, int] = {}
+    for number, (_, name) in enumerate(beginnings):
+        if name:
+            rows.setdefault(name, number)
+    if len(rows) == sum(bool(name) for _, name in beginnings):
+        return model.inputs(prompts)
+    first = model.inputs([_cut(prompts[number], 0, beginnings[number][0]) for number in rows.values()])
+    rest = model.inputs([_cut(prompt, length, len(prompt)) for prompt, (length, _) in zip(prompts, beginnings, strict=True)])
+    mask = first["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    cache = model.causal(**first, position_ids=positions, use_cache=True, logits_to_keep=1).past_key_values
+    order = {name: place for place, name in enumerate(rows)}
+    chosen = torch.tensor([order.get(name, 0) for _, name in beginnings], device=mask.device)
+    cache.batch_select_indices(chosen)
+    seen = mask[chosen] * torch.tensor([[bool(name)] for _, name in beginnings], device=mask.device)
+    # the ids of positions that are in the cache are not read again, only counted
+    ids: Tensor = F.pad(rest["input_ids"], (mask.shape[1], 0), value=model.pad_id)
+    return {"input_ids": ids, "attention_mask": torch.cat((seen, rest["attention_mask"]), 1), "past_key_values": cache}
+
+
+def _cut(prompt: Prompt, start: int, end: int) -> Prompt:
+    """Positions `start` to `end` of a prompt; its images stand before the cut."""
+    example, images = prompt.example, start == 0
+    parts = {name: getattr(example, name)[start:end] for name in ("input_ids", "labels", "is_image", "branch")}
+    extra = slice(None) if images else slice(0, 0)
+    cut = type(example)(**parts, extra_ids=example.extra_ids[extra], extra_at=example.extra_at[extra], task=example.task)
+    return Prompt(cut, prompt.pixels if images else None)
+
+
+IMAGE_TAG = "<image>"
+WINDOW = 1024
+"""Questions whose prompts and images are in memory at a time, and that are sorted by length."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked."""
+
+    text: str
+    """The question, with an <image> tag for each image or without any: then the images go in front, as LLaVA has them."""
+    images: tuple[ImageLike, ...] = ()
+    id: Any = 0
+    """Decides, with the seed, what chance does to a sampled answer."""
+    history: tuple[str, ...] = ()
+    """Earlier turns of the conversation: question, answer, question, answer; <image> tags in them take the first images."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered."""
+
+    text: str
+    num_tokens: int = 0
+    """Tokens generated, the end token included."""
+    finished: bool = False
+    """Whether the model ended the answer itself, before the limit of tokens or of its context."""
+    error: str = ""
+    """Why there is no answer: an image that cannot be read, a prompt longer than the context; empty where there is one."""
+    ids: tuple[int, ...] = ()
+    """The tokens of the answer without the end token."""
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are generated.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+
+    batch_size: int = 16
+    """Questions per batch."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens; an answer also ends where the model's context does."""
+    temperature: float = 0.0
+    """0 takes the likeliest token (greedy); above 0 answers are sampled."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Of sampling, together with the id of each question."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.max_new_tokens < 1:
+            raise ValueError(f"batch size {self.batch_size} and new tokens {self.max_new_tokens} must be at least 1")
+        Sampling(self.temperature, top_p=self.top_p)
+
+    def made_by(self) -> dict[str, Any]:
+        """Those settings that answers depend on."""
+        sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return {"max_new_tokens": self.max_new_tokens, **(sampled if self.temperature else {})}
+
+    def seed_of(self, name: Any) -> int:
+        """The seed of the question with the id `name`."""
+        return int.from_bytes(blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def answer_questions(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    *,
+    config: AnswerConfig | None = None,
+    images: ImageReader | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, Answer]]:
+    """Answer questions batch by batch, in bounded memory however many there are.
+
+    Args:
+        questions: anything with a length and items by number; items are asked for once, in order, WINDOW at a time.
+        images: where images are looked up; None reads files relative to the working folder.
+        progress: whether the main rank shows a bar with the time left.
+
+    Yields:
+        (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the
+        others are answered.
+    """
+    config = config or AnswerConfig()
+    if images is None:
+        with ImageReader(model) as images:
+            yield from answer_questions(model, questions, config=config, images=images, progress=progress)
+        return
+    with tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main())) as bar:
+        for start, window in _windows(questions, images):
+            prompts, failed = _make_prompts(model, window, images)
+            for place, answer in failed.items():
+                yield start + place, answer
+            bar.update(len(failed))
+            beginnings = {place: beginning(prompt) for place, prompt in prompts.items()}
+            order = sort_prompts(prompts, beginnings)
+            for first in range(0, len(order), config.batch_size):
+                batch = order[first : first + config.batch_size]
+                inputs = read_shared(model, [prompts[place] for place in batch], [beginnings[place] for place in batch])
+                seeds = [config.seed_of(window[place].id) for place in batch]
+                answers = answer_batch(model, inputs, [len(prompts[place]) for place in batch], config=config, seeds=seeds)
+                yield from zip((start + place for place in batch), answers, strict=True)
+                bar.update(len(batch))
+
+
+def answer_batch(
+    model: LanguageModel, inputs: dict[str, Any], lengths: Sequence[int], *, config: AnswerConfig, seeds: Sequence[int] = ()
+) -> list[Answer]:
+    """Generate the answers to a batch of prompts.
+
+    Args:
+        inputs: what `LanguageModel.inputs` or `read_shared` gives.
+        lengths: tokens of each prompt.
+        seeds: one for each prompt, where answers are sampled.
+    """
+    # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
+    limits = [min(config.max_new_tokens, model.context - length) for length in lengths]
+    stop = model.template.stop
+    with torch.inference_mode():
+        tokens: Tensor = model.causal.generate(
+            **inputs,
+            max_new_tokens=max(limits),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([_Drawn(config, seeds)] if config.temperature else []),
+            eos_token_id=model.end_ids,
+            pad_token_id=model.pad_id,
+            **({"stop_strings": [stop], "tokenizer": model.text} if stop else {}),
+        )
+    new = tokens[:, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else tokens
+    return [_make_answer(model, row[:limit]) for row, limit in zip(new.tolist(), limits, strict=True)]
+
+
+class _Drawn(LogitsProcessor):
+    """Lets greedy generation take the token that chance chooses: chance belongs to the question, not to its place in a batch."""
+
+    def __init__(self, config: AnswerConfig, seeds: Sequence[int]) -> None:
+        self._sampling = Sampling(config.temperature, top_p=config.top_p)
+        self._seeds = torch.tensor(list(seeds))
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores -> 0 at the chosen token and minus infinity elsewhere."""
+        self._seeds = self._seeds.to(scores.device)
+        everything = torch.arange(scores.shape[1], device=scores.device)
+        chosen = choose(scores.float(), everything, self._sampling, seeds=self._seeds, step=self._step)
+        self._step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+
+def _make_answer(model: LanguageModel, tokens: list[int]) -> Answer:
+    """An answer from the tokens of its row, which may go on behind the end."""
+    end = next((place for place, token in enumerate(tokens) if token in model.end_ids), None)
+    ids = tokens[:end]
+    text, stop, _ = model.read_text(ids).lstrip().partition(model.template.stop or "\0")
+    return Answer(text.strip(), len(ids) + (end is not None), bool(stop) or end is not None, ids=tuple(ids))
+
+
+def _windows(questions: Sequence[Question], images: ImageReader) -> Iterator[tuple[int, list[Question]]]:
+    """Windows of questions with the place of their first; the images of the next one are decoded while one is worked on."""
+    starts = range(0, len(questions), WINDOW)
+    following = _take(questions, 0)
+    images.prefetch(image for question in following for image in question.images)
+    for start in starts:
+        window, following = following, _take(questions, start + WINDOW)
+        images.prefetch(image for question in following for image in question.images)
+        yield start, window
+
+
+def _take(questions: Sequence[Question], start: int) -> list[Question]:
+    return [questions[place] for place in range(start, min(start + WINDOW, len(questions)))]
+
+
+def _make_prompts(model: LanguageModel, window: list[Question], images: ImageReader) -> tuple[dict[int, Prompt], dict[int, Answer]]:
+    """Place -> prompt, and place -> answer with the error of the questions that cannot be asked."""
+    contents = images.read(image for question in window for image in question.images)
+    prompts: dict[int, Prompt] = {}
+    failed: dict[int, Answer] = {}
+    for place, question in enumerate(window):
+        try:
+            seen = images.contents(question.images, contents)
+            if question.images and not seen:  # the blind baseline without images
+                question = replace(question, history=tuple(map(_without_tags, question.history)), text=_without_tags(question.text))
+            prompt = model.prompt(place_tags(question.text, question.history, len(seen)), seen)
+            if len(prompt) >= model.context:
+                raise ValueError(f"the prompt has {len(prompt)} tokens, the model's context {model.context}; shorten the question")
+            prompts[place] = prompt
+        except (ImageError, ValueError) as error:
+            failed[place] = Answer("", error=str(error))
+    return prompts, failed
+
+
+def place_tags(text: str, history: Sequence[str], num_images: int) -> list[str]:
+    """The turns of a conversation that ends with the question `text`, with as many <image> tags as images: missing ones go in front of it.
+
+    Raises:
+        ValueError: more tags than images.
+    """
+    missing = num_images - sum(turn.count(IMAGE_TAG) for turn in (*history[::2], text))
+    if missing < 0:
+        raise ValueError(f"the question has {num_images - missing} {IMAGE_TAG} tags for {num_images} images")
+    return [*history, f"{IMAGE_TAG}\n" * missing + text]
+
+
+def _without_tags(text: str) -> str:
+    return text.replace(f"{IMAGE_TAG}\n", "").replace(IMAGE_TAG, "").strip()

@@ -1,0 +1,164 @@
+"""StoreWriter: fills a store shard by shard; a stopped run is finished by the same command."""
+
+import fcntl
+import io
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from unicode.common.files import atomic_write, read_json, write_json, write_jsonl
+from unicode.common.logging import get_logger
+from unicode.ids.store import FILES, Manifest, Origin, Shard, check_keys, checksum, hash_keys, write_keys
+
+log = get_logger(__name__)
+
+QUEUE = 4  # shards that may wait for the disk before encoding waits too
+
+
+class StoreWriter:
+    """Writes shards from a background thread. In a job of several ranks each has one, and `main` is true on exactly one.
+
+    Inside a `with`: `prepare` on the main rank, then `missing` and `put` on all ranks, `close`, then `finish` on the main rank, with
+    a barrier after the first and before the last step.
+    """
+
+    def __init__(self, path: str | Path, origin: Origin) -> None:
+        self.path = Path(path)
+        self.origin = origin
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._waiting: deque[Future[None]] = deque()
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._pool.shutdown(wait=True)  # what is on its way to the disk gets there even after an error
+            if kind is None:
+                self.close()
+        finally:
+            self._release_lock()
+
+    def prepare(self, keys: Sequence[str]) -> None:
+        """Take the folder for this run: check what is there, remove half-written files, write the manifest.
+
+        Raises:
+            ValueError: the store there is of another tokenizer, transform or list of images, another process is filling it, or
+                the keys are no relative, unique paths.
+        """
+        check_keys(keys)
+        if hash_keys(keys) != self.origin.image_list or len(keys) != self.origin.num_images:
+            raise ValueError(f"the {len(keys)} keys are not the list of {self.origin.num_images} images that the store is for")
+        for folder in (self.path / "shards", self.path / "keys"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if (self.path / "manifest.json").is_file():
+            Manifest.load(self.path).origin.check_same(self.origin, self.path)
+        else:
+            Manifest(self.origin).save(self.path)
+        for pattern in ("shards/.*", "keys/.*", ".manifest.json.*", ".skipped.jsonl.*"):
+            for stale in self.path.glob(pattern):
+                stale.unlink()
+
+    def missing(self) -> list[int]:
+        """Shards that are not there yet or are truncated."""
+        return [shard for shard in range(self.origin.num_shards) if not self._is_whole(shard)]
+
+    def put(self, shard: int, ids: torch.Tensor | np.ndarray, skipped: Sequence[tuple[int, str, str]] = ()) -> None:
+        """Hand over one shard; it is copied from the device and written in the background.
+
+        Args:
+            shard: its number.
+            ids: (images, views, N) vocabulary ids in id order; rows of unreadable images may hold anything.
+            skipped: (row in the store, key, reason) of the unreadable images.
+
+        Raises:
+            OSError: an earlier shard could not be written, as on a full disk.
+            ValueError: an earlier shard held ids outside the vocabulary.
+        """
+        while self._waiting and (len(self._waiting) >= QUEUE or self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, shard, ids, list(skipped)))
+
+    def close(self) -> None:
+        """Wait until everything handed over is written and raise the errors of `put`, if any."""
+        self._pool.shutdown(wait=True)
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def finish(self, keys: Sequence[str]) -> Manifest:
+        """Write the key index, the list of unreadable images and the manifest of the whole store.
+
+        Raises:
+            ValueError: a shard is missing.
+        """
+        missing = self.missing()
+        if missing:
+            raise ValueError(f"{self.path}: {len(missing)} shards are missing, the first is {missing[0]}; run the same command again")
+        sides = [read_json(self._side(shard)) for shard in range(self.origin.num_shards)]
+        shards = tuple(
+            Shard(f"shards/{shard:05d}.npy", len(self.origin.shard_rows(shard)), self.origin.shard_bytes(shard), side["crc32"])
+            for shard, side in enumerate(sides)
+        )
+        skipped = [record for side in sides for record in side["skipped"]]
+        if any(not (self.path / "keys" / name).is_file() for name in FILES):
+            write_keys(self.path / "keys", keys)
+        write_jsonl(self.path / "skipped.jsonl", skipped)
+        manifest = Manifest(self.origin, complete=True, skipped=len(skipped), shards=shards)
+        manifest.save(self.path)
+        return manifest
+
+    def _write(self, shard: int, ids: torch.Tensor | np.ndarray, skipped: list[tuple[int, str, str]]) -> None:
+        array = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else ids
+        start = self.origin.shard_rows(shard).start
+        assert array.shape == self.origin.shard_shape(shard), (array.shape, self.origin.shard_shape(shard))
+        kept = np.ones(len(array), dtype=bool)
+        kept[[row - start for row, _, _ in skipped]] = False
+        if kept.any() and not 0 <= array[kept].min() <= array[kept].max() < self.origin.vocab_size:
+            found = f"ids {array[kept].min()} to {array[kept].max()}"
+            raise ValueError(f"shard {shard}: {found} outside the vocabulary of {self.origin.vocab_size}")
+        out = np.where(kept[:, None, None], array, self.origin.no_id).astype(self.origin.dtype)
+        buffer = io.BytesIO()
+        np.save(buffer, out)
+        content = buffer.getvalue()
+        assert len(content) == self.origin.shard_bytes(shard), (len(content), self.origin.shard_bytes(shard))
+        records = [{"row": row, "key": key, "reason": reason} for row, key, reason in skipped]
+        write_json(self._side(shard), {"crc32": checksum(content), "skipped": records})
+        with atomic_write(self._file(shard), "wb") as file:
+            file.write(content)
+
+    def _is_whole(self, shard: int) -> bool:
+        file = self._file(shard)
+        return file.is_file() and file.stat().st_size == self.origin.shard_bytes(shard) and self._side(shard).is_file()
+
+    def _file(self, shard: int) -> Path:
+        return self.path / "shards" / f"{shard:05d}.npy"
+
+    def _side(self, shard: int) -> Path:
+        return self.path / "shards" / f"{shard:05d}.json"
+
+    def _take_lock(self) -> None:
+        """Lock the folder itself: the lock goes with the process, however it ends, and leaves no file."""
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release_lock()
+            raise ValueError(f"another process is filling {self.path}; wait for it or choose another folder") from None
+        except OSError as error:  # a file system without locks: go on without
+            log.info("%s cannot be locked (%s); make sure that no other process fills it", self.path, error)
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                os.close(self._lock)
+            self._lock = None

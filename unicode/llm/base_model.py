@@ -1,0 +1,208 @@
+"""The embedded default language model: text about the shapes world -> a small LLaMA and its tokenizer."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from unicode.annotations.captioned import SHORT
+from unicode.annotations.templates import TEMPLATES
+from unicode.common.files import read_json, write_json
+from unicode.common.logging import get_logger
+from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_scenes import draw_scene, world_text
+
+log = get_logger(__name__)
+
+# LLaMA's special tokens first, then one for padding and the marks around an image, full or compressed
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image_start>", "<image_end>", "<compressed_start>", "<compressed_end>")
+ALPHABET = [*(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "Ċ"]
+
+SUMMARY = "base.json"
+BRIEF = 0.2  # share of lines whose questions ask for a short answer in the words of LLaVA's mix
+
+# turns as the lines of the world have them, so that an untrained adapter starts from something the model knows
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}"
+    "{% else %} Answer: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Settings of the base model."""
+
+    vocab_size: int = 512  # tokens, the special ones among them
+    width: int = 128  # width of the embedding table
+    hidden: int = 344  # width inside the feed-forward layers
+    layers: int = 4
+    heads: int = 4
+    context: int = 1024  # longest sequence that positions are prepared for
+    tokenizer_lines: int = 4000  # lines that the tokenizer is trained on
+    instructions: float = 0.1  # share of lines that are a template of the annotations with a caption in it
+    row_tokens: int = 256  # tokens in a row of a batch
+    batch_size: int = 16  # rows in a batch
+    steps: int = 500  # optimizer steps
+    warmup_steps: int = 50
+    lr: float = 2e-3  # highest learning rate
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        smallest = len(SPECIAL_TOKENS) + len(ALPHABET)
+        if self.vocab_size < smallest:
+            raise ValueError(f"vocab_size is {self.vocab_size}, expected at least {smallest}: the special tokens and the characters")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width is {self.width}, expected a multiple of {2 * self.heads}: two for each of the {self.heads} heads")
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, expected at least 1")
+
+
+def base_text(*, instructions: float, seed: int) -> Iterator[str]:
+    """Yield lines about the world without end; a share `instructions` of them asks for a picture, as the annotations do."""
+    rng = Random(seed)
+    templates = [template for group in TEMPLATES.values() for template in group if "{ids}" not in template]
+    world = ShapesConfig(seed=seed)
+    for number, line in enumerate(world_text(seed=seed)):
+        if rng.random() < instructions:
+            caption = draw_scene(world, "train", number).caption(rng)
+            yield rng.choice(templates).replace("{caption}", caption.rstrip("."))
+        elif rng.random() < BRIEF:
+            yield line.replace("? Answer:", f"?\n{SHORT} Answer:")
+        else:
+            yield line
+
+
+def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-pair tokenizer on `lines`; it knows the characters of ASCII, any other becomes <unk>."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=ALPHABET,
+        limit_alphabet=len(ALPHABET),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    start = SPECIAL_TOKENS.index("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **names)
+
+
+def packed_rows(tokenizer: PreTrainedTokenizerFast, lines: Iterable[str], *, row_tokens: int) -> Iterator[torch.Tensor]:
+    """Yield rows of ids, (row_tokens,) int64: the lines one after another, each between <s> and </s>, cut wherever a row is full."""
+    end: int = tokenizer.eos_token_id
+    ids: list[int] = []
+    for line in lines:
+        ids += [*tokenizer(line)["input_ids"], end]
+        while len(ids) >= row_tokens:
+            yield torch.tensor(ids[:row_tokens])
+            del ids[:row_tokens]
+
+
+def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained LLaMA with tied embeddings; plain attention, which is the fastest at this size on a CPU."""
+    torch.manual_seed(config.seed)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        initializer_range=config.width**-0.5,  # the usual 0.02 is made for wide models; at this width attention would stay even for long
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    settings._attn_implementation = "eager"
+    return LlamaForCausalLM(settings)
+
+
+def learning_rate(step: int, config: BaseConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine that reaches a tenth of `lr` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: BaseConfig) -> float:
+    """Train `model` to predict the next token, in place; return the loss in nats a token, a mean over the last tenth of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    losses: list[float] = []
+    bar = tqdm(range(config.steps), desc="base model", unit="step", mininterval=2)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        batch = torch.stack([next(rows) for _ in range(config.batch_size)])
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise RuntimeError(f"the loss of the base model became {losses[-1]} at step {step}")
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)
+
+
+def is_made(folder: Path, config: BaseConfig) -> bool:
+    """Whether `folder` holds a whole base model of these settings.
+
+    Raises:
+        ValueError: it holds one of other settings, or something else.
+    """
+    if not folder.exists():
+        return False
+    if not (folder / SUMMARY).is_file():
+        raise ValueError(f"{folder} exists and holds no base model; give another --out")
+    made, wanted = read_json(folder / SUMMARY)["settings"], asdict(config)
+    other = [f"{name} {made.get(name)}, asked for {value}" for name, value in wanted.items() if made.get(name) != value]
+    if other:
+        raise ValueError(f"{folder} holds a base model of other settings ({'; '.join(other)}); remove it or give another --out")
+    return True
+
+
+def make_base_model(folder: Path, config: BaseConfig) -> float:
+    """Train the tokenizer and the model and save both to `folder`, which appears only when all is there; return the final loss.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    lines = base_text(instructions=config.instructions, seed=config.seed)
+    tokenizer = train_tokenizer((next(lines) for _ in range(config.tokenizer_lines)), vocab_size=config.vocab_size)
+    model = build_model(config, tokenizer)
+    log.info("base model: %d tokens, %.2f million parameters", len(tokenizer), model.num_parameters() / 1e6)
+    loss = pretrain_(model, packed_rows(tokenizer, lines, row_tokens=config.row_tokens), config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / SUMMARY, {"settings": asdict(config), "loss": loss})
+        partial.chmod(0o755)
+        os.rename(partial, folder)
+    except SafetensorError as error:  # the library's own name for a full disk
+        raise OSError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return loss

@@ -1,0 +1,466 @@
+"""Annotation record -> turns and images -> tokens and labels."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from unicode.annotations.records import (
+    BAD_IDS,
+    IMAGE_TAG,
+    IMAGE_TO_TEXT,
+    MALFORMED_TURNS,
+    TAG_MISMATCH,
+    TASKS,
+    TEXT_ONLY,
+    RefusedError,
+    parse_images,
+    parse_turns,
+    record_id,
+)
+from unicode.annotations.templates import TEXT_TO_IMAGE
+from unicode.ids.layout import Layout
+from unicode.ids.text import CLOSE, OPEN, read_run, split_runs
+from unicode.llm.template import (
+    AFTER_SPECIAL,
+    CONTROL,
+    END,
+    IMAGE,
+    INSIDE,
+    START,
+    TEXT_START,
+    PieceEncoder,
+    Template,
+    piece_encoder,
+    rounds,
+)
+from unicode.llm.vocabulary import Markers
+
+IGNORED = -100
+"""Label of a position that is not learned."""
+INPUT_MODES = ("ids", "sum")
+"""How images in questions are read: all their ids one after another, or one position per coarse cell."""
+NOT_BEGUN = OPEN + CLOSE
+"""A run of no ids, as UniCode-ECCV24 wrote it for a picture not begun: nothing."""
+Runs = Sequence[Any]
+"""Arrays of ids (n,), one for each <image> tag in the order of the tags; see `ExampleBuilder`."""
+
+
+@dataclass
+class Example:
+    """One tokenized conversation of T positions.
+
+    Attributes:
+        input_ids: (T,) int64.
+        labels: (T,) int64, IGNORED or the id at the same position (the model shifts them itself).
+        is_image: (T,) bool, positions of image ids or compressed cells, without the markers.
+        extra_ids: (n, m - 1) int64, the further ids of n compressed cells of m ids; the first stands in `input_ids`.
+        extra_at: (n,) int64, the positions of these cells.
+        branch: (T,) int64, 0 for what every turn sees, then 1, 2, ... for turns that do not see each other; all 0 in plain text.
+        task: one of the tasks of annotations.
+        images: keys of the images, in the order of their runs.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    is_image: torch.Tensor
+    extra_ids: torch.Tensor
+    extra_at: torch.Tensor
+    branch: torch.Tensor
+    task: str = ""
+    images: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_image_targets(self) -> int:
+        """Image ids that are learned."""
+        return int(((self.labels != IGNORED) & self.is_image).sum())
+
+    @property
+    def num_text_targets(self) -> int:
+        """Other tokens that are learned: words, markers and end tokens."""
+        return int(((self.labels != IGNORED) & ~self.is_image).sum())
+
+    def positions(self) -> torch.Tensor:
+        """Return position ids, (T,) int64: every branch counts on from the end of the common beginning."""
+        order = torch.arange(len(self))
+        shared = int((self.branch == 0).sum())
+        starts = torch.cat((torch.zeros(1, dtype=torch.long), (self.branch.diff() != 0).nonzero().flatten() + 1))
+        begun = torch.zeros(len(self), dtype=torch.long)
+        begun[starts] = starts
+        return torch.where(self.branch > 0, order - begun.cummax(0).values + shared, order)
+
+
+@dataclass
+class Segment:
+    """A stretch of tokens with one meaning."""
+
+    ids: Any
+    learned: bool = False
+    image: bool = False
+    extra: np.ndarray | None = None
+    """(cells, m - 1) of a compressed image."""
+
+
+@dataclass(frozen=True)
+class ExampleBuilder:
+    """Everything that is the same for all conversations of a run.
+
+    Attributes:
+        template: how turns are put into words.
+        text_tokenizer: the language model's, of transformers.
+        markers: around images; None where there are none.
+        layout: of whole images; None leaves the length of runs unchecked (then there is no input_mode "sum").
+        vocab_size: rows of the embedding table; every id must lie below it.
+        bare_images: nothing around images, and the words behind one spelled as at the beginning of a text: LLaVA's published models.
+    """
+
+    template: Template
+    text_tokenizer: Any
+    markers: Markers | None = None
+    layout: Layout | None = None
+    vocab_size: int = 0
+    bare_images: bool = False
+    encoder: PieceEncoder = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", piece_encoder(self.text_tokenizer))
+
+    def __reduce__(self) -> tuple[type["ExampleBuilder"], tuple[Any, ...]]:
+        return ExampleBuilder, (self.template, self.text_tokenizer, self.markers, self.layout, self.vocab_size, self.bare_images)
+
+    def build(
+        self,
+        turns: Sequence[str | None],
+        runs: Runs = (),
+        *,
+        input_mode: str = "ids",
+        isolate_turns: bool = False,
+        task: str = "",
+        images: tuple[str, ...] = (),
+    ) -> Example:
+        """Tokenize a conversation.
+
+        Args:
+            turns: human and gpt by turns; images stand in them as <image> (their ids are in `runs`) or as <vistok>...</vistok>.
+            runs: ids (n,) for each <image>, in order: whole rows of a picture.
+            input_mode: "sum" compresses the images of the questions.
+            isolate_turns: turns that share the pictures of the first question see only these and themselves (see `split_branches`).
+            task: kept in the example.
+            images: keys of the images, kept in the example.
+
+        Raises:
+            ValueError: tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
+        """
+        parts = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
+        return _join(parts, self.layout, task, images)
+
+    def measure(self, turns: Sequence[str | None], runs: Runs = (), *, input_mode: str = "ids", isolate_turns: bool = False) -> int:
+        """Return the number of tokens that `build` would give, with the same errors."""
+        branches = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
+        return sum(len(segment.ids) for branch in branches for segment in branch)
+
+    def segments(self, turns: Sequence[str | None], runs: Runs, *, input_mode: str, isolate_turns: bool) -> list[list[Segment]]:
+        """Return the segments of the common beginning and of each branch; of a conversation without branches one list."""
+        if input_mode not in INPUT_MODES:
+            raise ValueError(f"input_mode is '{input_mode}'; known: {', '.join(INPUT_MODES)}")
+        turns = [turn if turn is None else turn.replace(NOT_BEGUN, "") for turn in turns]
+        num_tags = sum(turn.count(IMAGE_TAG) for turn in turns if turn is not None)
+        if num_tags != len(runs):
+            raise ValueError(f"{num_tags} {IMAGE_TAG} in the conversation, {len(runs)} images")
+        alone = split_branches(turns) if isolate_turns else None
+        if alone is None:
+            return [list(self._render(turns, iter(runs), input_mode))]
+        whole = [list(self._render(branch, iter(runs), input_mode)) for branch in alone]
+        last = max(number for number, segment in enumerate(whole[0]) if segment.image)
+        shared = last + (1 if self.bare_images else 2)  # the marker behind the last image too
+        return [whole[0][:shared], *(branch[shared:] for branch in whole)]
+
+    def _render(self, turns: Sequence[str | None], runs: Iterator[Any], input_mode: str) -> Iterator[Segment]:
+        place = TEXT_START
+        if self.template.adds_bos and self.encoder.bos_id is not None:
+            yield Segment([self.encoder.bos_id])  # the place stays TEXT_START: a start token of its own changes no spelling
+        for part in self.template.render(turns):
+            if part.kind == END:
+                yield Segment([self.template.end_id(self.text_tokenizer)], part.learned)
+                place = AFTER_SPECIAL
+            elif part.kind == START:
+                if self.encoder.bos_id is not None:
+                    yield Segment([self.encoder.bos_id])
+                    place = AFTER_SPECIAL
+            elif part.kind == CONTROL:
+                ids = self.encoder.encode(part.text, place=place, control=True)
+                yield Segment(ids)
+                place = AFTER_SPECIAL if ids and ids[-1] in self.encoder.special_ids else INSIDE
+            else:
+                for words, run in _cut(part.text, runs):
+                    if run is not None:
+                        yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
+                        place = place if not len(run) else TEXT_START if self.bare_images else AFTER_SPECIAL
+                    else:
+                        yield Segment(self.encoder.encode(words, place=INSIDE if part.learned else place), part.learned)
+                        place = INSIDE
+
+    def _image(self, ids: np.ndarray, learned: bool, *, compressed: bool) -> Iterator[Segment]:
+        """Marker, ids, marker; nothing for a picture that is not begun."""
+        if not len(ids):
+            return
+        if self.bare_images:
+            yield Segment(ids, learned, image=True)
+            return
+        markers = self._checked(ids)
+        if not compressed:
+            yield Segment([markers.image_start], learned)
+            yield Segment(ids, learned, image=True)
+            yield Segment([markers.image_end], learned)
+            return
+        if self.layout is None:
+            raise ValueError("input_mode is 'sum', but the layout of the ids is not known; name the image tokenizer or a store of ids")
+        cells = ids.reshape(-1, self.layout.cell_length)
+        yield Segment([markers.compressed_start])
+        yield Segment(cells[:, 0], image=True, extra=cells[:, 1:])
+        yield Segment([markers.compressed_end])
+
+    def _checked(self, ids: np.ndarray) -> Markers:
+        """Return the markers. ValueError for ids that are no rows of an image of this vocabulary."""
+        if self.markers is None:
+            raise ValueError("the conversation holds an image, but there are no markers for images")
+        if self.layout is not None:
+            self.layout.rows_of(len(ids))
+        if self.vocab_size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"image ids range from {ids.min()} to {ids.max()}, but the language model has {self.vocab_size} tokens")
+        if (ids[:, None] == np.array(self.markers.ids())).any():
+            raise ValueError(f"an image holds the id of a marker ({self.markers.ids()}); its ids are of another vocabulary")
+        return self.markers
+
+
+def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None:
+    """A conversation about the pictures of its first question -> one conversation per turn, each of pictures, question and answer.
+
+    The pictures move to the front, as LLaVA has it. None where turns cannot do without each other: a single turn, no picture in the first
+    question, or pictures elsewhere.
+    """
+    pairs = rounds(turns)
+    pictures = IMAGE.findall(pairs[0][0])
+    elsewhere = any(IMAGE.search(text) for text in turns[1:] if text is not None)
+    if len(pairs) < 2 or not pictures or elsewhere:
+        return None
+    front = "\n".join(pictures)
+    questions = [IMAGE.sub("", pairs[0][0]).strip(), *(question for question, _ in pairs[1:])]
+    return [[f"{front}\n{question}", answer] for question, (_, answer) in zip(questions, pairs, strict=True)]
+
+
+def build_example(
+    turns: Sequence[str | None],
+    runs: Runs = (),
+    *,
+    template: Template,
+    text_tokenizer: Any,
+    markers: Markers | None = None,
+    layout: Layout | None = None,
+    vocab_size: int = 0,
+    input_mode: str = "ids",
+    isolate_turns: bool = False,
+    task: str = "",
+) -> Example:
+    """Tokenize one conversation; arguments and errors as `ExampleBuilder` and its `build`."""
+    builder = ExampleBuilder(template, text_tokenizer, markers, layout, vocab_size)
+    return builder.build(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns, task=task)
+
+
+def build_prompt(
+    turns: Sequence[str | None],
+    runs: Runs = (),
+    *,
+    template: Template,
+    text_tokenizer: Any,
+    markers: Markers | None = None,
+    layout: Layout | None = None,
+    vocab_size: int = 0,
+    input_mode: str = "ids",
+) -> Example:
+    """Tokenize a conversation whose last answer is to be written; nothing in it is learned.
+
+    Args:
+        turns: ends with a question, or with None in place of its answer.
+
+    Raises:
+        ValueError: the last turn is an answer; else as `ExampleBuilder.build`.
+    """
+    if len(turns) % 2 == 0 and turns and turns[-1] is not None:
+        raise ValueError("the conversation ends with an answer; end it with the question to be answered")
+    builder = ExampleBuilder(template, text_tokenizer, markers, layout, vocab_size)
+    example = builder.build(turns, runs, input_mode=input_mode)
+    example.labels = torch.full_like(example.labels, IGNORED)
+    return example
+
+
+def _cut(text: str, runs: Iterator[Any]) -> Iterator[tuple[str, np.ndarray | None]]:
+    """The words and the images of a part in their order; images as their ids, from `runs` where a tag stands for them."""
+    done = 0
+    for found in IMAGE.finditer(text):
+        if found.start() > done:
+            yield text[done : found.start()], None
+        ids = next(runs) if found.group() == IMAGE_TAG else read_run(found.group())
+        yield found.group(), np.asarray(ids, dtype=np.int64)
+        done = found.end()
+    if done < len(text):
+        yield text[done:], None
+
+
+def _join(branches: list[list[Segment]], layout: Layout | None, task: str, images: tuple[str, ...]) -> Example:
+    segments = [(number, segment) for number, branch in enumerate(branches) for segment in branch]
+    sizes = [len(segment.ids) for _, segment in segments]
+    starts = np.cumsum([0, *sizes])
+
+    def spread(values: list[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.asarray(values), sizes))
+
+    ids = torch.from_numpy(np.concatenate([np.asarray(segment.ids, dtype=np.int64) for _, segment in segments]))
+    compressed = [(start, segment.extra) for start, (_, segment) in zip(starts, segments, strict=False) if segment.extra is not None]
+    width = layout.cell_length - 1 if layout is not None else 0
+    extra_ids = np.concatenate([np.empty((0, width), dtype=np.int64), *(extra for _, extra in compressed)])
+    extra_at = np.concatenate([np.empty(0, dtype=np.int64), *(start + np.arange(len(extra)) for start, extra in compressed)])
+    learned = spread([segment.learned for _, segment in segments])
+    return Example(
+        input_ids=ids,
+        labels=torch.where(learned, ids, IGNORED),
+        is_image=spread([segment.image for _, segment in segments]),
+        extra_ids=torch.from_numpy(extra_ids),
+        extra_at=torch.from_numpy(extra_at),
+        branch=spread([number for number, _ in segments]).long(),
+        task=task,
+        images=images,
+    )
+
+
+UNKNOWN_TASK = "unknown task"
+UNKNOWN_MODE = "unknown input_mode"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A checked record.
+
+    Attributes:
+        id: its id as text.
+        task: one of annotations' TASKS; where the record names none, what its images tell.
+        turns: human and gpt by turns; every image is a tag.
+        images: for each tag in order the key of the image, or its ids.
+        input_mode: how the record wants its images read, "" for no wish.
+        layout, tokenizer: what the record says about its ids, "" for nothing.
+    """
+
+    id: str
+    task: str
+    turns: tuple[str, ...]
+    images: tuple[str | np.ndarray, ...]
+    input_mode: str
+    layout: str
+    tokenizer: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys among the images."""
+        return tuple(image for image in self.images if isinstance(image, str))
+
+    def first_rounds(self, count: int) -> "Sample":
+        """Return the sample without what follows its first `count` questions and answers."""
+        turns = self.turns[: 2 * count]
+        num_images = sum(turn.count(IMAGE_TAG) for turn in turns)
+        return Sample(self.id, self.task, turns, self.images[:num_images], self.input_mode, self.layout, self.tokenizer)
+
+
+def read_sample(record: Any) -> Sample:
+    """Check a record and take it apart.
+
+    Raises:
+        RefusedError: no or malformed turns, an unknown role, gpt before human, an empty answer, image tags without images or images
+            without tags, ids that cannot be read, an unknown task or input_mode.
+    """
+    turns = parse_turns(record)
+    for number, turn in enumerate(turns):
+        if number % 2 and not turn.strip():
+            raise RefusedError(MALFORMED_TURNS, f"turn {number}, an answer, is empty")
+    keys = parse_images(record)
+    num_tags = sum(turn.count(IMAGE_TAG) for turn in turns)
+    if num_tags != len(keys):
+        raise RefusedError(TAG_MISMATCH, f"{num_tags} {IMAGE_TAG} in the conversation, {len(keys)} images")
+    images: tuple[str | np.ndarray, ...] = keys
+    if any(OPEN in turn or CLOSE in turn for turn in turns):
+        turns, images = _take_runs(turns, keys)
+    task = record.get("task") or _guess_task(turns)
+    if task not in TASKS:
+        raise RefusedError(UNKNOWN_TASK, f"'{str(task)[:40]}'; known: {', '.join(TASKS)}")
+    mode = record.get("input_mode") or ""
+    if mode and mode not in INPUT_MODES:
+        raise RefusedError(UNKNOWN_MODE, f"'{str(mode)[:40]}'; known: {', '.join(INPUT_MODES)}")
+    layout, tokenizer = (str(record.get(name) or "") for name in ("layout", "tokenizer"))
+    return Sample(record_id(record, keys, turns), task, turns, images, mode, layout, tokenizer)
+
+
+def _take_runs(turns: tuple[str, ...], keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | np.ndarray, ...]]:
+    """Turns with a tag in place of each run of ids, and the images of all tags; a run of no ids, a picture not begun, is nothing."""
+    images: list[str | np.ndarray] = []
+    rest, texts = iter(keys), []
+    for number, turn in enumerate(turns):
+        try:
+            pieces = split_runs(turn, where=f"turn {number}", allow_empty=True)
+        except ValueError as error:
+            raise RefusedError(BAD_IDS, str(error)) from error
+        words = ""
+        for piece in pieces:
+            if piece.ids is None:
+                words += piece.text
+                images += [next(rest) for _ in range(piece.text.count(IMAGE_TAG))]
+            elif len(piece.ids):
+                words += IMAGE_TAG
+                images.append(piece.ids)
+        texts.append(words)
+    return tuple(texts), tuple(images)
+
+
+def _guess_task(turns: tuple[str, ...]) -> str:
+    if any(IMAGE_TAG in answer for answer in turns[1::2]):
+        return TEXT_TO_IMAGE
+    return IMAGE_TO_TEXT if any(IMAGE_TAG in question for question in turns[::2]) else TEXT_ONLY
+
+
+GREEN, GREY, RESET = "\033[1;32m", "\033[90m", "\033[0m"
+FROM, TO = "⟦", "⟧"
+
+
+def format_example(example: Example, text_tokenizer: Any, *, colour: bool = False) -> str:
+    """Return an example as text: learned stretches in brackets, or green among grey, and each run of image ids as its length."""
+    learned = (example.labels != IGNORED).tolist()
+    images, branches, ids = example.is_image.tolist(), example.branch.tolist(), example.input_ids.tolist()
+    encoder, compressed = piece_encoder(text_tokenizer), set(example.extra_at.tolist())
+    pieces, start = [], 0
+    for place in range(1, len(ids) + 1):
+        whole = place < len(ids) and (learned[place], images[place], branches[place]) == (learned[start], images[start], branches[start])
+        if whole:
+            continue
+        words = encoder.decode(ids[start:place])
+        if images[start]:
+            words = f"({place - start} {'cells' if start in compressed else 'ids'})"
+        if branches[start] and (not start or branches[start] != branches[start - 1]):
+            pieces.append(f"\n--- turn {branches[start]} ---\n")
+        opened, closed = (GREEN if learned[start] else GREY, RESET) if colour else ((FROM, TO) if learned[start] else ("", ""))
+        pieces.append(f"{opened}{words}{closed}")
+        start = place
+    return "".join(pieces).replace(f"{TO}{FROM}", "")
+
+
+def preview(examples: Iterable[Example], text_tokenizer: Any, *, count: int, stream: TextIO | None = None) -> None:
+    """Print the first `count` examples with the number of their tokens, in colour where the stream is a terminal."""
+    stream = stream or sys.stdout
+    for number, example in enumerate(islice(examples, count)):
+        targets = f"{example.num_text_targets} words or marks and {example.num_image_targets} image ids learned"
+        print(f"=== {number}: {example.task or 'no task'}, {len(example)} tokens, {targets}", file=stream)
+        print(format_example(example, text_tokenizer, colour=stream.isatty()), file=stream)

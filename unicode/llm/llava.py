@@ -1,0 +1,500 @@
+"""The LLaVA baseline: vision tower, projector and a language model that reads projected features."""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from unicode.common.files import atomic_write, read_json, read_tensors, stable_bytes
+from unicode.images.decode import eval_transform, to_float
+from unicode.llm.vocabulary import first_line
+from unicode.tokenizer.load import load_tokenizer
+
+PROJECTOR_FILE, LLAVA_FILE = "projector.safetensors", "mm_projector.bin"
+KINDS = "linear, mlp2x_gelu or another mlpNx_gelu"
+_MLP = re.compile(r"mlp([1-9])x_gelu")
+_LLAVA_NAME = re.compile(r"(?:.*\.)?mm_projector\.(.+)")
+
+
+def build_projector(kind: str, in_width: int, out_width: int) -> nn.Sequential:
+    """Return a projector: `linear`, or `mlpNx_gelu` with N layers and GELU between them; its tensors are called as LLaVA's.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    match = _MLP.fullmatch(kind)
+    if kind != "linear" and match is None:
+        raise ValueError(f"vision.projector is '{kind}'; choose {KINDS}")
+    layers: list[nn.Module] = [nn.Linear(in_width, out_width)]
+    for _ in range(1, int(match[1]) if match else 1):
+        layers += [nn.GELU(), nn.Linear(out_width, out_width)]
+    return nn.Sequential(*layers)
+
+
+def save_projector(folder: str | Path, state: dict[str, torch.Tensor]) -> Path:
+    """Write the state dict of a projector to projector.safetensors in a folder, atomically, and return the path."""
+    path = Path(folder) / PROJECTOR_FILE
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_write(path, "wb") as file:
+        file.write(stable_bytes(tensors, {"format": "pt"}))
+    return path
+
+
+def load_projector_(projector: nn.Module, path: str | Path) -> None:
+    """Fill a projector from a folder or a file of one, this project's or LLaVA's.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, or holds a projector of another kind or width.
+    """
+    path = find_projector(path)
+    state = read_projector(path)
+    expected = {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if given != expected:
+        reason = f"it holds {_describe(given)}, but vision.projector and the two models ask for {_describe(expected)}"
+        raise ValueError(f"{path} does not fit: {reason}")
+    projector.load_state_dict(state)
+
+
+def find_projector(path: str | Path) -> Path:
+    """Return the file of the projector that `path`, a file or a folder, means; FileNotFoundError if there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for name in (PROJECTOR_FILE, LLAVA_FILE):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"no projector at '{path}': {PROJECTOR_FILE} or {LLAVA_FILE} expected; scripts/pretrain_llava.sh trains one")
+
+
+def read_projector(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the state dict, by the names that `build_projector` gives, of a file of this project or of LLaVA.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or holds no projector.
+    """
+    if Path(path).suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors has an error type of its own for damaged files
+            raise ValueError(f"{path} is damaged ({error}); train or copy the projector again") from error
+    return pick_projector(read_tensors(path, wanted="a projector of LLaVA"), source=str(path))
+
+
+def pick_projector(tensors: dict[str, torch.Tensor], *, source: str) -> dict[str, torch.Tensor]:
+    """Return the projector among tensors named in LLaVA's ways, float32; ValueError naming `source` if there is none."""
+    found = {}
+    for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
+        match = _LLAVA_NAME.fullmatch(name)
+        if match:
+            inner = match[1] if match[1][0].isdigit() else f"0.{match[1]}"  # a linear projector of LLaVA is no Sequential
+            found[inner] = tensor.float()
+    if not found:
+        raise ValueError(f"{source} holds no projector; names with mm_projector in them are expected")
+    return found
+
+
+def describe_projector(state: dict[str, torch.Tensor]) -> tuple[str, int, int]:
+    """Return kind, input width and output width of a projector's state dict."""
+    weights = [state[name] for name in sorted(state, key=lambda name: int(name.split(".")[0])) if name.endswith(".weight")]
+    kind = "linear" if len(weights) == 1 else f"mlp{len(weights)}x_gelu"
+    return kind, weights[0].shape[1], weights[-1].shape[0]
+
+
+def _describe(shapes: dict[str, tuple[int, ...]]) -> str:
+    layers = [f"{shape[1]} -> {shape[0]}" for name, shape in sorted(shapes.items()) if name.endswith("weight") and len(shape) == 2]
+    return f"{len(layers)} layer{'s' if len(layers) != 1 else ''} ({', '.join(layers) or 'none'})"
+
+
+FITS = ("auto", "pad", "crop", "squash")
+FEATURES = {"clip": ("patch", "cls_patch"), "tokenizer": ("quantized", "latent")}  # the first is the default
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the published models
+GREY = (0.5, 0.5, 0.5)
+DTYPES = ("float32", "bfloat16", "float16")
+DIGEST_VALUES = 64  # of each tensor that go into a tower's fingerprint
+
+
+@dataclass
+class VisionSettings:
+    """The LLaVA baseline: a vision tower whose features a projector brings into the language model's embedding space."""
+
+    enabled: bool = False
+    """Read images through a tower and a projector; otherwise images are ids of the vocabulary, this project's own way."""
+    kind: str = "clip"
+    """`clip` or `tokenizer`."""
+    path: str = ""
+    """Folder of the CLIP model, or of the image tokenizer."""
+    feature: str = ""
+    """`clip`: `patch` (default) or `cls_patch`, with the class token in front. `tokenizer`: `latent`, before quantization, or
+    `quantized` (default), what its decoder gets."""
+    layer: int = -2
+    """`clip`: the hidden layer whose output is taken, counted as transformers counts them; LLaVA's is the last but one."""
+    fit: str = "auto"
+    """How a picture becomes square: `pad` with the tower's mean colour, `crop` the middle, `squash`; auto: pad for clip, crop for
+    a tokenizer, as it was trained."""
+    dtype: str = "float32"
+    """Arithmetic of the tower, whatever the language model's: a frozen tower is no part of mixed precision or of ZeRO."""
+    projector: str = "mlp2x_gelu"
+    """`linear`, `mlp2x_gelu` (LLaVA-1.5), or any other `mlpNx_gelu`."""
+    projector_path: str = ""
+    """A projector to begin with: a run folder, projector.safetensors or LLaVA's mm_projector.bin; empty: begin anew."""
+    projector_only: bool = False
+    """Train the projector alone, the language model frozen: LLaVA's first stage."""
+    images: list[str] = field(default_factory=list)
+    """Where the pictures of the annotation files lie: folders that their paths start from, LMDB folders, tar shards, or "shapes"."""
+    world: list[str] = field(default_factory=list)
+    """Settings of the generated world of "shapes" that differ from the default one, as colours=8."""
+
+    def __post_init__(self) -> None:
+        """Reject values that make no sense."""
+        if self.kind not in TOWERS:
+            raise ValueError(f"vision.kind is '{self.kind}'; choose one of {', '.join(TOWERS)}")
+        for name, allowed in (("feature", ("", *FEATURES[self.kind])), ("fit", FITS), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"vision.{name} is '{getattr(self, name)}'; with vision.kind={self.kind} one of {', '.join(filter(None, allowed))}"
+                )
+        if self.enabled and not self.path:
+            raise ValueError(f"vision.enabled=true needs vision.path, the folder of the {self.kind} tower")
+        if self.projector_only and not self.enabled:
+            raise ValueError("vision.projector_only=true trains nothing without vision.enabled=true")
+
+    @property
+    def chosen_feature(self) -> str:
+        """`feature`, or the default of the kind."""
+        return self.feature or FEATURES[self.kind][0]
+
+
+class Tower(nn.Module, ABC):
+    """A frozen picture reader.
+
+    Attributes:
+        image_size: side S of the square pictures.
+        num_features: features n of a picture.
+        width: width of each.
+        fingerprint: 16 hexadecimal digits that tell towers apart.
+        transform: RGB picture -> (3, S, S) uint8, the same in training and in use.
+    """
+
+    image_size: int
+    num_features: int
+    width: int
+    fingerprint: str
+    transform: Callable[[Image.Image], Tensor]
+
+    @abstractmethod
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) in [-1, 1], on the tower's device and of its dtype -> (B, n, width)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8, or floats in [-1, 1] -> (B, n, width) in the tower's dtype, without gradient."""
+        expected = (3, self.image_size, self.image_size)
+        assert pixels.shape[1:] == expected, (pixels.shape, expected)
+        pixels = pixels.to(self.device)
+        if pixels.dtype == torch.uint8:
+            pixels = to_float(pixels)
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+            return self.features(pixels.to(self.dtype))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    def train(self, mode: bool = True) -> "Tower":
+        """Stay in evaluation mode: a frozen tower has nothing to train."""
+        return super().train(False)
+
+    def freeze_(self) -> None:
+        """End the construction: nothing requires gradient, evaluation mode."""
+        self.requires_grad_(False)
+        self.train(False)
+
+
+class ClipTower(Tower):
+    """Patch features of a hidden layer of a CLIP vision model.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no CLIP model that opens, or has no such layer.
+    """
+
+    def __init__(self, settings: VisionSettings) -> None:
+        super().__init__()
+        folder = Path(settings.path)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"vision.path '{folder}' has no config.json; give a folder with a CLIP model, downloaded beforehand")
+        self.model = _open_clip(folder)
+        config = self.model.config
+        if not -config.num_hidden_layers - 1 <= settings.layer <= config.num_hidden_layers:
+            raise ValueError(f"vision.layer is {settings.layer}, but the tower {folder} has {config.num_hidden_layers} layers")
+        self.layer, self.with_class = settings.layer, settings.chosen_feature == "cls_patch"
+        self.image_size, self.width = int(config.image_size), int(config.hidden_size)
+        self.num_features = (self.image_size // int(config.patch_size)) ** 2 + int(self.with_class)
+        processor = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+        self.mean = tuple(processor.get("image_mean") or CLIP_MEAN)
+        self.std = tuple(processor.get("image_std") or CLIP_STD)
+        fit = "pad" if settings.fit == "auto" else settings.fit
+        self.transform = square_transform(self.image_size, fit=fit, colour=self.mean)
+        self.fingerprint = digest_weights(self.model, repr((config.to_dict().get("model_type"), self.mean, self.std)))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """See `Tower.features`."""
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        hidden = self.model(pixel_values=((pixels + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states[self.layer]
+        return hidden if self.with_class else hidden[:, 1:]
+
+
+class TokenizerTower(Tower):
+    """Features of an image tokenizer on its finest grid, raster order: latents, or the quantized vectors that its decoder gets.
+
+    Raises:
+        FileNotFoundError, ValueError: see `unicode.tokenizer.load.load_tokenizer`.
+    """
+
+    def __init__(self, settings: VisionSettings) -> None:
+        super().__init__()
+        tokenizer = load_tokenizer(settings.path)
+        self.encoder, self.quant_conv = tokenizer.encoder, tokenizer.quant_conv
+        self.stack = None if settings.chosen_feature == "latent" else tokenizer.stack
+        self.image_size = tokenizer.config.image_size
+        self.num_features = (self.image_size // tokenizer.config.autoencoder.stride) ** 2
+        self.width = tokenizer.stack.out_channels if self.stack is not None else tokenizer.config.map_channels
+        self.transform = square_transform(self.image_size, fit="crop" if settings.fit == "auto" else settings.fit, colour=GREY)
+        self.fingerprint = tokenizer.fingerprint
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """See `Tower.features`."""
+        latents = self.quant_conv(self.encoder(pixels))
+        return rearrange(latents if self.stack is None else self.stack(latents).features, "b c h w -> b (h w) c")
+
+
+TOWERS: dict[str, Callable[[VisionSettings], Tower]] = {"clip": ClipTower, "tokenizer": TokenizerTower}
+
+
+def build_tower(settings: VisionSettings) -> Tower:
+    """Return the frozen tower that the settings name, on the CPU.
+
+    Build it before training arguments with ZeRO-3 exist: transformers divides every model that it opens from then on among the ranks,
+    and the tower, which needs no optimizer, stays whole on each of them.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder does not hold what `vision.kind` says.
+    """
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    assert not is_deepspeed_zero3_enabled(), "build the tower before the training arguments"
+    tower = TOWERS[settings.kind](settings)
+    tower.to(getattr(torch, settings.dtype))
+    tower.freeze_()
+    return tower
+
+
+def square_transform(image_size: int, *, fit: str, colour: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
+    """Return the way of an RGB picture of any shape to (3, S, S) uint8, resized with an antialiased bicubic kernel.
+
+    Args:
+        fit: `pad` the shorter side with `colour` (0 to 1 each), `crop` the middle square, or `squash`.
+    """
+    if fit == "crop":
+        return eval_transform(image_size)
+    steps: list[Any] = [v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC, antialias=True), v2.PILToTensor()]
+    return v2.Compose([PadToSquare(colour), *steps] if fit == "pad" else steps)
+
+
+@dataclass(frozen=True)
+class PadToSquare:
+    """Centre a picture on a square of its longer side, the rest in `colour` (0 to 1 each)."""
+
+    colour: tuple[float, ...]
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        side = max(picture.size)
+        square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in self.colour))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return square
+
+
+def digest_weights(module: nn.Module, description: str) -> str:
+    """16 hexadecimal digits from a description, the names and shapes of all tensors and the first values of each."""
+    digest = hashlib.sha256(description.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten()[:DIGEST_VALUES].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _open_clip(folder: Path) -> Any:
+    from transformers import CLIPVisionModel
+
+    try:
+        loaded: Any = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # transformers fails in many ways on a folder of another model
+        raise ValueError(f"vision.path '{folder}' holds no CLIP vision model that opens ({first_line(error)})") from error
+    model, found = loaded
+    if found["missing_keys"]:
+        first = sorted(found["missing_keys"])[0]
+        raise ValueError(f"vision.path '{folder}' holds no CLIP vision model: it lacks {len(found['missing_keys'])} weights, as {first}")
+    return model
+
+
+class LlavaModel(nn.Module):
+    """A language model that reads pictures through a tower and a projector.
+
+    The tower is frozen and deliberately no submodule: it is in no state dict, no optimizer, and neither DDP, ZeRO nor a cast to
+    bfloat16 reaches it; every rank keeps it whole and it follows the language model from device to device.
+
+    Args:
+        lm: a causal language model of transformers, or a PEFT model of one.
+        tower: a frozen tower.
+        projector: (..., tower.width) -> (..., D).
+    """
+
+    tower: Tower
+
+    def __init__(self, lm: nn.Module, tower: Tower, projector: nn.Module) -> None:
+        super().__init__()
+        self.lm, self.projector = lm, projector
+        self.__dict__["tower"] = tower  # around nn.Module's registration
+
+    def embed(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None) -> Tensor:
+        """Return the embeddings of a batch, those of placeholders replaced by features.
+
+        Every call runs the embedding layer and the projector once, whatever the batch holds: without images a black picture is read and
+        none of its rows used, so that ranks with and without images do the same collective operations and never wait for each other.
+
+        Args:
+            input_ids: (B, T); any id of the vocabulary at the placeholders.
+            pixels: (m, 3, S, S) uint8 or in [-1, 1], the pictures in the order of their places, or None.
+            image_at: (m n) int64 positions in the flattened batch (b T + t), or None.
+
+        Returns:
+            (B, T, D) in the embedding layer's dtype.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        tower = self.tower
+        if tower.device != embeddings.device:
+            tower.to(embeddings.device)
+        if pixels is None or not len(pixels):
+            pixels = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=embeddings.device)
+            image_at = torch.zeros(0, dtype=torch.long, device=embeddings.device)
+        assert image_at is not None, "pixels without image_at"
+        features = self.project(tower(pixels)).flatten(0, 1)
+        assert len(image_at) in (0, len(features)), f"{len(image_at)} placeholders for {len(features)} features"
+        used = features[: len(image_at)].to(embeddings.dtype)
+        return embeddings.flatten(0, 1).index_copy(0, image_at, used).view_as(embeddings)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(m, n, width) -> (m, n, D) through the projector, in its own dtype."""
+        return self.projector(features.to(next(self.projector.parameters()).dtype))  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        pixels: Tensor | None = None,
+        image_at: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the language model on a batch; returns what it returns (`loss` if labels are given, `logits`, `past_key_values`).
+
+        Args:
+            input_ids, pixels, image_at: see `embed`.
+            inputs_embeds: (B, T, D) in place of the three.
+            kwargs: for the language model: attention_mask, position_ids, labels, num_items_in_batch, ...
+        """
+        assert (input_ids is None) != (inputs_embeds is None), "give either input_ids or inputs_embeds"
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, pixels=pixels, image_at=image_at)
+        return self.lm(inputs_embeds=inputs_embeds, **kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        pixels: Tensor | None = None,
+        image_at: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `generate` of transformers; what comes back are the new tokens only, (B, new), without the prompt."""
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, pixels=pixels, image_at=image_at)
+        return self.lm.generate(inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[operator]
+
+    # What Trainer and generation loops ask of a model is the language model's.
+
+    @property
+    def config(self) -> Any:
+        """The language model's config."""
+        return self.lm.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.lm.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model."""
+        return self.lm.dtype  # type: ignore[return-value]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's embedding layer."""
+        return self.lm.get_input_embeddings()  # type: ignore[operator, no-any-return]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.lm.get_output_embeddings()  # type: ignore[operator, no-any-return]
+
+    def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
+        """Write projector.safetensors and what was trained of the language model: an adapter, all its weights, or nothing.
+
+        Args:
+            state_dict: weights of this module by their names here, gathered where ranks hold parts of them (ZeRO-3).
+            kwargs: for `lm.save_pretrained`.
+        """
+        state = self.state_dict() if state_dict is None else state_dict
+        if isinstance(self.lm, PeftModel) or any(parameter.requires_grad for parameter in self.lm.parameters()):
+            self.lm.save_pretrained(folder, state_dict=part_of(state, "lm."), **kwargs)  # type: ignore[operator]
+        save_projector(folder, part_of(state, "projector."))
+
+    def load_trained_(self, folder: str | Path) -> None:
+        """Take what `save_pretrained` wrote; a training goes on with it.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no projector, or one that does not fit.
+        """
+        load_projector_(self.projector, folder)
+        if isinstance(self.lm, PeftModel):
+            self.lm.load_adapter(str(folder), self.lm.active_adapters[0], is_trainable=True)
+        for file in sorted(Path(folder).glob("model*.safetensors")):
+            self.lm.load_state_dict(load_file(file), strict=False)
+
+
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

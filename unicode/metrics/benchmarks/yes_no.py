@@ -1,0 +1,278 @@
+"""POPE and MME: yes-no questions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unicode.common.files import read_jsonl
+from unicode.metrics.benchmarks.base import (
+    EVAL_ARCHIVE,
+    SHORT_ANSWER,
+    Answers,
+    NeededFile,
+    Options,
+    Question,
+    QuestionLines,
+    Score,
+    check_prompts,
+    count_answers_,
+    published_scores,
+    ratio,
+    result_text,
+)
+
+CATEGORIES = ("random", "popular", "adversarial")
+POPE_SOURCE = "download output/coco of the repository AoiDragon/POPE at e3e39262 (its random file has 2,910 rows, as LLaVA's questions)"
+PRINTED = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+
+
+def llava_answer(text: str) -> str:
+    """Read "no" if the text before the first full stop has a word `No`, `not` or `no`, else "yes": nothing is unparsable."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def strict_answer(text: str) -> str | None:
+    """Read "yes" or "no" from the first word, whatever its case and punctuation; None for anything else."""
+    words = text.split()
+    word = words[0].strip(".,;:!?\"'()*").lower() if words else ""
+    return word if word in ("yes", "no") else None
+
+
+class Pope(QuestionLines):
+    """The description of POPE."""
+
+    name = "pope"
+    title = "POPE"
+    published = published_scores("pope")
+    questions = NeededFile("pope/llava_pope_test.jsonl", EVAL_ARCHIVE, to_score=True)
+    images = NeededFile("pope/val2014", "download COCO's val2014 images")
+    labels = tuple(NeededFile(f"pope/coco/coco_pope_{name}.json", POPE_SOURCE, to_ask=False, to_score=True) for name in CATEGORIES)
+
+    def needed_files(self, options: Options) -> list[NeededFile]:
+        """Questions, images, and a file of labels per category."""
+        return [self.questions, self.images, *self.labels]
+
+    def score(self, data: Path, answers: Answers, options: Options) -> Score:
+        """Return F1, accuracy and the rest per category; the headline is the mean F1 of the categories in percent."""
+        protocol = "no/not/No before the first full stop is no, anything else yes (LLaVA); labels by order; mean F1 of the categories"
+        score = Score(self.name, None, "% F1", protocol, num_answered=len(answers))
+        score.notes += [file.message(data) for file in (self.questions, *self.labels) if file.find(data) is None]
+        path = self.questions.find(data)
+        if path is None:
+            return score
+        questions = self.read_questions(data, options)
+        count_answers_(score, answers, {question.key for question in questions}, where=str(path))
+        check_prompts(answers, questions, where=str(path))
+        strict = {}
+        for category, file in zip(CATEGORIES, self.labels, strict=True):
+            labels_path = file.find(data)
+            if labels_path is None:
+                continue
+            asked = [question for question in questions if question.fields.get("category") == category]
+            labels = _read_labels(labels_path, asked)
+            texts = [answers[question.key]["text"] if question.key in answers else None for question in asked]
+            score.values[category] = _pope_rates([llava_answer(text) if text is not None else None for text in texts], labels)
+            strict[category] = _rate_all(texts, labels, strict_answer)
+            score.num_unparsed += sum(strict_answer(text) is None for text in texts if text is not None)
+        if score.values:
+            score.files["pope.json"] = result_text({name: {key: rates[key] for key in PRINTED} for name, rates in score.values.items()})
+            score.headline = _mean(score.values, "f1")
+            score.values = {
+                **score.values,
+                "mean_f1": score.headline,
+                "mean_accuracy": _mean(score.values, "accuracy"),
+                "strict": {**strict, "mean_f1": _mean(strict, "f1"), "mean_accuracy": _mean(strict, "accuracy")},
+            }
+            if len(strict) < len(CATEGORIES):
+                score.notes.append(f"the mean is over {len(strict)} of {len(CATEGORIES)} categories")
+            if score.num_answered < len(questions):
+                score.notes.append("questions without an answer are left out of the rates, and wrong in `strict`")
+        return score
+
+
+def _read_labels(path: Path, asked: Sequence[Question]) -> list[str]:
+    """Return the labels of a category, after a look whether its rows are the questions that were asked.
+
+    Raises:
+        ValueError: another number of rows, another image or text, or a label that is neither yes nor no.
+    """
+    rows: list[dict[str, Any]] = list(read_jsonl(path))
+    if len(rows) != len(asked):
+        raise ValueError(f"{path} has {len(rows)} rows, but the question file asks {len(asked)} of this category; {POPE_SOURCE}")
+    for number, (row, question) in enumerate(zip(rows, asked, strict=True), 1):
+        same_image = "image" not in row or row["image"] == question.image
+        same_text = "text" not in row or question.text.startswith(row["text"])
+        if not (same_image and same_text):
+            raise ValueError(
+                f"{path}, row {number} asks {row.get('text')!r} about {row.get('image')}, but question {question.id} asks "
+                f"{question.text!r} about {question.image}: the labels go by order; {POPE_SOURCE}"
+            )
+        if row.get("label") not in ("yes", "no"):
+            raise ValueError(f"{path}, row {number} has the label {row.get('label')!r}; expected yes or no")
+    return [row["label"] for row in rows]
+
+
+def _rate_all(texts: Sequence[str | None], labels: Sequence[str], read: Callable[[str], str | None]) -> dict[str, Any]:
+    """Rate strictly: what is missing or cannot be read counts as the wrong answer."""
+    wrong = {"yes": "no", "no": "yes"}
+    read_texts = [None if text is None else read(text) for text in texts]
+    return _pope_rates([answer or wrong[label] for answer, label in zip(read_texts, labels, strict=True)], labels)
+
+
+def _pope_rates(predictions: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the rates in [0, 1] and the counts of one category; a prediction None is not counted."""
+    pairs = [(predicted, label) for predicted, label in zip(predictions, labels, strict=True) if predicted is not None]
+    true_yes, false_yes = pairs.count(("yes", "yes")), pairs.count(("yes", "no"))
+    true_no, false_no = pairs.count(("no", "no")), pairs.count(("no", "yes"))
+    precision, recall = ratio(true_yes, true_yes + false_yes), ratio(true_yes, true_yes + false_no)
+    return {
+        "accuracy": ratio(true_yes + true_no, len(pairs)),
+        "precision": precision,
+        "recall": recall,
+        "f1": ratio(2 * precision * recall, precision + recall),
+        "yes_ratio": ratio(true_yes + false_yes, len(pairs)),
+        "true_yes": true_yes,
+        "false_yes": false_yes,
+        "true_no": true_no,
+        "false_no": false_no,
+    }
+
+
+def _mean(categories: dict[str, dict[str, Any]], name: str) -> float:
+    return 100 * sum(rates[name] for rates in categories.values()) / len(categories)
+
+
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+YES_NO = "Please answer yes or no."
+MME_SOURCE = "ask the authors of MME for MME_Benchmark_release_version, as their repository says, and put it there"
+_BREAKS = str.maketrans("\t\r\n", "   ")
+
+
+class Gold(NamedTuple):
+    """One question of the release."""
+
+    question: str  # as its file has it
+    answer: str  # "Yes" or "No"
+
+
+Task = dict[str, dict[str, Gold]]
+"""The questions of a task: "picture.txt" -> bare question -> gold, in the order of the files."""
+
+
+def mme_answer(text: str) -> str:
+    """Read yes, no or other as the official calculation does: from the first four characters.
+
+    "Yes." -> yes, "know" -> no, "  yes" -> other.
+    """
+    lowered = text.lower()
+    return "yes" if "yes" in lowered[:4] else "no" if "no" in lowered[:4] else "other"
+
+
+def bare_question(prompt: str) -> str:
+    """Return a question without the instruction how to answer and without white space at the ends."""
+    return prompt.replace(SHORT_ANSWER, "").replace(YES_NO, "").strip()
+
+
+class Mme(QuestionLines):
+    """The description of MME. Both questions about a picture have its path as their id, so a key is that and the question."""
+
+    name = "mme"
+    title = "MME perception"
+    published = published_scores("mme")
+    questions = NeededFile("MME/llava_mme.jsonl", EVAL_ARCHIVE)
+    images = NeededFile("MME/MME_Benchmark_release_version", MME_SOURCE, to_score=True)
+
+    def needed_files(self, options: Options) -> list[NeededFile]:
+        """Questions, and the release, which holds images and answers."""
+        return [self.questions, self.images]
+
+    def key_of(self, record: Mapping[str, Any]) -> str:
+        """Key of the question that an answer record belongs to."""
+        name = str(record["question_id"])
+        return _key(name.split("/")[0], name.split("/")[-1].split(".")[0] + ".txt", bare_question(str(record.get("prompt", ""))))
+
+    def score(self, data: Path, answers: Answers, options: Options) -> Score:
+        """Return points per task, their sums over perception (the headline, of 2000) and cognition (of 800).
+
+        A task scores 100 * accuracy + 100 * accuracy+, the share of pictures with both answers right; missing answers are wrong.
+        """
+        protocol = "yes/no in the first four characters, 100 * accuracy + 100 * accuracy+ per task, sum over the perception tasks"
+        score = Score(self.name, None, "points of 2000", protocol, num_answered=len(answers))
+        folder = self.images.find(data)
+        gold = read_gold(folder) if folder is not None else {}
+        if folder is None or not gold:
+            score.notes.append(self.images.message(data) if folder is None else f"no questions with answers in {folder}; {MME_SOURCE}")
+            return score
+        known = {_key(task, file, question) for task, files in gold.items() for file, questions in files.items() for question in questions}
+        count_answers_(score, answers, known, where=str(folder))
+        texts = {key: record["text"] for key, record in answers.items()}
+        score.num_unparsed = sum(mme_answer(text) == "other" for key, text in texts.items() if key in known)
+        tasks = {task: _mme_rates(task, files, texts) for task, files in gold.items()}
+        for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            present = [tasks[task]["score"] for task in members if task in tasks]
+            score.values[name] = sum(present) if present else None
+            if len(present) < len(members):
+                score.notes.append(f"the sum over {name} has {len(present)} of {len(members)} tasks, {200 * len(present)} points at most")
+        score.values["tasks"] = tasks
+        score.headline = score.values["perception"]
+        score.files |= {f"mme/{task}.txt": _table(task, files, answers) for task, files in gold.items()}
+        return score
+
+
+def read_gold(folder: Path) -> dict[str, Task]:
+    """Read the answers of MME's release: a folder per task, a text file per picture, a line "question<TAB>Yes" per question.
+
+    The text files lie beside the pictures or, in some tasks, in `questions_answers_YN`.
+
+    Raises:
+        ValueError: a line is damaged, or a picture has other than two questions; the message names the file.
+    """
+    gold: dict[str, Task] = {}
+    for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        inner = task_folder / "questions_answers_YN"
+        files: Task = {}
+        for path in sorted((inner if inner.is_dir() else task_folder).glob("*.txt")):
+            pairs = [line.strip().split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            if len(pairs) != 2 or any(len(pair) != 2 or pair[1].lower() not in ("yes", "no") for pair in pairs):
+                raise ValueError(f"{path} holds {pairs}; expected two lines 'question<TAB>Yes' or 'question<TAB>No'; {MME_SOURCE}")
+            files[path.name] = {bare_question(question): Gold(question, answer) for question, answer in pairs}
+            if len(files[path.name]) != 2:
+                raise ValueError(f"{path} asks one question twice: {pairs}; {MME_SOURCE}")
+        if files:
+            gold[task_folder.name] = files
+    return gold
+
+
+def _key(task: str, file: str, question: str) -> str:
+    return f"{task}/{file}#{question}"
+
+
+def _mme_rates(task: str, files: Task, texts: Mapping[str, str]) -> dict[str, Any]:
+    num_right, num_both, num_other = 0, 0, 0
+    for file, questions in files.items():
+        read = {question: mme_answer(texts.get(_key(task, file, question), "")) for question in questions}
+        right = [read[question] == gold.answer.lower() for question, gold in questions.items()]
+        num_right += sum(right)
+        num_both += all(right)
+        num_other += sum(answer == "other" for answer in read.values())
+    accuracy, accuracy_plus = ratio(num_right, 2 * len(files)), ratio(num_both, len(files))
+    return {
+        "score": 100 * accuracy + 100 * accuracy_plus,
+        "accuracy": accuracy,
+        "accuracy_plus": accuracy_plus,
+        "pictures": len(files),
+        "other": num_other,
+    }
+
+
+def _table(task: str, files: Task, answers: Answers) -> str:
+    """Return the lines that the official eval_tool reads; a line break or tab in an answer would break it and becomes a space."""
+    places = {key.split("#")[0]: place for place, key in reversed(list(enumerate(answers)))}
+    lines = []
+    for file in sorted(files, key=lambda name: places.get(f"{task}/{name}", len(answers))):
+        for bare, gold in files[file].items():
+            text = answers.get(_key(task, file, bare), {}).get("text", "").translate(_BREAKS)
+            lines.append(f"{file}\t{gold.question}\t{gold.answer}\t{text}\n")
+    return "".join(lines)

@@ -1,0 +1,275 @@
+"""Encoding: a data set of images -> a store of ids. Encoder and search only, nothing is decoded."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
+from unicode.common.logging import get_logger
+from unicode.ids.layout import Layout
+from unicode.ids.store import PRECISIONS, Origin, check_keys, hash_keys
+from unicode.ids.store_writer import StoreWriter
+from unicode.images.dataset import Draw, ImageDataset, ShapesImages, Skipped
+from unicode.images.loader import build_loader
+
+log = get_logger(__name__)
+
+VIEWS = ("whole", "flip", "crop")
+LARGEST_SHARD, SMALLEST_SHARD = 2048, 64
+
+
+class IdTokenizer(Protocol):
+    """What encoding needs of an image tokenizer."""
+
+    @property
+    def layout(self) -> Layout:
+        """Grid of the codes and order of the ids."""
+
+    @property
+    def row_ids(self) -> torch.Tensor:
+        """LongTensor (K,): vocabulary id of each codebook row."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the weights."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> LongTensor (B, N) canonical codes."""
+
+    def to_ids(self, codes: torch.Tensor, *, layout: Layout | None = None) -> torch.Tensor:
+        """(B, N) canonical codes -> LongTensor (B, N) vocabulary ids in id order, of an image of the layout's size."""
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """How images are encoded.
+
+    Raises:
+        ValueError: an unknown precision or view, or a number below its least.
+    """
+
+    batch_size: int = 32
+    """Images per forward pass. Kernels may round the last bit of a latent otherwise for another size; of 120,000 codes measured none
+    was so close to the border of two rows that it changed."""
+    num_workers: int = 2
+    """Processes of each rank that read images; 0: the rank itself."""
+    precision: str = "float32"
+    """Arithmetic of the encoder, "float32" or "bf16"; the manifest records it."""
+    views: tuple[str, ...] = ("whole",)
+    """What is encoded of each image: "whole" = as evaluation sees it, "flip" = its mirror image, "crop" = as training sees it, drawn
+    by a seed of its own each time it is named. More than one make the views axis of the store."""
+    crop: str = "random"
+    """Kind of the data set's training crop (`DataConfig.crop`), for the manifest of a store with "crop" among its views."""
+    shard_size: int = 0
+    """Images per shard; 0: 64 shards, each of 64 to 2048 images."""
+    layout: Layout | None = None
+    """Layout of images of another size than the tokenizer's own."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is '{self.precision}'; known: {', '.join(PRECISIONS)}")
+        unknown = [view for view in self.views if view not in VIEWS]
+        if unknown or not self.views:
+            raise ValueError(f"views are {','.join(self.views) or 'empty'}; known: {', '.join(VIEWS)}")
+        if self.batch_size < 1 or self.num_workers < 0 or self.shard_size < 0:
+            raise ValueError(f"batch size {self.batch_size}, workers {self.num_workers} or shard size {self.shard_size} is too small")
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What one run of `encode_images` did, summed over the ranks."""
+
+    images: int
+    """Images of the shards that this run filled, the unreadable ones included."""
+    already: int
+    """Images of the shards that were there before."""
+    skipped: int
+    """Images of the whole store that could not be read."""
+    seconds: float
+
+
+def describe_origin(tokenizer: IdTokenizer, dataset: ImageDataset, config: EncodeConfig) -> Origin:
+    """What a store of these images will be made from.
+
+    Raises:
+        ValueError: no images, or keys that are no relative, unique paths.
+    """
+    keys = dataset.keys
+    check_keys(keys)
+    transform: dict[str, Any] = {"image_size": dataset.image_size, "protocol": dataset.protocol}
+    if isinstance(dataset, ShapesImages):  # the keys of two worlds are the same, the pictures are not
+        transform["world"] = asdict(dataset.config)
+    if "crop" in config.views:
+        transform["crop"] = config.crop
+    return Origin(
+        tokenizer=tokenizer.fingerprint,
+        layout=config.layout or tokenizer.layout,
+        transform=transform,
+        precision=config.precision,
+        views=config.views,
+        vocab_size=int(tokenizer.row_ids.max()) + 1,
+        num_images=len(keys),
+        image_list=hash_keys(keys),
+        shard_size=config.shard_size or choose_shard_size(len(keys)),
+    )
+
+
+def encode_images(
+    tokenizer: IdTokenizer, dataset: ImageDataset, out: str | Path, *, config: EncodeConfig, device: torch.device | str = "cpu"
+) -> EncodeReport:
+    """Fill the store `out` with the ids of all images; called by every rank of a job.
+
+    What an earlier run finished is kept. Images that cannot be read are recorded in the store with the reason.
+
+    Raises:
+        ValueError: `out` holds ids of another tokenizer, transform or list of images, or no image can be read.
+        OSError: the disk is full; what is written stays, the same command goes on from there.
+    """
+    origin = describe_origin(tokenizer, dataset, config)
+    start = time.perf_counter()
+    with StoreWriter(out, origin) as writer:
+        _prepare(writer, dataset)
+        missing = writer.missing()
+        barrier()  # nobody writes before everybody has looked, so that all deal the same shards
+        images = sum(len(origin.shard_rows(shard)) for shard in missing)
+        if images < origin.num_images:
+            log.info("%s: %d of %d images are there already", out, origin.num_images - images, origin.num_images)
+        _encode_shards(tokenizer, dataset, writer, missing[rank() :: world_size()], config=config, device=torch.device(device))
+        writer.close()
+        barrier()
+        skipped = int(all_reduce_sum_(torch.tensor(writer.finish(dataset.keys).skipped if is_main() else 0)))
+    if skipped == origin.num_images:
+        raise ValueError(f"none of the {skipped} images could be read; {Path(out) / 'skipped.jsonl'} says why")
+    return EncodeReport(images, origin.num_images - images, skipped, time.perf_counter() - start)
+
+
+def choose_shard_size(num_images: int) -> int:
+    """Images per shard: 64 shards, in steps of 64 images, so that ranks have shares and a stopped run loses little."""
+    steps = -(-num_images // (64 * SMALLEST_SHARD))
+    return min(LARGEST_SHARD, max(1, steps) * SMALLEST_SHARD)
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Inference in exactly float32 (no TF32, no kernels chosen by a stopwatch), or with the encoder in bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _prepare(writer: StoreWriter, dataset: ImageDataset) -> None:
+    """Let the main rank take the folder; when it cannot, every rank ends with an error instead of waiting for it."""
+    error: Exception | None = None
+    if is_main():
+        try:
+            writer.prepare(dataset.keys)
+        except (ValueError, OSError) as caught:
+            error = caught
+    if int(all_reduce_sum_(torch.tensor(int(error is not None)))):
+        raise error or ValueError("the first rank could not take the folder of the store; its message says why")
+
+
+def _encode_shards(
+    tokenizer: IdTokenizer, dataset: ImageDataset, writer: StoreWriter, shards: list[int], *, config: EncodeConfig, device: torch.device
+) -> None:
+    """Encode the shards of this rank and hand them to the writer. On a GPU nothing waits for the device: the writer's thread does."""
+    origin = writer.origin
+    pictures = _Pictures(dataset, origin.views)
+    plan = _Plan(origin, shards, config.batch_size, sorted(set(pictures.sources)))
+    batches = iter(build_loader(pictures, plan, num_workers=config.num_workers, device=device)) if shards else iter(())
+    total = sum(len(origin.shard_rows(shard)) for shard in shards)
+    name = f"rank 0 of {world_size()}" if world_size() > 1 else "encoding"
+    bar = tqdm(total=total, desc=name, unit=" images", disable=not is_main() or not total)
+    with arithmetic(config.precision, device), bar as progress:
+        for shard in shards:
+            first = origin.shard_rows(shard).start
+            ids = torch.zeros(origin.shard_shape(shard), dtype=torch.int32, device=device)
+            skipped: dict[int, tuple[int, str, str]] = {}
+            for rows in plan.chunks(shard):
+                for source in plan.sources:
+                    batch = next(batches)
+                    skipped.update((skip.index, (skip.index, skip.key, skip.reason)) for skip in batch.skipped)
+                    places = [index // len(origin.views) - first for index in batch.indices]
+                    columns = {column: origin.views[column] for column, other in enumerate(pictures.sources) if other == source}
+                    if places:
+                        _fill_(ids, tokenizer, batch.images, places, columns=columns, layout=origin.layout)
+                progress.update(len(rows))
+            writer.put(shard, ids, [skipped[row] for row in sorted(skipped)])
+
+
+def _fill_(
+    ids: torch.Tensor, tokenizer: IdTokenizer, images: torch.Tensor, rows: list[int], *, columns: dict[int, str], layout: Layout
+) -> None:
+    """Write the ids of `images` (B, 3, H, W) into `ids` (shard, views, N) at `rows`, mirrored for the columns called "flip"."""
+    whole = rows[-1] - rows[0] + 1 == len(rows)  # a slice needs no copy of indices to the device
+    place: slice | torch.Tensor = slice(rows[0], rows[-1] + 1) if whole else torch.tensor(rows, device=ids.device)
+    for column, view in columns.items():
+        found = tokenizer.to_ids(tokenizer.encode(images.flip(-1) if view == "flip" else images), layout=layout)
+        ids[place, column] = found.to(torch.int32)
+
+
+class _Pictures(ImageDataset):
+    """The pictures that the views are made of: item `row * views + source` is the picture of a row that the view `source` encodes.
+
+    "whole" and "flip" share the evaluation picture, each "crop" has a source of its own. An unreadable picture is left out, where a
+    `Draw` asked of the loader itself would be replaced by another one.
+    """
+
+    def __init__(self, dataset: ImageDataset, views: tuple[str, ...]) -> None:
+        super().__init__([], image_size=dataset.image_size, protocol=dataset.protocol)
+        self._dataset = dataset
+        self._views = views
+        shared = next((column for column, view in enumerate(views) if view != "crop"), 0)
+        self.sources = [column if view == "crop" else shared for column, view in enumerate(views)]
+
+    def __len__(self) -> int:
+        return len(self._dataset) * len(self._views)
+
+    def key(self, index: int) -> str:
+        """Key of the row that item `index` belongs to."""
+        return self._dataset.key(index // len(self._views))
+
+    def pixels(self, item: int | Draw) -> torch.Tensor | Skipped:
+        """(3, H, W) uint8 of one item, or why there is none; `Skipped.index` is the row."""
+        assert isinstance(item, int), item
+        row, source = divmod(item, len(self._views))
+        # the number of the item is the seed: torch keeps 32 bits of it, so views must differ in the low ones
+        return self._dataset.pixels(Draw(row, item & 0xFFFFFFFF) if self._views[source] == "crop" else row)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The batches of some shards in order: what the loader is asked for, and therefore what comes back from it."""
+
+    origin: Origin
+    shards: list[int]
+    batch_size: int
+    sources: list[int]
+
+    def chunks(self, shard: int) -> Iterator[range]:
+        """Rows of each batch of one shard."""
+        rows = self.origin.shard_rows(shard)
+        return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+
+    def __len__(self) -> int:
+        return sum(-(-len(self.origin.shard_rows(shard)) // self.batch_size) for shard in self.shards) * len(self.sources)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for shard in self.shards:
+            for rows in self.chunks(shard):
+                for source in self.sources:
+                    yield [row * len(self.origin.views) + source for row in rows]

@@ -1,0 +1,214 @@
+"""Pixel, LPIPS, commitment, entropy and adversarial losses of a tokenizer."""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+from unicode.common.files import read_tensors
+from unicode.tokenizer.discriminator import DiscriminatorConfig, adaptive_weight, generator_loss
+from unicode.tokenizer.model import Reconstruction
+
+# the library's name of a trunk -> torchvision's weights of it
+TRUNKS: dict[str, Any] = {"vgg": VGG16_Weights.IMAGENET1K_V1, "alex": AlexNet_Weights.IMAGENET1K_V1}
+
+
+@dataclass
+class PerceptualConfig:
+    """The perceptual part of the reconstruction loss."""
+
+    weight: float = 1.0  # factor of the LPIPS distance in the loss; 0 = off, nothing is loaded
+    vgg_path: str = ""  # torchvision's VGG16 state dict (vgg16-397923af.pth); empty = torchvision's cache, else its download
+    random: bool = False  # the same network with random weights: for benchmarks and tests, no use as a loss
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"objective.perceptual.weight is {self.weight}; it has to be 0 (off) or a positive number, for example 1.0")
+
+
+class PerceptualLoss(nn.Module):
+    """LPIPS between images; frozen, always in evaluation mode, invisible to optimizers and checkpoints.
+
+    The network is not registered as a submodule, so `parameters()`, `state_dict()` and `train()` do not reach it, while
+    `.to()` and its relatives do. Precision is the caller's: float32 as it is, or whatever autocast is in force.
+    """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "network", network.eval().requires_grad_(False))
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Distances of two batches of images (B, 3, H, W) in [-1, 1] -> (B,), 0 where they are equal; H and W at least 32."""
+        return self.network(images, targets).flatten()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PerceptualLoss":
+        """Let `.to()`, `.cuda()` and `.float()` reach the network."""
+        super()._apply(fn, recurse)
+        self.network._apply(fn, recurse)
+        return self
+
+
+def build_perceptual(config: PerceptualConfig) -> PerceptualLoss | None:
+    """Return the VGG-based LPIPS loss of a config, or None where its weight is 0. Errors as `load_lpips`."""
+    if config.weight == 0:
+        return None
+    return load_lpips("vgg", path=config.vgg_path, random=config.random, setting="objective.perceptual.vgg_path")
+
+
+def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setting: str = "path") -> PerceptualLoss:
+    """Build LPIPS on the trunk "vgg" or "alex".
+
+    Args:
+        path: a file with torchvision's state dict of the trunk; empty = torchvision's cache folder, else its download.
+        random: random weights, the same on every rank; nothing is read. The global random state stays as it is.
+        setting: what the caller's user sets to give `path`, for the error messages.
+
+    Raises:
+        FileNotFoundError: the weights are neither at `path` nor in the cache, and cannot be downloaded.
+        ValueError: an unknown trunk, the `lpips` package is not installed, or the file holds something else.
+    """
+    if trunk not in TRUNKS:
+        raise ValueError(f"no LPIPS trunk '{trunk}'; there are: {', '.join(TRUNKS)}")
+    try:
+        import lpips  # an optional dependency that takes seconds to import
+    except ModuleNotFoundError as error:
+        raise ValueError("LPIPS needs the package lpips: `pip install lpips`, or set objective.perceptual.weight=0") from error
+    state = None if random else _trunk_state(trunk, path, setting)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library calls torchvision in a deprecated way
+        torch.manual_seed(0)
+        network = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
+    if state is not None:
+        _load_trunk_(network.net, state, source=str(path) or "the weights in torchvision's cache")
+    return PerceptualLoss(network)
+
+
+def trunk_file(trunk: str) -> Path:
+    """Where torchvision keeps the weights of a trunk, or would put them after its download."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[trunk].url.rsplit("/", 1)[-1]
+
+
+def _trunk_state(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor]:
+    """Read the state dict of a trunk from `path`, or from torchvision's cache or download."""
+    place = trunk_file(trunk)
+    if path:
+        return read_tensors(path, wanted=f"torchvision's {place.name} ({setting})")
+    try:
+        return TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
+            f"put the file at {place} or name it in {setting}"
+        ) from error
+
+
+def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Copy torchvision's `features.N.weight` into the library's `sliceK.N.weight`."""
+    wanted = trunk.state_dict()
+    renamed = {key: f"features.{key.split('.', 1)[1]}" for key in wanted}
+    for key, name in renamed.items():
+        found = state.get(name) if isinstance(state, dict) else None
+        if not isinstance(found, Tensor) or found.shape != wanted[key].shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else "nothing"
+            expected = f"{name} of shape {tuple(wanted[key].shape)}"
+            raise ValueError(f"{source}: expected {expected}, found {shape}; this is not torchvision's file")
+    trunk.load_state_dict({key: state[name] for key, name in renamed.items()})
+
+
+@dataclass
+class ObjectiveConfig:
+    """Weights of the parts of the loss."""
+
+    l1: float = 0.0
+    """Weight of the mean absolute difference of pixels."""
+    l2: float = 1.0
+    """Weight of the mean squared difference of pixels."""
+    commitment: float = 1.0
+    """Weight of the commitment loss, the mean over the levels (beta is in the codebook's config)."""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    """LPIPS."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The adversarial part."""
+
+    def __post_init__(self) -> None:
+        """Reject an objective without pixels."""
+        if min(self.l1, self.l2, self.commitment) < 0 or self.l1 + self.l2 == 0:
+            given = f"l1 ({self.l1}), l2 ({self.l2}) and commitment ({self.commitment})"
+            raise ValueError(f"objective.{given} must be 0 or more, and l1 or l2 above 0")
+
+
+@dataclass
+class Losses:
+    """The generator's loss and its parts, scalars: `total` with gradient, the others to be logged."""
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+class Objective(nn.Module):
+    """The generator's loss of a reconstruction.
+
+    Args:
+        config: weights.
+        entropy_weight: weight of the codebook's entropy term.
+    """
+
+    def __init__(self, config: ObjectiveConfig, *, entropy_weight: float) -> None:
+        super().__init__()
+        self.config, self.entropy_weight = config, entropy_weight
+        self.perceptual = build_perceptual(config.perceptual)
+
+    def forward(
+        self,
+        reconstruction: Reconstruction,
+        images: torch.Tensor,
+        *,
+        discriminator: nn.Module | None,
+        adversarial_weight: float,
+        last_weight: torch.Tensor,
+    ) -> Losses:
+        """Return the losses of one batch.
+
+        Args:
+            reconstruction: what the tokenizer made of `images`.
+            images: (B, 3, H, W) in [-1, 1].
+            discriminator: judge of the reconstruction, its own parameters frozen by the caller; may be None when the weight is 0.
+            adversarial_weight: scheduled weight of the judge's opinion, 0 before it has a say.
+            last_weight: weight of the decoder's last layer, where the adaptive weight compares gradients.
+        """
+        config, made = self.config, reconstruction.images.float()
+        parts = {"l1": F.l1_loss(made, images), "l2": F.mse_loss(made, images)}
+        total = config.l1 * parts["l1"] + config.l2 * parts["l2"]
+        if self.perceptual is not None:
+            parts["lpips"] = self.perceptual(made, images).mean()
+            total = total + config.perceptual.weight * parts["lpips"]
+        if discriminator is not None and adversarial_weight > 0:
+            opinion = generator_loss(discriminator(made).float())
+            parts["adversarial"] = opinion
+            bounds = config.discriminator
+            if bounds.adaptive:
+                balance = adaptive_weight(total, opinion, last_weight, maximum=bounds.adaptive_maximum, minimum=bounds.adaptive_minimum)
+                parts["adaptive_weight"] = balance
+                opinion = balance * opinion
+            total = total + adversarial_weight * opinion
+        for level, commitment in enumerate(reconstruction.commitment):
+            parts[f"commitment_{level}"] = commitment
+        total = total + config.commitment * reconstruction.commitment.mean()
+        if self.entropy_weight > 0:
+            parts["entropy"] = reconstruction.entropy
+            total = total + self.entropy_weight * reconstruction.entropy
+        return Losses(total, {name: part.detach() for name, part in parts.items()} | {"loss": total.detach()})
+
+
+def image_psnr(made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Return (B,) the PSNR in dB of (B, 3, H, W) images in [-1, 1] against their originals, after clamping to that range."""
+    error = (made.float().clamp(-1, 1) - images).square().flatten(1).mean(1)
+    return 10 * torch.log10(4.0 / error.clamp_min(1e-12))
