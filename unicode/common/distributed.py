@@ -1,21 +1,36 @@
 """Distributed helpers: rank, device and reductions; no-ops on one process."""
 
-import os
-from datetime import timedelta
+from __future__ import annotations
 
-import torch
-import torch.distributed as dist
-from torch import distributed
+import os
+import sys
+from datetime import timedelta
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def process_group() -> ModuleType | None:
+    """Return `torch.distributed` if this process is in a process group, else None.
+
+    A process that has not imported torch is in no group; torch takes seconds to import and is not imported to find that out.
+    """
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_initialized() else None
 
 
 def rank() -> int:
-    """Index of this process in the job; 0 when it is alone. Before the process group exists the launcher's word counts."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+    """Index of this process in the job; 0 when it is alone. Before the process group exists, the launcher's RANK."""
+    dist = process_group()
+    return dist.get_rank() if dist else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """Number of processes in the job; 1 when it is alone."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+    """Number of processes in the job; 1 when it is alone. Before the process group exists, the launcher's WORLD_SIZE."""
+    dist = process_group()
+    return dist.get_world_size() if dist else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
@@ -25,21 +40,24 @@ def is_main() -> bool:
 
 def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` by its sum over the ranks, in place, and return it; alone it stays as it is."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    dist = process_group()
+    if dist and dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_min_(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` by its minimum over the ranks, in place, and return it; alone it stays as it is."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    dist = process_group()
+    if dist and dist.get_world_size() > 1:
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return tensor
 
 
 def barrier() -> None:
     """Wait for every rank."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    dist = process_group()
+    if dist and dist.get_world_size() > 1:
         dist.barrier()
 
 
@@ -57,8 +75,11 @@ def open_job(device: str = "auto") -> torch.device:
     Raises:
         ValueError: no such device.
     """
-    if world_size() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+    import torch
+    import torch.distributed as dist
+
+    if world_size() > 1 and process_group() is None:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     if device == "auto":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:

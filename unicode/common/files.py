@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, which every command with --help would wait for
 
 
 @contextmanager
@@ -117,8 +117,10 @@ def open_append(path: str | Path) -> IO[str]:
     return open(path, "a", encoding="utf-8")
 
 
-def stable_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+def stable_bytes(tensors: "dict[str, torch.Tensor]", metadata: dict[str, str]) -> bytes:
     """Return a safetensors file with its header in sorted order; the library writes the metadata in a different order each time."""
+    from safetensors.torch import save
+
     content = save(tensors, metadata)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -139,6 +141,8 @@ def read_tensors(path: str | Path, *, wanted: str) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; {wanted} is expected there")
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

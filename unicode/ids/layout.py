@@ -10,12 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
-Codes = TypeVar("Codes", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, and only functions that are given tensors need it
+
+Codes = TypeVar("Codes", np.ndarray, "torch.Tensor")
 ORDERS = {"hierarchical": ("nested", "rows"), "residual": ("depth",)}  # the first one is the default of its kind
 
 _DESCRIBED = re.compile(r"(?P<kind>\w+) (?P<grids>\d+x\d+(?: \+ \d+x\d+)*)(?: x (?P<depth>\d+))? in order '(?P<order>\w+)'")
@@ -102,8 +104,10 @@ class Layout:
         """Id order (..., N) -> canonical order (..., N), the exact inverse of `arrange`."""
         return _gather(ordered, self, inverse=True)
 
-    def levels(self) -> torch.Tensor:
+    def levels(self) -> "torch.Tensor":
         """LongTensor (N,): the level, 0 = coarsest, of each position in id order."""
+        import torch
+
         sizes = torch.tensor(self.level_sizes)
         return self.arrange(self.join([torch.full((int(size),), level) for level, size in enumerate(sizes)]))
 
@@ -120,11 +124,13 @@ class Layout:
         sizes = tuple(level.shape[-1] for level in levels)
         if sizes != self.level_sizes:
             raise ValueError(f"levels of {sizes} codes do not fit {self.describe()}, whose levels have {self.level_sizes}")
-        if self.kind == "hierarchical":
-            return torch.cat(list(levels), -1) if isinstance(levels[0], torch.Tensor) else np.concatenate(levels, -1)
-        if isinstance(levels[0], torch.Tensor):
-            return torch.stack(list(levels), -1).flatten(-2)
-        return np.stack(levels, -1).reshape(*levels[0].shape[:-1], self.num_codes)
+        if isinstance(levels[0], np.ndarray):
+            if self.kind == "hierarchical":
+                return np.concatenate(levels, -1)
+            return np.stack(levels, -1).reshape(*levels[0].shape[:-1], self.num_codes)
+        import torch
+
+        return torch.cat(list(levels), -1) if self.kind == "hierarchical" else torch.stack(list(levels), -1).flatten(-2)
 
     def prefix(self, rows: int) -> int:
         """Number of ids in the first `rows` rows of coarse cells. ValueError outside 0..coarse_rows."""
@@ -198,7 +204,7 @@ def _checked_grids(grids: Any) -> tuple[tuple[int, int], ...]:
     return pairs
 
 
-def _check_length(codes: np.ndarray | torch.Tensor, layout: Layout) -> None:
+def _check_length(codes: "np.ndarray | torch.Tensor", layout: Layout) -> None:
     if codes.ndim == 0 or codes.shape[-1] != layout.num_codes:
         raise ValueError(f"codes of shape {tuple(codes.shape)}: the last axis must have {layout.num_codes} codes for {layout.describe()}")
 
@@ -206,13 +212,15 @@ def _check_length(codes: np.ndarray | torch.Tensor, layout: Layout) -> None:
 def _gather(codes: Codes, layout: Layout, *, inverse: bool) -> Codes:
     """Reorder the last axis by the permutation of `layout`."""
     _check_length(codes, layout)
-    if isinstance(codes, torch.Tensor):
-        return codes.index_select(-1, _permutation_tensor(layout, inverse, codes.device))
-    return np.take(codes, _permutation(layout, inverse), axis=-1)
+    if isinstance(codes, np.ndarray):
+        return np.take(codes, _permutation(layout, inverse), axis=-1)
+    return codes.index_select(-1, _permutation_tensor(layout, inverse, codes.device))
 
 
 @lru_cache(maxsize=64)
-def _permutation_tensor(layout: Layout, inverse: bool, device: torch.device) -> torch.Tensor:
+def _permutation_tensor(layout: Layout, inverse: bool, device: "torch.device") -> "torch.Tensor":
+    import torch
+
     with torch.inference_mode(False):  # the tensor is cached: one made inside inference mode could not serve training later
         return torch.from_numpy(_permutation(layout, inverse).copy()).to(device)
 

@@ -9,14 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 
 from unicode.common.files import atomic_write, read_json, write_json, write_jsonl
 from unicode.common.logging import get_logger
 from unicode.ids.store import FILES, Manifest, Origin, Shard, check_keys, checksum, hash_keys, write_keys
+
+if TYPE_CHECKING:
+    import torch
 
 log = get_logger(__name__)
 
@@ -73,7 +75,7 @@ class StoreWriter:
         """Shards that are not there yet or are truncated."""
         return [shard for shard in range(self.origin.num_shards) if not self._is_whole(shard)]
 
-    def put(self, shard: int, ids: torch.Tensor | np.ndarray, skipped: Sequence[tuple[int, str, str]] = ()) -> None:
+    def put(self, shard: int, ids: "torch.Tensor | np.ndarray", skipped: Sequence[tuple[int, str, str]] = ()) -> None:
         """Hand over one shard; it is copied from the device and written in the background.
 
         Args:
@@ -117,8 +119,8 @@ class StoreWriter:
         manifest.save(self.path)
         return manifest
 
-    def _write(self, shard: int, ids: torch.Tensor | np.ndarray, skipped: list[tuple[int, str, str]]) -> None:
-        array = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else ids
+    def _write(self, shard: int, ids: "torch.Tensor | np.ndarray", skipped: list[tuple[int, str, str]]) -> None:
+        array = ids if isinstance(ids, np.ndarray) else ids.cpu().numpy()
         start = self.origin.shard_rows(shard).start
         assert array.shape == self.origin.shard_shape(shard), (array.shape, self.origin.shard_shape(shard))
         kept = np.ones(len(array), dtype=bool)

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
-from torch import distributed
-
+from unicode.common.distributed import process_group
 from unicode.common.logging import setup_logging
 
 Main = Callable[[list[str] | None], int]
@@ -27,7 +26,7 @@ def command(main: Main) -> Callable[..., int]:
     @wraps(main)
     def run(argv: list[str] | None = None) -> int:
         setup_logging()
-        alone = not distributed.is_initialized()
+        alone = process_group() is None
         try:
             return main(argv)
         except (ValueError, OSError) as error:
@@ -39,8 +38,9 @@ def command(main: Main) -> Callable[..., int]:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
         finally:
-            if alone and distributed.is_initialized():
-                distributed.destroy_process_group()
+            opened = process_group() if alone else None
+            if opened:
+                opened.destroy_process_group()
 
     return run
 
