@@ -156,7 +156,7 @@ def test_two_processes_do_not_fill_one_store(tmp_path: Path) -> None:
     origin = origin_of(KEYS)
     with StoreWriter(tmp_path, origin) as first:
         first.prepare(KEYS)
-        with pytest.raises(ValueError, match="another process is filling"), StoreWriter(tmp_path, origin) as second:
+        with pytest.raises(ValueError, match="is in use: encoding by process"), StoreWriter(tmp_path, origin) as second:
             second.prepare(KEYS)
     make(tmp_path)
 

@@ -1,16 +1,29 @@
-"""Text, JSON, JSON Lines and tensors on disk: atomic writes, checked reads."""
+"""Text, JSON, JSON Lines and tensors on disk: atomic writes, checked reads, and a lock on the folder that a command fills."""
 
+import fcntl
 import json
 import os
 import re
-import tempfile
+import secrets
+import shlex
+import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import, which every command with --help would wait for
+
+from unicode.common.distributed import is_main
+from unicode.common.logging import get_logger
+
+LOCK_FILE = ".lock"
+logger = get_logger(__name__)
+_locks: set[int] = set()  # open lock files of this process
+_no_locks: set[str] = set()  # folders whose file system has no locks, already warned about
 
 
 @contextmanager
@@ -27,28 +40,103 @@ def name_errors(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes its name only when the block ends well.
+    """Open a file that takes its name only when the block ends without an error.
 
-    The content goes to a hidden file in the same folder, is flushed to disk and then renamed. When the block raises, the
-    hidden file is removed and an older file of that name stays as it was.
+    The content goes to a hidden file in the same folder, is flushed to disk and then renamed. If the block raises, the hidden file is
+    removed and an older file of that name stays as it was. The permissions follow the umask.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the message names the path that was to be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with name_errors(path), os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with name_errors(path), open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+        sync(path.parent)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def sync(path: str | Path) -> None:
+    """Flush a file, or the names in a folder, to disk; file systems that cannot do it are left alone."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
+    """Keep other processes from filling a folder for the length of a block. The main rank locks; on other ranks nothing happens.
+
+    The lock belongs to the process: the kernel releases it when the process ends, however it ends.
+
+    Args:
+        path: the folder; it is made if it does not exist.
+        purpose: what the command does there, for the message to others, such as "training".
+
+    Raises:
+        ValueError: another process holds the lock; the message says which, since when and what to do.
+    """
+    handle = _take_lock(Path(path), purpose) if is_main() else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(FileNotFoundError):
+                (Path(path) / LOCK_FILE).unlink()  # before the release: nobody else can hold this name yet
+            _locks.discard(handle)
+            os.close(handle)
+
+
+def _take_lock(folder: Path, purpose: str) -> int | None:
+    """Return the open lock file of a folder, None where the file system has no locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                break
+            os.close(handle)  # its holder removed the file between our opening and locking it
+        except BlockingIOError:
+            holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            remedy = "wait for it to end, stop it, or choose another folder"
+            raise ValueError(f"{folder} is in use: {holder}; {remedy}") from None
+        except OSError as error:
+            os.close(handle)
+            if str(folder) not in _no_locks:
+                _no_locks.add(str(folder))
+                logger.warning("%s cannot be locked (%s); make sure that no other process writes there", folder, error)
+            return None
+    since, command = datetime.now().strftime("%Y-%m-%d %H:%M:%S"), shlex.join(sys.argv)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{purpose} by process {os.getpid()} on {socket.gethostname()} since {since} ({command})\n".encode()[:4096], 0)
+    _locks.add(handle)
+    return handle
+
+
+def _forget_locks() -> None:
+    """Close the lock files in a forked child: a lock must not outlive the process that took it."""
+    for handle in _locks:
+        os.close(handle)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,26 +1,21 @@
 """StoreWriter: fills a store shard by shard; a stopped run is finished by the same command."""
 
-import fcntl
 import io
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from unicode.common.files import atomic_write, read_json, write_json, write_jsonl
-from unicode.common.logging import get_logger
+from unicode.common.files import atomic_write, lock_folder, read_json, write_json, write_jsonl
 from unicode.ids.store import FILES, Manifest, Origin, Shard, check_keys, checksum, hash_keys, write_keys
 
 if TYPE_CHECKING:
     import torch
-
-log = get_logger(__name__)
 
 QUEUE = 4  # shards that may wait for the disk before encoding waits too
 
@@ -37,7 +32,7 @@ class StoreWriter:
         self.origin = origin
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._waiting: deque[Future[None]] = deque()
-        self._lock: int | None = None
+        self._lock = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +43,7 @@ class StoreWriter:
             if kind is None:
                 self.close()
         finally:
-            self._release_lock()
+            self._lock.close()
 
     def prepare(self, keys: Sequence[str]) -> None:
         """Take the folder for this run: check what is there, remove half-written files, write the manifest.
@@ -62,7 +57,7 @@ class StoreWriter:
             raise ValueError(f"the {len(keys)} keys are not the list of {self.origin.num_images} images that the store is for")
         for folder in (self.path / "shards", self.path / "keys"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._lock.enter_context(lock_folder(self.path, "encoding"))
         if (self.path / "manifest.json").is_file():
             Manifest.load(self.path).origin.check_same(self.origin, self.path)
         else:
@@ -147,20 +142,3 @@ class StoreWriter:
 
     def _side(self, shard: int) -> Path:
         return self.path / "shards" / f"{shard:05d}.json"
-
-    def _take_lock(self) -> None:
-        """Lock the folder itself: the lock goes with the process, however it ends, and leaves no file."""
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._release_lock()
-            raise ValueError(f"another process is filling {self.path}; wait for it or choose another folder") from None
-        except OSError as error:  # a file system without locks: go on without
-            log.info("%s cannot be locked (%s); make sure that no other process fills it", self.path, error)
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            with suppress(OSError):
-                os.close(self._lock)
-            self._lock = None
