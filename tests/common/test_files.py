@@ -39,14 +39,14 @@ def test_the_folder_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pyt
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_the_name_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "file" / "a.txt"):  # noqa: PT012
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "file" / "a.txt"):
         pass
     assert str(tmp_path / "file") in str(caught.value.filename)
 
 
 def test_a_second_holder_of_a_folder_is_refused_and_told_about_the_first(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "run", "training"):
-        message = rf"run is in use: training by process {os.getpid()} on \S+ since \d{{4}}-.*; wait for it to end, stop it, or choose another"
+        message = rf"run is in use: training by process {os.getpid()} on \S+ since \d{{4}}-.*; wait for it to end, stop it, or choose"
         with pytest.raises(ValueError, match=message), lock_folder(tmp_path / "run", "training"):
             pass
     assert not (tmp_path / "run" / LOCK_FILE).exists()

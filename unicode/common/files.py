@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch  # takes seconds to import, which every command with --help would wait for
-
 from unicode.common.distributed import is_main
 from unicode.common.logging import get_logger
+
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, which every command with --help would wait for
 
 LOCK_FILE = ".lock"
 logger = get_logger(__name__)
