@@ -51,6 +51,33 @@ def test_what_does_not_fit_is_named(override: str, message: str) -> None:
         load_config(Outer, None, [override])
 
 
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "family").mkdir()
+    (tmp_path / "base.yaml").write_text("name: base\ninner:\n  width: 5\n  words: [x, y]\n")
+    (tmp_path / "family" / "middle.yaml").write_text("extends: ../base.yaml\nname: middle\n")
+    (tmp_path / "family" / "leaf.yaml").write_text("extends: middle.yaml\ninner:\n  words: [z]\n")
+    config = load_config(Outer, tmp_path / "family" / "leaf.yaml", ["inner.width=6"])
+    assert config == Outer("middle", Inner(6, ["z"]))
+    save_config(config, tmp_path / "resolved.yaml")
+    assert "extends" not in (tmp_path / "resolved.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nmae: x", r"base.yaml: unknown config key 'nmae'; did you mean 'name'"),
+        ("extends: leaf.yaml", r"base.yaml extends leaf.yaml, which leads back to itself"),
+        ("extends: none.yaml", r"no config file .*none.yaml, which .*base.yaml extends"),
+        ("- a", r"base.yaml holds a list"),
+    ],
+)
+def test_errors_name_the_file_of_the_chain_that_is_at_fault(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "leaf.yaml").write_text("extends: base.yaml\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_config(Outer, tmp_path / "leaf.yaml")
+
+
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="configs/"):
         load_config(Outer, tmp_path / "none.yaml")

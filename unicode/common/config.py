@@ -17,20 +17,15 @@ T = TypeVar("T")
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Build an instance of the dataclass `schema` from defaults, then a YAML file, then `key.sub=value` overrides.
 
+    A file may begin with `extends: other.yaml`, relative to itself: then the values of that file, which may extend a third, come first.
+
     Raises:
         FileNotFoundError: there is no such YAML file.
-        ValueError: an unknown key (the message names the nearest one), a value of the wrong type, or a value that a
-            dataclass's own `__post_init__` refuses.
+        ValueError: an unknown key (the message names the file and the nearest key), a value of the wrong type, files that extend each
+            other, or a value that a dataclass's own `__post_init__` refuses.
     """
     base = OmegaConf.structured(schema)
-    layers: list[tuple[str, Any]] = []
-    if path is not None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no config file {path}; the ones that come with the project lie in configs/")
-        try:
-            layers.append((str(path), OmegaConf.load(path)))
-        except Exception as error:  # the YAML parser has a family of errors of its own
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    layers: list[tuple[str, Any]] = [] if path is None else _read_chain(Path(path))
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"'{override}' is not an override; write key.sub=value, for example train.steps=100")
@@ -53,6 +48,30 @@ def save_config(config: Any, path: str | Path) -> None:
     """Write a config dataclass as YAML, atomically."""
     with atomic_write(path) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read_chain(path: Path) -> list[tuple[str, Any]]:
+    """Return name and content of a YAML file and of those it extends, the most basic one first."""
+    chain: list[tuple[str, Any]] = []
+    seen: list[Path] = []
+    wanted, named_by = path, ""
+    while True:
+        if not wanted.is_file():
+            raise FileNotFoundError(f"no config file {wanted}{named_by}; the ones that come with the project are in configs/")
+        seen.append(wanted.resolve())
+        try:
+            layer: Any = OmegaConf.load(wanted)
+        except Exception as error:  # the YAML parser has a family of errors of its own
+            raise ValueError(f"{wanted} is not valid YAML: {error}") from error
+        if not OmegaConf.is_dict(layer):
+            raise ValueError(f"{wanted} holds a list; expected keys and values, for example train: {{steps: 100}}")
+        extended = layer.pop("extends", None)
+        chain.insert(0, (str(wanted), layer))
+        if extended is None:
+            return chain
+        wanted, named_by = wanted.parent / str(extended), f", which {wanted} extends"
+        if wanted.resolve() in seen:
+            raise ValueError(f"{chain[0][0]} extends {extended}, which leads back to itself; remove one `extends:`")
 
 
 def _check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
