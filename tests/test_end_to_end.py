@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from unicode import load_tokenizer
 from unicode.ids.text import split_runs
-from unicode.images.dataset import Sample, ShapesImages, open_images
+from unicode.images.dataset import ImageSample, ShapesImages, open_images
 from unicode.images.decode import to_uint8
 from unicode.images.shapes import ShapesConfig
+from unicode.images.shapes_text import scene_caption
 from unicode.tokenizer.encode import arithmetic
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,7 @@ def draw_stamps(folder: Path) -> None:
         path = folder / ("animals", "food")[index % 2] / f"kind{index % 3}" / f"stamp{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate([pixels, alpha], axis=2)).resize((80, 60)).save(path)
-        path.with_suffix(".txt").write_text(f"{world.scene(index).caption()}\nde.utf8=Formen.\n", encoding="utf-8")
+        path.with_suffix(".txt").write_text(f"{scene_caption(world.scene(index))}\nde.utf8=Formen.\n", encoding="utf-8")
 
 
 def test_annotations_hold_the_reconstructions(data: Data, checkpoint: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def reconstructions(checkpoint: Path, data: Data) -> dict[str, np.ndarray]:
     found = {}
     for index in range(COUNT):
         sample = dataset[index]
-        assert isinstance(sample, Sample)
+        assert isinstance(sample, ImageSample)
         with arithmetic("float32", torch.device("cpu")):
             picture = tokenizer.decode(tokenizer.encode(sample.image[None]))[0]
         found[sample.key] = to_uint8(picture).permute(1, 2, 0).numpy()

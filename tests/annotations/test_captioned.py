@@ -12,8 +12,8 @@ from unicode.annotations.captioned import SHORT, find_groups, get_folder_anno, g
 from unicode.annotations.instructions import concat_llava_anno
 from unicode.annotations.records import parse_record
 from unicode.images.dataset import DataConfig, build_dataset
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene
+from unicode.images.shapes import ShapesConfig, find_scene
+from unicode.images.shapes_text import scene_questions
 
 STAMPS = {
     "animals/birds/owl": "An owl.\nde.utf8=Eine Eule.\n",
@@ -66,7 +66,7 @@ def test_shapes_are_described_as_the_world_knows_them(tmp_path: Path) -> None:
         for record in questions:
             answers = {}
             for trial in range(100):  # all that can be asked
-                for question in find_scene(config, record["image"]).questions(Random(trial)):
+                for question in scene_questions(find_scene(config, record["image"]), Random(trial)):
                     answers[question.text] = question.answer, question.kind
             asked = pairs(record)
             assert len(asked) == len(record["kinds"]) == 3

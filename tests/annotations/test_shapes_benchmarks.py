@@ -10,8 +10,7 @@ from PIL import Image
 from unicode.annotations.exports import EXPORTS, LETTER, export_benchmarks, training_conversations, write_training
 from unicode.annotations.records import parse_record
 from unicode.common.files import read_json, read_jsonl
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene, judge
+from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
 from unicode.metrics.benchmarks.base import Options, Question
 from unicode.metrics.benchmarks.table import BENCHMARKS
 
@@ -77,7 +76,7 @@ def test_pictures_are_the_scenes(name: str, data: Path) -> None:
     picture = next(question.image for question in questions if question.image)
     pixels = np.asarray(Image.open(folder / picture)).transpose(2, 0, 1)
     assert np.array_equal(pixels, find_scene(CONFIG, "val/0000000.png").pixels())
-    assert judge(pixels.astype(np.float32) / 127.5 - 1, CONFIG) == find_scene(CONFIG, "val/0000000.png")
+    assert parse_scene(pixels.astype(np.float32) / 127.5 - 1, CONFIG) == find_scene(CONFIG, "val/0000000.png")
 
 
 @pytest.mark.parametrize("name", ["pope", "mme"])

@@ -7,8 +7,7 @@ import pytest
 
 from unicode.generate.drawing_tasks import read_prompts
 from unicode.generate.images import FREE_QUESTION
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene
+from unicode.images.shapes import ShapesConfig, find_scene
 
 
 def test_lines_of_text(tmp_path):

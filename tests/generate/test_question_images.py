@@ -10,8 +10,7 @@ from unicode.generate.question_images import ImageReader
 from unicode.ids.store import Store
 from unicode.images.dataset import open_images
 from unicode.images.decode import to_float
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene
+from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.llm.load import open_model
 from unicode.llm.pixels import open_place
 from unicode.tokenizer.encode import EncodeConfig, encode_images

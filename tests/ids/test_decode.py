@@ -11,7 +11,7 @@ from PIL import Image
 from unicode.codebook.codebook import CodebookConfig
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
-from unicode.images.dataset import Sample, open_images
+from unicode.images.dataset import ImageSample, open_images
 from unicode.images.decode import to_uint8
 from unicode.run.decode_ids import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
@@ -56,7 +56,7 @@ def reconstructions(path: Path, *, levels: int | None = None, image_size: int = 
     pictures = {}
     for row in range(len(dataset)):
         sample = dataset[row]
-        if isinstance(sample, Sample):
+        if isinstance(sample, ImageSample):
             decoded = tokenizer.decode(tokenizer.encode(sample.image[None]), levels=levels, layout=layout)
             pictures[sample.key] = to_uint8(decoded)[0].permute(1, 2, 0).numpy()
     return pictures

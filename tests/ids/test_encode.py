@@ -17,7 +17,7 @@ from PIL import Image
 from unicode.codebook.codebook import CodebookConfig
 from unicode.common.distributed import rank
 from unicode.ids.store import Store
-from unicode.images.dataset import DataConfig, Draw, Sample, build_dataset, open_images
+from unicode.images.dataset import AugmentedIndex, DataConfig, ImageSample, build_dataset, open_images
 from unicode.run.encode_images import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
@@ -86,7 +86,7 @@ def test_ids_are_the_tokenizers(checkpoint: Path, photos: Path, whole: Path) -> 
     used = set()
     for key in store:
         sample = dataset[dataset.keys.index(key)]
-        assert isinstance(sample, Sample)
+        assert isinstance(sample, ImageSample)
         expected = tokenizer.to_ids(tokenizer.encode(sample.image[None]))[0]
         np.testing.assert_array_equal(store[key], expected.numpy())
         used |= set(store[key].tolist())
@@ -167,12 +167,12 @@ def test_views(checkpoint: Path, photos: Path, whole: Path, tmp_path: Path) -> N
             continue
         np.testing.assert_array_equal(store.ids(key, view=2), plain[key])
         sample = dataset[row]
-        assert isinstance(sample, Sample)
+        assert isinstance(sample, ImageSample)
         mirrored = tokenizer.to_ids(tokenizer.encode(sample.image[None].flip(-1)))[0]
         np.testing.assert_array_equal(store.ids(key, view=0), mirrored.numpy())
         for view in (1, 3):
-            drawn = dataset[Draw(row, row * 4 + view)]
-            assert isinstance(drawn, Sample)
+            drawn = dataset[AugmentedIndex(row, row * 4 + view)]
+            assert isinstance(drawn, ImageSample)
             np.testing.assert_array_equal(store.ids(key, view=view), tokenizer.to_ids(tokenizer.encode(drawn.image[None]))[0].numpy())
         different += not np.array_equal(store.ids(key, view=1), store.ids(key, view=3))
     assert different > 30

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.dataset import DataConfig, Draw, ImageDataset, Sample, ShapesImages, Skipped, build_dataset, open_images
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import judge
+from unicode.images.dataset import AugmentedIndex, DataConfig, ImageDataset, ImageSample, ShapesImages, Skipped, build_dataset, open_images
+from unicode.images.shapes import ShapesConfig, parse_scene
 
 
 def save(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:
@@ -24,9 +23,9 @@ def save(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:
 def check(dataset: ImageDataset, keys: list[str]) -> None:
     assert dataset.keys == keys
     assert [dataset.key(index) for index in range(len(dataset))] == keys
-    for item in (0, Draw(len(keys) - 1, 3)):
+    for item in (0, AugmentedIndex(len(keys) - 1, 3)):
         sample = dataset[item]
-        assert isinstance(sample, Sample), sample
+        assert isinstance(sample, ImageSample), sample
         assert sample.image.shape == (3, 16, 16)
         assert sample.image.dtype == torch.float32
         assert -1 <= sample.image.min() <= sample.image.max() <= 1
@@ -91,9 +90,9 @@ def test_shapes() -> None:
     assert dataset.keys[7] == "val/0000007.png"
     assert len(dataset) == 30
     sample = dataset[7]
-    assert isinstance(sample, Sample)
-    assert judge(sample.image, dataset.config) == dataset.scene(7)  # type: ignore[arg-type]
-    assert torch.equal(dataset[Draw(7, 1)].image, sample.image)  # type: ignore[union-attr]
+    assert isinstance(sample, ImageSample)
+    assert parse_scene(sample.image, dataset.config) == dataset.scene(7)  # type: ignore[arg-type]
+    assert torch.equal(dataset[AugmentedIndex(7, 1)].image, sample.image)  # type: ignore[union-attr]
     assert build_dataset(DataConfig(), image_size=64, train=True)[0].image.shape == (3, 64, 64)  # type: ignore[union-attr]
     assert len(open_images("shapes:val", image_size=32, config=DataConfig(limit=5))) == 5
     with pytest.raises(ValueError, match="train and val"):
@@ -118,13 +117,13 @@ def test_open_images(tmp_path: Path) -> None:
 def test_training_items_depend_on_their_seed_alone(tmp_path: Path) -> None:
     save(tmp_path / "a.png", size=(90, 40))
     dataset = build(tmp_path, name="folder", flip=True)
-    first = dataset.pixels(Draw(0, 1))
+    first = dataset.pixels(AugmentedIndex(0, 1))
     torch.manual_seed(99)
-    assert torch.equal(dataset.pixels(Draw(0, 1)), first)  # type: ignore[arg-type]
-    assert len({dataset.pixels(Draw(0, seed)).numpy().tobytes() for seed in range(8)}) > 3  # type: ignore[union-attr]
+    assert torch.equal(dataset.pixels(AugmentedIndex(0, 1)), first)  # type: ignore[arg-type]
+    assert len({dataset.pixels(AugmentedIndex(0, seed)).numpy().tobytes() for seed in range(8)}) > 3  # type: ignore[union-attr]
     still = build(tmp_path, name="folder", flip=True, train=False)
-    assert torch.equal(still.pixels(Draw(0, 1)), dataset.pixels(0))  # type: ignore[arg-type]
-    assert torch.equal(pickle.loads(pickle.dumps(dataset)).pixels(Draw(0, 1)), first)
+    assert torch.equal(still.pixels(AugmentedIndex(0, 1)), dataset.pixels(0))  # type: ignore[arg-type]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset)).pixels(AugmentedIndex(0, 1)), first)
 
 
 def test_holdout_and_limit(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_holdout_and_limit(tmp_path: Path) -> None:
     train, val = (build(tmp_path, name="folder", holdout=0.25, split=split) for split in ("train", "val"))
     assert sorted(train.keys + val.keys) == build(tmp_path, name="folder").keys
     assert 3 <= len(val) <= 20
-    assert isinstance(val[0], Sample)
+    assert isinstance(val[0], ImageSample)
     assert torch.equal(val[0].image, build(tmp_path, name="folder")[int(val.key(0)[:2])].image)  # type: ignore[union-attr]
     assert build(tmp_path, name="folder", limit=4).keys == ["00.png", "10.png", "20.png", "30.png"]
     with pytest.raises(ValueError, match="train or val"):
@@ -153,7 +152,7 @@ def test_bad_pictures_are_skipped_with_a_reason(tmp_path: Path) -> None:
     kinds = {}
     for index in range(len(dataset)):
         item = dataset[index]
-        assert dataset[Draw(index, 0)].key == item.key
+        assert dataset[AugmentedIndex(index, 0)].key == item.key
         if isinstance(item, Skipped):
             assert item.index == index
             kinds[item.key] = item.reason.split(":")[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.dataset import DataConfig, Draw, ImageDataset, Skipped, build_dataset
+from unicode.images.dataset import AugmentedIndex, DataConfig, ImageDataset, Skipped, build_dataset
 from unicode.images.loader import SkipReport, build_loader
 
 BAD = (2, 5)
@@ -35,7 +35,7 @@ def test_evaluation_leaves_bad_pictures_out(dataset: ImageDataset) -> None:
 
 
 def test_training_replaces_bad_pictures(dataset: ImageDataset) -> None:
-    requests = [[Draw(index, 7 + index) for index in range(10)]]
+    requests = [[AugmentedIndex(index, 7 + index) for index in range(10)]]
     (batch,) = build_loader(dataset, requests, num_workers=0)
     assert batch.images.shape == (10, 3, 16, 16)
     assert {entry.index for entry in batch.skipped} == set(BAD)
@@ -47,7 +47,7 @@ def test_training_replaces_bad_pictures(dataset: ImageDataset) -> None:
 
 
 def test_workers_change_nothing(dataset: ImageDataset) -> None:
-    requests = [[Draw(index, seed) for index in range(10)] for seed in range(4)]
+    requests = [[AugmentedIndex(index, seed) for index in range(10)] for seed in range(4)]
     loaders = [build_loader(dataset, requests, num_workers=number) for number in (0, 2)]
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -65,7 +65,7 @@ def test_a_data_set_without_good_pictures_stops_training(tmp_path: Path) -> None
     (tmp_path / "a.png").write_bytes(b"")
     dataset = build_dataset(DataConfig(name="folder", root=str(tmp_path)), image_size=16, train=True)
     with pytest.raises(ValueError, match=r"20 images in a row .* a\.png \(empty file\)"):
-        list(build_loader(dataset, [[Draw(0, 0)]], num_workers=0))
+        list(build_loader(dataset, [[AugmentedIndex(0, 0)]], num_workers=0))
 
 
 def test_skip_report(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from unicode.images.decode import UnreadableImageError, eval_transform
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene
+from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.llm.examples import IGNORED, Example
 from unicode.llm.pixels import GREY_LEVEL, Pictures, PixelReader, open_place, square_pixels
 

@@ -81,8 +81,7 @@ def test_a_store_gives_the_same_answers_as_files(ask, tuned, photos, tmp_path):
 
 
 def test_the_generated_world_needs_no_files(ask, tmp_path):
-    from unicode.images.shapes import ShapesConfig
-    from unicode.images.shapes_scenes import scene_keys
+    from unicode.images.shapes import ShapesConfig, scene_keys
 
     key = scene_keys(ShapesConfig(), "val", limit=1)[0]
     (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 0, "image": key, "text": "how many"}) + "\n")

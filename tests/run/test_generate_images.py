@@ -16,8 +16,9 @@ from PIL import Image
 
 from unicode.generate.images import GenerationConfig
 from unicode.images.dataset import DataConfig
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene
+from unicode.images.decode import to_float
+from unicode.images.shapes import ShapesConfig, find_scene
+from unicode.images.shapes_text import scene_caption
 from unicode.llm.load import open_model
 from unicode.run.chat import main as chat
 from unicode.run.eval_generation import main as evaluate
@@ -102,8 +103,8 @@ def test_completion_keeps_rows_and_decompression_is_measured(tuned, tmp_path):
     model = open_model(tuned.run, device="cpu")
     for line in lines(tmp_path / "complete"):
         scene = find_scene(ShapesConfig(image_size=16), line["id"])
-        ids = model.image_ids(torch.from_numpy(scene.render())[None])[0].tolist()
-        assert line["ids"][:10] == ids[:10] and line["given"] == 10 and line["prompt"] == scene.caption()
+        ids = model.image_ids(to_float(torch.from_numpy(scene.pixels()))[None])[0].tolist()
+        assert line["ids"][:10] == ids[:10] and line["given"] == 10 and line["prompt"] == scene_caption(scene)
         assert line["exact"] == np.mean([one == other for one, other in zip(line["ids"][10:], ids[10:], strict=True)])
         assert np.array_equal(np.asarray(Image.open(tmp_path / "complete" / line["reference"])), scene.pixels().transpose(1, 2, 0))
     first, again = lines(tmp_path / "decompress")[0], json.loads((tmp_path / "decompress" / "settings.json").read_text())

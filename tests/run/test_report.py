@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from unicode.ids.store import Store
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import scene_keys
+from unicode.images.shapes import ShapesConfig, scene_keys
 from unicode.run.report import PictureFinder, count_words, find_examples, find_stores, main, named, read_words
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "ids"

@@ -4,11 +4,11 @@ from itertools import chain
 
 import pytest
 
-from unicode.images.dataset import Draw
+from unicode.images.dataset import AugmentedIndex
 from unicode.train.samplers import StepSampler
 
 
-def stream(world: int, accumulation: int, start: int = 0) -> list[Draw]:
+def stream(world: int, accumulation: int, start: int = 0) -> list[AugmentedIndex]:
     """All draws of steps `start` to 9 in global order."""
     ranks = [
         StepSampler(37, batch_size=8, accumulation=accumulation, rank=rank, world_size=world, seed=3, start_step=start, stop_step=10)

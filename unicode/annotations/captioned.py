@@ -17,8 +17,8 @@ from unicode.annotations.records import IMAGE_TAG, NO_CAPTION, NOT_TEXT, Refused
 from unicode.annotations.templates import CAPTION, draw, fill
 from unicode.common.config import load_config
 from unicode.images.listing import is_held_out, list_folder
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import SPLITS, Question, find_scene, scene_keys
+from unicode.images.shapes import SPLITS, ShapesConfig, find_scene, scene_keys
+from unicode.images.shapes_text import SceneQuestion, scene_caption, scene_questions
 
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
@@ -34,7 +34,7 @@ class Words:
     key: str
     split: str
     caption: str
-    questions: Sequence[Question]
+    questions: Sequence[SceneQuestion]
 
 
 def get_shapes_anno(
@@ -61,7 +61,7 @@ def get_shapes_anno(
 
     def describe(key: str) -> Words:
         scene, rng = find_scene(config, key), _rng(seed, key)
-        return Words(key, key.partition("/")[0], scene.caption(rng), scene.questions(rng))
+        return Words(key, key.partition("/")[0], scene_caption(scene, rng), scene_questions(scene, rng))
 
     report = Report("get_shapes_anno", seed, inputs=["shapes"])
     keys = [key for split in SPLITS for key in scene_keys(config, split, limit=limit)]
@@ -113,9 +113,9 @@ def find_groups(keys: Iterable[str]) -> Groups:
     return {folder: sorted(names) for folder, names in groups.items()}
 
 
-def subject_questions(key: str, groups: Groups, rng: Random) -> list[Question]:
+def subject_questions(key: str, groups: Groups, rng: Random) -> list[SceneQuestion]:
     """What the place of a picture in the tree can be asked for: subject and group among others, yes and no; in random order."""
-    found: list[Question] = []
+    found: list[SceneQuestion] = []
     folders = key.split("/")[:-1][:2]
     for depth, name in enumerate(folders):
         others = [other for other in groups["/".join(folders[:depth])] if other != name]
@@ -125,11 +125,11 @@ def subject_questions(key: str, groups: Groups, rng: Random) -> list[Question]:
         *first, last = map(_plain, rng.sample(options, len(options)))
         choice = f"{', '.join(first)} or {last}"
         if depth == 0:
-            found.append(Question(f"Which subject does the picture belong to: {choice}?", _plain(name), "subject"))
-            found.append(Question(f"Does the picture belong to the subject {_plain(name)}?", "yes", "yesno"))
-            found.append(Question(f"Does the picture belong to the subject {_plain(rng.choice(others))}?", "no", "yesno"))
+            found.append(SceneQuestion(f"Which subject does the picture belong to: {choice}?", _plain(name), "subject"))
+            found.append(SceneQuestion(f"Does the picture belong to the subject {_plain(name)}?", "yes", "yesno"))
+            found.append(SceneQuestion(f"Does the picture belong to the subject {_plain(rng.choice(others))}?", "no", "yesno"))
         else:
-            found.append(Question(f"Within {_plain(folders[0])}, which group fits best: {choice}?", _plain(name), "group"))
+            found.append(SceneQuestion(f"Within {_plain(folders[0])}, which group fits best: {choice}?", _plain(name), "group"))
     return rng.sample(found, len(found))
 
 

@@ -15,8 +15,8 @@ from unicode.annotations.records import IMAGE_TAG, RefusedError, make_turns, par
 from unicode.annotations.templates import draw
 from unicode.common.files import atomic_write, write_json, write_jsonl, write_list
 from unicode.common.json_lists import read_json_list, write_json_list
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import Question, Scene, find_scene, scene_keys, with_article
+from unicode.images.shapes import Scene, ShapesConfig, find_scene, scene_keys
+from unicode.images.shapes_text import SceneQuestion, scene_questions, with_article
 
 
 def write_question_file(
@@ -153,7 +153,7 @@ def training_conversations(config: ShapesConfig, *, num_scenes: int = 0, seed: i
     for key in scene_keys(config, "train", limit=num_scenes):
         rng = Random(draw(2**63, seed, "forms", key))
         picture = Picture(key, find_scene(config, key), rng)
-        asked = picture.scene.questions(rng)
+        asked = scene_questions(picture.scene, rng)
         turns = [(f"{question.text}\n{SHORT}", question.answer) for question in asked[:2]]
         for question in asked[2:]:
             if (lettered := with_options(question, picture)) is not None:
@@ -173,7 +173,7 @@ def write_training(out: str | Path, config: ShapesConfig, *, num_scenes: int, se
     return write_json_list(Path(out) / "shapes_forms_train.json", training_conversations(config, num_scenes=num_scenes, seed=seed))
 
 
-def with_options(question: Question, picture: Picture) -> tuple[str, int, list[str]] | None:
+def with_options(question: SceneQuestion, picture: Picture) -> tuple[str, int, list[str]] | None:
     """A question as a choice of lettered options, the place of the right one, and the options; None for yes-or-no questions."""
     config = picture.scene.config
     all_options = {
@@ -234,7 +234,7 @@ def _write_gqa(out: Path, folder: str, pictures: Sequence[Picture], questions: i
     asked: list[dict[str, Any]] = []
     gold: dict[str, Any] = {}
     for picture in pictures:
-        for question in picture.scene.questions(picture.rng)[:questions]:
+        for question in scene_questions(picture.scene, picture.rng)[:questions]:
             number = str(len(asked))
             asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
             types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
@@ -255,7 +255,7 @@ def _write_vqav2(out: Path, folder: str, pictures: Sequence[Picture], questions:
     asked: list[dict[str, Any]] = []
     gold: list[dict[str, Any]] = []
     for place, picture in enumerate(pictures):
-        for question in picture.scene.questions(picture.rng)[:questions]:
+        for question in scene_questions(picture.scene, picture.rng)[:questions]:
             number = {"question_id": len(asked), "image_id": place}
             asked.append({**number, "question": question.text})
             answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, 11)]
@@ -285,7 +285,8 @@ def _write_scienceqa(out: Path, folder: str, pictures: Sequence[Picture], questi
         asked.append({**record, "image": image} if image else record)
 
     for picture in pictures:
-        lettered = [made for question in picture.scene.questions(picture.rng) if (made := with_options(question, picture)) is not None]
+        about = scene_questions(picture.scene, picture.rng)
+        lettered = [made for question in about if (made := with_options(question, picture)) is not None]
         for text, right, options in lettered[:2]:
             number = str(len(asked) + 1)
             _save(out / folder / number / "image.png", picture)

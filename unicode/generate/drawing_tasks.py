@@ -23,8 +23,8 @@ from unicode.ids.store import check_key
 from unicode.ids.text import OPEN, write_run
 from unicode.images.dataset import ImageDataset, ShapesImages, Skipped
 from unicode.images.decode import to_float
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import SPLITS, find_scene, scene_keys
+from unicode.images.shapes import SPLITS, ShapesConfig, find_scene, scene_keys
+from unicode.images.shapes_text import scene_caption
 from unicode.llm.language_model import LanguageModel
 
 SUFFIXES = (".txt", ".jsonl", ".json")
@@ -102,7 +102,7 @@ def _world_prompts(split: str, world: ShapesConfig, limit: int) -> list[DrawProm
     if split not in SPLITS:
         raise ValueError(f"prompts 'shapes:{split}': the shapes world has the splits {' and '.join(SPLITS)}")
     keys = scene_keys(world, split, limit=limit)
-    captions = (find_scene(world, key).caption(Random(key)) for key in keys)
+    captions = (scene_caption(find_scene(world, key), Random(key)) for key in keys)
     return [DrawPrompt(key.removesuffix(".png"), text, f"scene {key}", reference=key) for key, text in zip(keys, captions, strict=True)]
 
 
@@ -294,7 +294,7 @@ class ImageTask:
         """The words about a picture."""
         if self._given is None or self._caption or not isinstance(self._dataset, ShapesImages):
             return self._caption
-        return self._dataset.scene(self._places[place.id]).caption()
+        return scene_caption(self._dataset.scene(self._places[place.id]))
 
 
 DrawingTask = PromptTask | ImageTask

@@ -30,8 +30,7 @@ from unicode.images.decode import (
     train_transform,
 )
 from unicode.images.listing import LAYOUTS, Listing, PackedStrings, is_held_out
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import SPLITS, Scene, draw_scene, scene_keys
+from unicode.images.shapes import SPLITS, Scene, ShapesConfig, draw_scene, scene_keys
 
 NAMES = ("shapes", "folder", "list", "llava", "imagenet", "ffhq", "cc3m", "coco", "lsun", "webdataset")
 
@@ -179,7 +178,7 @@ def _resolve(config: DataConfig, path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class AugmentedIndex:
     """A request for a training picture: which, and the seed of its random crop."""
 
     index: int
@@ -187,7 +186,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ImageSample:
     """One picture."""
 
     image: Tensor  # (3, H, W) float32 in [-1, 1]
@@ -204,7 +203,7 @@ class Skipped:
     index: int
 
 
-class ImageDataset(Dataset[Sample | Skipped], ABC):
+class ImageDataset(Dataset[ImageSample | Skipped], ABC):
     """Pictures of one size by index; subclasses say how to make one. Workers get it pickled, so it is small."""
 
     image_size: int
@@ -216,7 +215,7 @@ class ImageDataset(Dataset[Sample | Skipped], ABC):
         self.protocol = protocol
 
     @abstractmethod
-    def pixels(self, item: int | Draw) -> Tensor | Skipped:
+    def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
         """Return picture `item` as (3, H, W) uint8, or why there is none."""
 
     def __len__(self) -> int:
@@ -231,12 +230,12 @@ class ImageDataset(Dataset[Sample | Skipped], ABC):
         """All keys in order. Made when first asked for; `key(i)` is cheaper for a few."""
         return list(self._keys)
 
-    def __getitem__(self, item: int | Draw) -> Sample | Skipped:
+    def __getitem__(self, item: int | AugmentedIndex) -> ImageSample | Skipped:
         pixels = self.pixels(item)
         if isinstance(pixels, Skipped):
             return pixels
-        index = item.index if isinstance(item, Draw) else item
-        return Sample(to_float(pixels), self.key(index), index)
+        index = item.index if isinstance(item, AugmentedIndex) else item
+        return ImageSample(to_float(pixels), self.key(index), index)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "keys"}
@@ -259,10 +258,10 @@ class FileImages(ImageDataset):
         self._shorter = math.ceil(config.draft * image_size)
         self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
 
-    def pixels(self, item: int | Draw) -> Tensor | Skipped:
+    def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
         """Return picture `item` as (3, H, W) uint8, or why there is none."""
-        index = item.index if isinstance(item, Draw) else item
-        training = self._use_train and isinstance(item, Draw)
+        index = item.index if isinstance(item, AugmentedIndex) else item
+        training = self._use_train and isinstance(item, AugmentedIndex)
         try:
             data = self._source.read(index if self._rows is None else int(self._rows[index]))
             picture = decode_image(data, shorter=self._shorter_train if training else self._shorter, max_pixels=self._max_pixels)
@@ -271,7 +270,7 @@ class FileImages(ImageDataset):
                 return Skipped(self.key(index), f"too thin: {width}x{height} pixels", index)
         except UnreadableImageError as error:
             return Skipped(self.key(index), str(error), index)
-        if isinstance(item, Draw) and training:
+        if isinstance(item, AugmentedIndex) and training:
             with seeded(item.seed):
                 return self._train(picture)
         return self._eval(picture)
@@ -292,9 +291,9 @@ class ShapesImages(ImageDataset):
         """Return the scene of picture `index`."""
         return draw_scene(self.config, self.split, index)
 
-    def pixels(self, item: int | Draw) -> Tensor:
+    def pixels(self, item: int | AugmentedIndex) -> Tensor:
         """Return picture `item` as (3, H, W) uint8."""
-        return torch.from_numpy(self.scene(item.index if isinstance(item, Draw) else item).pixels())
+        return torch.from_numpy(self.scene(item.index if isinstance(item, AugmentedIndex) else item).pixels())
 
 
 def build_dataset(config: DataConfig, *, image_size: int, train: bool) -> ImageDataset:
@@ -302,7 +301,7 @@ def build_dataset(config: DataConfig, *, image_size: int, train: bool) -> ImageD
 
     Args:
         image_size: side of the squares in pixels.
-        train: give a `Draw` the training transform; without it every item is as in evaluation.
+        train: give a `AugmentedIndex` the training transform; without it every item is as in evaluation.
 
     Raises:
         FileNotFoundError: a folder, list, archive, or files named in a list are missing.
@@ -322,7 +321,7 @@ def open_images(
         path: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, or "shapes:SPLIT".
         root: the folder that the paths in a list or annotation file start from; the file's own folder if empty.
         config: settings that are not about which pictures (resize, crop, draft, limit, the world of shapes).
-        train: give a `Draw` the training transform, as in `build_dataset`.
+        train: give a `AugmentedIndex` the training transform, as in `build_dataset`.
 
     Raises:
         FileNotFoundError: there is nothing of that name.

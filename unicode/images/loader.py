@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unicode.common.files import write_jsonl
-from unicode.images.dataset import Draw, ImageDataset, Skipped
+from unicode.images.dataset import AugmentedIndex, ImageDataset, Skipped
 from unicode.images.decode import to_float
 
 MAX_TRIES = 20  # pictures in a row that cannot be read before training stops
-Request = Sequence[int] | Sequence[Draw]
+Request = Sequence[int] | Sequence[AugmentedIndex]
 
 
 @dataclass
@@ -146,7 +146,7 @@ class _Fetcher(Dataset[_RawBatch]):
             tries = 1
             while isinstance(fetched, Skipped):
                 skipped.append(fetched)
-                if not isinstance(item, Draw):
+                if not isinstance(item, AugmentedIndex):
                     break
                 if tries == MAX_TRIES:
                     what = f"the last: {fetched.key} ({fetched.reason})"
@@ -157,15 +157,15 @@ class _Fetcher(Dataset[_RawBatch]):
                 tries += 1
             if isinstance(fetched, Tensor):
                 pixels.append(fetched)
-                indices.append(item.index if isinstance(item, Draw) else item)
+                indices.append(item.index if isinstance(item, AugmentedIndex) else item)
         images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
         return _RawBatch(images, [self._dataset.key(index) for index in indices], indices, skipped)
 
 
-def _another(draw: Draw, tries: int, total: int) -> Draw:
+def _another(draw: AugmentedIndex, tries: int, total: int) -> AugmentedIndex:
     """Return the picture to take instead of an unreadable one: a function of the request alone."""
     digest = hashlib.blake2b(f"{draw.index}/{draw.seed}/{tries}".encode(), digest_size=8).digest()
-    return Draw(int.from_bytes(digest, "little") % total, draw.seed)
+    return AugmentedIndex(int.from_bytes(digest, "little") % total, draw.seed)
 
 
 def _same(batch: _RawBatch) -> _RawBatch:

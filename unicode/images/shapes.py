@@ -1,10 +1,12 @@
-"""The shapes world: settings, objects, held-out combinations; objects -> pixels and back."""
+"""The shapes world: a seed -> a scene of a few objects -> its picture, and from a picture back to the scene."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import combinations as pairs_of
 from itertools import product
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +15,17 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 45, 40), "green": (45, 165, 65), "blue": (45, 85, 225), "yellow": (245, 215, 50),
     "purple": (150, 55, 175), "white": (245, 245, 245), "orange": (245, 130, 25), "cyan": (60, 205, 215),
 }  # fmt: skip
-BACKGROUND = (44, 46, 52)
+BACKGROUND = np.array((44, 46, 52), np.float32)
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
 SIZES = {1: ("large",), 2: ("small", "large"), 3: ("small", "medium", "large")}
+SIZE_SHARES = {1: (1.0,), 2: (0.5, 1.0), 3: (0.4, 0.7, 1.0)}  # of the largest width that fits a place
 PLACES = {
     2: ("top left", "top right", "bottom left", "bottom right"),
     3: ("top left", "top center", "top right", "center left", "center", "center right", "bottom left", "bottom center", "bottom right"),
 }
+SPLITS = ("train", "val")
+SUPERSAMPLING = 8  # samples per pixel and axis; even, so that masks are symmetric
+LEAST_DISTANCE = 1.5  # squared distance between two stencils below which a noisy picture could not be read
 
 
 @dataclass
@@ -101,145 +107,94 @@ class Thing(NamedTuple):
     place: str
 
 
-class Combinations(NamedTuple):
-    """(colour, shape) pairs by place, for training and for validation."""
+@dataclass(frozen=True)
+class Scene:
+    """A few things in their places. Two scenes are equal if their things are."""
 
-    seen: dict[str, list[tuple[str, str]]]  # what training scenes are made of
-    held: list[tuple[str, str, str]]  # (colour, shape, place) that no training scene contains
+    things: tuple[Thing, ...]  # in reading order of their places
+    config: ShapesConfig = field(compare=False)
+    seed: int = field(default=0, compare=False)  # of jitter and background noise
+
+    def pixels(self) -> np.ndarray:
+        """Return the picture, (3, H, W) uint8.
+
+        Raises:
+            ValueError: two shapes or sizes of this world are too alike to be told apart.
+        """
+        config = self.config
+        canvas = np.empty((3, config.image_size, config.image_size), np.float32)
+        canvas[:] = BACKGROUND[:, None, None]
+        random = np.random.default_rng(self.seed) if config.jitter or config.noise else None
+        if random is not None and config.noise:
+            canvas += random.standard_normal(canvas.shape, np.float32) * np.float32(config.noise * 255)
+        stencils = _stencils_of(config)
+        for thing in self.things:
+            y, x = config.corner(thing.place)
+            dy, dx = (int(shift) for shift in random.integers(-config.jitter, config.jitter + 1, 2)) if random is not None else (0, 0)
+            mask = stencils.masks[stencils.rows[thing.shape, thing.size, dy, dx]]
+            patch = canvas[:, y : y + config.cell, x : x + config.cell]
+            patch += mask * (np.array(COLOURS[thing.colour], np.float32)[:, None, None] - patch)
+        return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
-def combinations(config: ShapesConfig) -> Combinations:
-    """Divide the combinations (colour, shape, place) of a world into seen ones and held-out ones.
+def parse_scene(pixels: np.ndarray, config: ShapesConfig) -> Scene:
+    """Return the scene whose picture is nearest to a picture.
 
-    The choice depends on the names alone, not on a seed: in the order of a hash, a combination is held out if training keeps
-    each of its pairs (colour, shape), (colour, place) and (shape, place) in at least half of the combinations that have it. With
-    fewer, training scenes would teach a rule instead: if of all white things only triangles lay at the bottom right, a white square
-    there would contradict what was seen rather than be new.
+    In each place the nearest of all stencils in all colours is taken, or nothing if the bare background is nearer (least squares).
+
+    Args:
+        pixels: (3, H, W) float32 in [-1, 1], numpy or a CPU tensor.
+
+    Raises:
+        ValueError: the picture has another shape than the world's pictures.
     """
-    return _combinations(config.colour_names, config.shape_names, config.place_names, config.holdout)
-
-
-@lru_cache(maxsize=16)
-def _combinations(colours: tuple[str, ...], shapes: tuple[str, ...], places: tuple[str, ...], share: float) -> Combinations:
-    every = list(product(colours, shapes, places))
-    count: dict[tuple[int, str, str], int] = {}
-    for combination in every:
-        for pair in _pairs(combination):
-            count[pair] = count.get(pair, 0) + 1
-    total = dict(count)
-    held: set[tuple[str, str, str]] = set()
-    for combination in sorted(every, key=lambda names: hashlib.sha1("/".join(names).encode()).digest()):
-        if len(held) < max(1, round(share * len(every))) and all(2 * (count[pair] - 1) >= total[pair] for pair in _pairs(combination)):
-            held.add(combination)
-            for pair in _pairs(combination):
-                count[pair] -= 1
-    if not held:
-        size = f"{len(colours)} colours and {len(shapes)} shapes"
-        raise ValueError(f"a world of {size} is too small to hold a combination out; add colours or shapes")
-    seen = {place: [(c, s) for c, s, p in every if p == place and (c, s, p) not in held] for place in places}
-    return Combinations(seen, [combination for combination in every if combination in held])
-
-
-def _pairs(combination: tuple[str, str, str]) -> list[tuple[int, str, str]]:
-    colour, shape, place = combination
-    return [(0, colour, shape), (1, colour, place), (2, shape, place)]
-
-
-SUPERSAMPLING = 8  # samples per pixel and axis; even, so that masks are symmetric
-LEAST_DISTANCE = 1.5  # squared distance between two stencils below which a noisy picture could not be read
+    expected = (3, config.image_size, config.image_size)
+    if tuple(pixels.shape) != expected:
+        raise ValueError(f"a picture of this world has shape {expected}, not {tuple(pixels.shape)}; set image_size of the world")
+    stencils, cell = _stencils_of(config), config.cell
+    corners = [config.corner(place) for place in config.place_names]
+    scaled = (np.asarray(pixels, np.float32) + 1) * 127.5 - BACKGROUND[:, None, None]
+    patches = np.stack([scaled[:, y : y + cell, x : x + cell] for y, x in corners]).reshape(len(corners), 3, -1)
+    masks = stencils.masks.reshape(len(stencils.masks), -1)  # (T, cell * cell)
+    paints = np.array([COLOURS[name] for name in config.colour_names], np.float32) - BACKGROUND  # (K, 3)
+    # |d - m v|^2 = |d|^2 - (2 <d, m v> - |m|^2 |v|^2): the stencil with the largest bracket is the nearest
+    overlap = np.einsum("pct,kc->ptk", patches @ masks.T, paints)
+    gain = 2 * overlap - (masks**2).sum(1)[:, None] * (paints**2).sum(1)
+    things, kinds = [], list(stencils.rows)
+    for place, scores in zip(config.place_names, gain, strict=True):
+        stencil, colour = np.unravel_index(int(scores.argmax()), scores.shape)
+        if scores[stencil, colour] > 0:
+            shape, size, _, _ = kinds[stencil]
+            things.append(Thing(config.colour_names[colour], shape, size, place))
+    return Scene(tuple(things), config)
 
 
 class Stencils(NamedTuple):
     """Masks of every shape, size and shift in a place of `cell` pixels."""
 
     masks: np.ndarray  # (T, cell, cell) float32, the share of each pixel that the object covers
-    shapes: list[int]  # (T,) index of the shape
-    sizes: list[int]  # (T,) index of the size
-    find: dict[tuple[int, int, int, int], int]  # (shape, size, dy, dx) -> row
-
-
-def draw(things: Iterable[Thing], config: ShapesConfig, *, seed: int = 0) -> np.ndarray:
-    """Return the picture of some things, (3, H, W) uint8. `seed` decides jitter and noise, where the config has them."""
-    canvas = np.empty((3, config.image_size, config.image_size), np.float32)
-    canvas[:] = _background()
-    random = np.random.default_rng(seed) if config.jitter or config.noise else None
-    if random is not None and config.noise:
-        canvas += random.standard_normal(canvas.shape, np.float32) * np.float32(config.noise * 255)
-    stencils = _stencils_of(config)
-    for thing in things:
-        y, x = config.corner(thing.place)
-        dy, dx = (int(shift) for shift in random.integers(-config.jitter, config.jitter + 1, 2)) if random is not None else (0, 0)
-        kind = (config.shape_names.index(thing.shape), config.size_names.index(thing.size), dy, dx)
-        mask = stencils.masks[stencils.find[kind]]
-        patch = canvas[:, y : y + config.cell, x : x + config.cell]
-        patch += mask * (np.array(COLOURS[thing.colour], np.float32)[:, None, None] - patch)
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-
-
-def read(pixels: np.ndarray, config: ShapesConfig) -> list[Thing]:
-    """Return the things in a picture (3, H, W) float32 in [-1, 1], in reading order of their places.
-
-    In each place the nearest of all stencils in all colours, or nothing if the bare background is nearer (least squares).
-    """
-    stencils = _stencils_of(config)
-    cell = config.cell
-    corners = [config.corner(place) for place in config.place_names]
-    scaled = (np.asarray(pixels, np.float32) + 1) * 127.5 - _background()
-    patches = np.stack([scaled[:, y : y + cell, x : x + cell] for y, x in corners]).reshape(len(corners), 3, -1)
-    masks = stencils.masks.reshape(len(stencils.masks), -1)  # (T, cell * cell)
-    paints = np.array([COLOURS[name] for name in config.colour_names], np.float32) - _background()[:, 0, 0]  # (K, 3)
-    # |d - m v|^2 = |d|^2 - (2 <d, m v> - |m|^2 |v|^2): the stencil with the largest bracket is the nearest
-    overlap = np.einsum("pct,kc->ptk", patches @ masks.T, paints)
-    gain = 2 * overlap - (masks**2).sum(1)[:, None] * (paints**2).sum(1)
-    things = []
-    for place, scores in zip(config.place_names, gain, strict=True):
-        stencil, colour = np.unravel_index(int(scores.argmax()), scores.shape)
-        if scores[stencil, colour] > 0:
-            shape, size = config.shape_names[stencils.shapes[stencil]], config.size_names[stencils.sizes[stencil]]
-            things.append(Thing(config.colour_names[colour], shape, size, place))
-    return things
-
-
-@lru_cache(maxsize=1)
-def _background() -> np.ndarray:
-    return np.array(BACKGROUND, np.float32)[:, None, None]
+    rows: dict[tuple[str, str, int, int], int]  # shape, size, dy and dx of each mask -> its row
 
 
 def _stencils_of(config: ShapesConfig) -> Stencils:
-    return _stencils(config.cell, config.shape_names, config.sizes, config.jitter)
+    return _stencils(config.cell, config.shape_names, config.size_names, config.jitter)
 
 
 @lru_cache(maxsize=16)
-def _stencils(cell: int, shapes: tuple[str, ...], sizes: int, jitter: int) -> Stencils:
-    """Make the stencils of a world; ValueError if two of them are so alike that a picture could not be read."""
+def _stencils(cell: int, shapes: tuple[str, ...], sizes: tuple[str, ...], jitter: int) -> Stencils:
     widest = cell - 2 * max(1, cell // 8, jitter)  # a shifted object still lies in its place
-    widths = [2 * round(widest / 2 * share) for share in {1: (1.0,), 2: (0.5, 1.0), 3: (0.4, 0.7, 1.0)}[sizes]]
-    masks: list[np.ndarray] = []
-    shape_rows: list[int] = []
-    size_rows: list[int] = []
-    find: dict[tuple[int, int, int, int], int] = {}
-    for shape, name in enumerate(shapes):
-        for size, width in enumerate(widths):
-            for dy in range(-jitter, jitter + 1):
-                for dx in range(-jitter, jitter + 1):
-                    find[shape, size, dy, dx] = len(masks)
-                    masks.append(_mask(name, cell, width, dy, dx))
-                    shape_rows.append(shape)
-                    size_rows.append(size)
-    stacked = np.stack(masks)
-    _check_distances(stacked, shape_rows, size_rows, cell)
-    return Stencils(stacked, shape_rows, size_rows, find)
-
-
-def _check_distances(masks: np.ndarray, shapes: list[int], sizes: list[int], cell: int) -> None:
+    widths = {name: 2 * round(widest / 2 * share) for name, share in zip(sizes, SIZE_SHARES[len(sizes)], strict=True)}
+    shifts = range(-jitter, jitter + 1)
+    kinds = list(product(shapes, sizes, shifts, shifts))
+    masks = np.stack([_mask(shape, cell, widths[size], dy, dx) for shape, size, dy, dx in kinds])
     flat = masks.reshape(len(masks), -1)
     norms = (flat**2).sum(1)
     distances = norms[:, None] + norms - 2 * flat @ flat.T
-    kinds = np.array(shapes) * 8 + np.array(sizes)
-    nearest = distances[kinds[:, None] != kinds].min()
-    if nearest < LEAST_DISTANCE:
+    looks = np.array([shapes.index(shape) * 8 + sizes.index(size) for shape, size, _, _ in kinds])
+    if distances[looks[:, None] != looks].min() < LEAST_DISTANCE:
         advice = "use a larger image_size, or fewer shapes, sizes or places"
         raise ValueError(f"places of {cell} px are too small to tell these shapes and sizes apart; {advice}")
+    return Stencils(masks, {kind: row for row, kind in enumerate(kinds)})
 
 
 def _mask(shape: str, cell: int, width: int, dy: int, dx: int) -> np.ndarray:
@@ -257,3 +212,88 @@ def _mask(shape: str, cell: int, width: int, dy: int, dx: int) -> np.ndarray:
         "ring": (u**2 + v**2 <= 1) & (u**2 + v**2 >= 0.3),
     }[shape]
     return inside.reshape(cell, SUPERSAMPLING, cell, SUPERSAMPLING).mean((1, 3)).astype(np.float32)
+
+
+class Combinations(NamedTuple):
+    """Which combinations of properties the scenes of a split are made of."""
+
+    seen: dict[str, list[tuple[str, str]]]  # by place the (colour, shape) of training scenes
+    held: list[tuple[str, str, str]]  # (colour, shape, place) that no training scene contains
+
+
+def combinations(config: ShapesConfig) -> Combinations:
+    """Divide the combinations (colour, shape, place) of a world into seen ones and held-out ones.
+
+    The choice depends on the names alone, not on a seed: in the order of a hash, a combination is held out if training keeps
+    each of its pairs (colour, shape), (colour, place) and (shape, place) in at least half of the combinations that have it. With
+    fewer, training scenes would teach a rule instead: if of all white things only triangles lay at the bottom right, a white square
+    there would contradict what was seen rather than be new.
+    """
+    return _combinations(config.colour_names, config.shape_names, config.place_names, config.holdout)
+
+
+@lru_cache(maxsize=16)
+def _combinations(colours: tuple[str, ...], shapes: tuple[str, ...], places: tuple[str, ...], share: float) -> Combinations:
+    every = list(product(colours, shapes, places))
+    total = Counter(pair for names in every for pair in pairs_of(names, 2))
+    left = total.copy()
+    held: set[tuple[str, str, str]] = set()
+    for names in sorted(every, key=lambda names: hashlib.sha1("/".join(names).encode()).digest()):
+        pairs = list(pairs_of(names, 2))
+        if len(held) < max(1, round(share * len(every))) and all(2 * (left[pair] - 1) >= total[pair] for pair in pairs):
+            held.add(names)
+            left.subtract(pairs)
+    if not held:
+        size = f"{len(colours)} colours and {len(shapes)} shapes"
+        raise ValueError(f"a world of {size} is too small to hold a combination out; add colours or shapes")
+    seen = {place: [(c, s) for c, s, p in every if p == place and (c, s, p) not in held] for place in places}
+    return Combinations(seen, [names for names in every if names in held])
+
+
+def draw_scene(config: ShapesConfig, split: str, index: int) -> Scene:
+    """Return scene `index` of a split ("train" or "val"); the same settings give the same scene on every machine.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    _check_split(split)
+    digest = hashlib.blake2b(f"{config.seed}/{split}/{index}".encode(), digest_size=8).digest()
+    rng = Random(int.from_bytes(digest, "little"))
+    parts = combinations(config)
+    number = rng.randint(config.min_objects, config.max_objects)
+    chosen: dict[str, tuple[str, str]] = {}
+    if split == "val":
+        colour, shape, place = rng.choice(parts.held)
+        chosen[place] = (colour, shape)
+    for place in rng.sample([name for name in config.place_names if name not in chosen], number - len(chosen)):
+        if split == "val":  # beside the held-out thing anything may stand
+            chosen[place] = (rng.choice(config.colour_names), rng.choice(config.shape_names))
+        else:
+            chosen[place] = rng.choice(parts.seen[place])
+    things = [Thing(*chosen[place], rng.choice(config.size_names), place) for place in config.place_names if place in chosen]
+    return Scene(tuple(things), config, seed=rng.getrandbits(63))
+
+
+def scene_keys(config: ShapesConfig, split: str, *, limit: int = 0) -> list[str]:
+    """Return the keys of the scenes of a split, or of the first `limit` of them: "train/0000007.png" is scene 7 of "train".
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    _check_split(split)
+    total = config.num_train if split == "train" else config.num_val
+    return [f"{split}/{index:07d}.png" for index in range(min(limit, total) if limit else total)]
+
+
+def find_scene(config: ShapesConfig, key: str) -> Scene:
+    """Return the scene of a key of `scene_keys`; ValueError for any other."""
+    split, _, name = key.partition("/")
+    number = name.removesuffix(".png")
+    if not number.isdecimal():
+        raise ValueError(f"'{key}' is no key of the shapes world; they look like train/0000007.png")
+    return draw_scene(config, split, int(number))
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"the shapes world has no split '{split}'; its splits are {' and '.join(SPLITS)}")

@@ -19,8 +19,8 @@ from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
 from unicode.common.files import read_json, write_json
 from unicode.common.logging import get_logger
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import draw_scene, world_text
+from unicode.images.shapes import ShapesConfig, draw_scene
+from unicode.images.shapes_text import scene_caption, world_text
 
 log = get_logger(__name__)
 
@@ -75,7 +75,7 @@ def base_text(*, instructions: float, seed: int) -> Iterator[str]:
     world = ShapesConfig(seed=seed)
     for number, line in enumerate(world_text(seed=seed)):
         if rng.random() < instructions:
-            caption = draw_scene(world, "train", number).caption(rng)
+            caption = scene_caption(draw_scene(world, "train", number), rng)
             yield rng.choice(templates).replace("{caption}", caption.rstrip("."))
         elif rng.random() < BRIEF:
             yield line.replace("? Answer:", f"?\n{SHORT} Answer:")

@@ -19,8 +19,7 @@ from unicode.common.logging import get_logger
 from unicode.images.archives import Lmdb, TarShards
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import UnreadableImageError, decode_image, read_bytes
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene
+from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.llm.examples import IGNORED, Example
 
 SHAPES = "shapes"

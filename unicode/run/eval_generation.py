@@ -19,8 +19,7 @@ from unicode.generate.jobs import RESULTS, SETTINGS
 from unicode.images.dataset import ImageDataset, build_dataset, open_images
 from unicode.images.decode import to_float, to_uint8
 from unicode.images.loader import build_loader
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import find_scene, judge
+from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
 from unicode.metrics.entry import NotComputed
 from unicode.metrics.generation import GenerationMetrics, Thing, scene_metrics
 from unicode.run.command import command
@@ -112,7 +111,7 @@ def judge_drawn(drawn: Drawn) -> dict[str, Any]:
     for index, record in enumerate(drawn.records):
         key = str(record["id"] if drawn.settings.get("task") == "complete" else record.get("reference", ""))
         wanted.append(list(find_scene(config, key).things))
-        seen.append(list(judge(to_float(drawn.picture(index)).numpy(), config).things))
+        seen.append(list(parse_scene(to_float(drawn.picture(index)).numpy(), config).things))
     return scene_metrics(wanted, seen)
 
 

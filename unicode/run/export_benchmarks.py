@@ -9,8 +9,7 @@ from pathlib import Path
 from unicode.annotations.exports import EXPORTS, export_benchmarks, write_training
 from unicode.common.config import load_config
 from unicode.common.logging import get_logger
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import SPLITS
+from unicode.images.shapes import SPLITS, ShapesConfig
 from unicode.run.command import command
 
 log = get_logger(__name__)

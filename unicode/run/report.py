@@ -14,8 +14,8 @@ from unicode.common.files import atomic_write
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
-from unicode.images.shapes import ShapesConfig
-from unicode.images.shapes_scenes import Scene, find_scene
+from unicode.images.shapes import Scene, ShapesConfig, find_scene
+from unicode.images.shapes_text import scene_caption
 from unicode.llm.vocabulary import find_model, read_vocabulary, spells_bytes
 from unicode.report.answers import answers_section
 from unicode.report.curves import training_section
@@ -68,7 +68,7 @@ class PictureFinder:
         """Return the caption of a scene of the world, or the text beside a file; "" where there is none."""
         scene = self._scene(name)
         if scene:
-            return scene.caption()
+            return scene_caption(scene)
         for folder in self.folders:
             text = (folder / name).with_suffix(".txt")
             if text.is_file():

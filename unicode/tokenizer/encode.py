@@ -15,7 +15,7 @@ from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.ids.store import PRECISIONS, Origin, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
-from unicode.images.dataset import Draw, ImageDataset, ShapesImages, Skipped
+from unicode.images.dataset import AugmentedIndex, ImageDataset, ShapesImages, Skipped
 from unicode.images.loader import build_loader
 
 log = get_logger(__name__)
@@ -226,7 +226,7 @@ class _Pictures(ImageDataset):
     """The pictures that the views are made of: item `row * views + source` is the picture of a row that the view `source` encodes.
 
     "whole" and "flip" share the evaluation picture, each "crop" has a source of its own. An unreadable picture is left out, where a
-    `Draw` asked of the loader itself would be replaced by another one.
+    `AugmentedIndex` asked of the loader itself would be replaced by another one.
     """
 
     def __init__(self, dataset: ImageDataset, views: tuple[str, ...]) -> None:
@@ -243,12 +243,12 @@ class _Pictures(ImageDataset):
         """Key of the row that item `index` belongs to."""
         return self._dataset.key(index // len(self._views))
 
-    def pixels(self, item: int | Draw) -> torch.Tensor | Skipped:
+    def pixels(self, item: int | AugmentedIndex) -> torch.Tensor | Skipped:
         """(3, H, W) uint8 of one item, or why there is none; `Skipped.index` is the row."""
         assert isinstance(item, int), item
         row, source = divmod(item, len(self._views))
         # the number of the item is the seed: torch keeps 32 bits of it, so views must differ in the low ones
-        return self._dataset.pixels(Draw(row, item & 0xFFFFFFFF) if self._views[source] == "crop" else row)
+        return self._dataset.pixels(AugmentedIndex(row, item & 0xFFFFFFFF) if self._views[source] == "crop" else row)
 
 
 @dataclass(frozen=True)

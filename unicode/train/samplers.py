@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from unicode.images.dataset import Draw
+from unicode.images.dataset import AugmentedIndex
 from unicode.train.config import GROUPINGS
 
 _MIX = 0x9E3779B97F4A7C15  # odd constant of a multiplicative hash
 
 
 class StepSampler:
-    """Lists of `Draw`, one per forward pass of this rank, from one endless shuffled stream that all ranks share.
+    """Lists of `AugmentedIndex`, one per forward pass of this rank, from one endless shuffled stream that all ranks share.
 
     Optimizer step t takes draws t B ... (t + 1) B - 1 of the stream; rank r has the r-th part of them, cut into micro-batches.
     Epoch e is a permutation of the data set seeded by (seed, e); no picture is left out between epochs. Nothing has to be saved:
@@ -38,7 +38,7 @@ class StepSampler:
         self.start_step, self.stop_step = start_step, stop_step
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[AugmentedIndex]]:
         share = self.batch_size // self.world_size
         micro = share // self.accumulation
         for step in range(self.start_step, self.stop_step):
@@ -49,12 +49,12 @@ class StepSampler:
     def __len__(self) -> int:
         return (self.stop_step - self.start_step) * self.accumulation
 
-    def _draw(self, number: int) -> Draw:
+    def _draw(self, number: int) -> AugmentedIndex:
         epoch, place = divmod(number, self.length)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
-        return Draw(int(self._order[place]), ((number + 1) * _MIX + self.seed) % 2**63)
+        return AugmentedIndex(int(self._order[place]), ((number + 1) * _MIX + self.seed) % 2**63)
 
 
 WINDOW = 64

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
+from itertools import islice
 from random import Random
 
 import pytest
 
-from unicode.images.shapes import ShapesConfig, Thing
-from unicode.images.shapes_scenes import CAPTIONS, KINDS, caption, draw_scene, fact, questions
+from unicode.images.shapes import Scene, ShapesConfig, Thing, draw_scene
+from unicode.images.shapes_text import CAPTIONS, KINDS, fact, scene_caption, scene_questions, world_text
 
 WORLDS = [
     ShapesConfig(),
@@ -47,18 +48,19 @@ def test_captions_determine_their_scene(config: ShapesConfig) -> None:
     rng = Random(0)
     for index in range(300):
         scene = draw_scene(config, "train", index)
-        for text in (caption(scene.things, config), caption(scene.things, config, rng)):
+        for text in (scene_caption(scene), scene_caption(scene, rng)):
             assert understood(text, config) == set(scene.things), text
 
 
 def test_every_template_occurs_and_starts_like_a_sentence() -> None:
     scene = draw_scene(ShapesConfig(), "train", 4)
-    texts = [caption(scene.things, scene.config, Random(seed)) for seed in range(300)]
+    texts = [scene_caption(scene, Random(seed)) for seed in range(300)]
     assert len({text.split()[0] for text in texts}) >= 4
     assert len(CAPTIONS) >= 6
     assert all(text[0].isupper() and text.endswith(".") for text in texts)
-    assert caption([], ShapesConfig()) == "There is nothing."
-    assert "an orange" in caption([Thing("orange", "ring", "large", "top left")], ShapesConfig(colours=8, shapes=6)).lower()
+    assert scene_caption(Scene((), ShapesConfig())) == "There is nothing."
+    orange = Scene((Thing("orange", "ring", "large", "top left"),), ShapesConfig(colours=8, shapes=6))
+    assert "an orange" in scene_caption(orange).lower()
 
 
 @pytest.mark.parametrize("config", WORLDS)
@@ -66,7 +68,7 @@ def test_answers_are_right(config: ShapesConfig) -> None:
     rng = Random(0)
     for index in range(300):
         scene = draw_scene(config, "val", index)
-        asked = questions(scene.things, config, rng)
+        asked = scene_questions(scene, rng)
         assert len({question.text for question in asked}) == len(asked)
         for question in asked:
             assert question.answer == answer(question.text, scene.things, config), (question, scene.things)
@@ -76,7 +78,7 @@ def test_kinds_take_turns_and_yes_is_as_frequent_as_no() -> None:
     config = ShapesConfig()
     answers: Counter[str] = Counter()
     for index in range(500):
-        asked = questions(draw_scene(config, "train", index).things, config, Random(index))
+        asked = scene_questions(draw_scene(config, "train", index), Random(index))
         assert {question.kind for question in asked[:5]} >= {"colour", "shape", "count", "yesno"}
         assert {question.kind for question in asked} <= set(KINDS) - {"size"}
         answers.update(question.answer for question in asked if question.kind == "yesno")
@@ -85,7 +87,7 @@ def test_kinds_take_turns_and_yes_is_as_frequent_as_no() -> None:
 
 def test_sizes_are_asked_for_where_there_are_some() -> None:
     config = ShapesConfig(sizes=2)
-    assert "size" in {question.kind for question in questions(draw_scene(config, "train", 0).things, config, Random(0))}
+    assert "size" in {question.kind for question in scene_questions(draw_scene(config, "train", 0), Random(0))}
 
 
 def test_facts_are_sentences() -> None:
@@ -93,3 +95,19 @@ def test_facts_are_sentences() -> None:
     texts = {fact(ShapesConfig(), rng) for _ in range(500)}
     assert len(texts) > 40
     assert all(text[0].isupper() and text.endswith(".") for text in texts)
+
+
+def test_world_text() -> None:
+    lines = list(world_text(400, seed=1))
+    assert lines == list(world_text(400, seed=1))
+    assert lines != list(world_text(400, seed=2))
+    assert lines[:50] == list(islice(world_text(seed=1), 50))
+    assert all(line and "\n" not in line for line in lines)
+    assert 0.6 < sum("Question:" in line for line in lines) / 400 < 0.95
+
+
+def test_captions_and_questions_of_a_scene() -> None:
+    scene = draw_scene(ShapesConfig(), "train", 11)
+    assert scene_caption(scene) == scene_caption(scene)
+    assert len({scene_caption(scene, Random(seed)) for seed in range(30)}) > 3
+    assert scene_questions(scene, Random(1)) == scene_questions(scene, Random(1))

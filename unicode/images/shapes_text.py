@@ -1,0 +1,222 @@
+"""Scenes of the shapes world -> captions, questions with one right answer, and lines of text for pre-training."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from random import Random
+
+from unicode.images.shapes import COLOURS, SHAPES, Scene, ShapesConfig, Thing, draw_scene
+
+KINDS = ("colour", "shape", "place", "count", "yesno", "size")
+WIDE = {"colours": len(COLOURS), "shapes": len(SHAPES), "places": 3, "min_objects": 2, "max_objects": 3, "jitter": 0}
+WIDE_SHARE, HELD_SHARE, FACT_SHARE = 0.6, 0.25, 0.05  # of the lines of text
+
+
+@dataclass(frozen=True)
+class SceneQuestion:
+    """A question about a scene that has one right answer."""
+
+    text: str
+    answer: str  # one to three words in lower case, or a digit
+    kind: str  # one of KINDS; "size" only in worlds of several sizes
+
+
+def scene_caption(scene: Scene, rng: Random | None = None) -> str:
+    """Return a sentence or two that determine colour, shape, place (and size, if there are several) of every thing.
+
+    Without `rng` the first template and reading order; with it a random template and a random order of the things.
+    """
+    ordered = list(scene.things)
+    if not ordered:
+        return "There is nothing."
+    template = CAPTIONS[0]
+    if rng is not None:
+        rng.shuffle(ordered)
+        template = rng.choice(CAPTIONS)
+    return template([(with_article(_noun(thing, scene.config)), f"the {thing.place}") for thing in ordered])
+
+
+def _noun(thing: Thing, config: ShapesConfig) -> str:
+    return f"{thing.size} {thing.colour} {thing.shape}" if config.sizes > 1 else f"{thing.colour} {thing.shape}"
+
+
+def with_article(noun: str) -> str:
+    """Return a noun behind "a" or "an"."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _list(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _phrases(pairs: list[tuple[str, str]], between: str) -> str:
+    return _list([f"{noun} {between} {place}" for noun, place in pairs])
+
+
+CAPTIONS: tuple[Callable[[list[tuple[str, str]]], str], ...] = (
+    lambda pairs: _sentence(_phrases(pairs, "at")),
+    lambda pairs: _sentence(f"there is {_phrases(pairs, 'at')}"),
+    lambda pairs: _sentence(f"the picture shows {_phrases(pairs, 'at')}"),
+    lambda pairs: " ".join(_sentence(f"{noun} is at {place}") for noun, place in pairs),
+    lambda pairs: _sentence(_list([f"at {place} is {noun}" for noun, place in pairs])),
+    lambda pairs: _sentence(f"this is {_phrases(pairs, 'in')}"),
+    lambda pairs: " ".join(_sentence(f"at {place} there is {noun}") for noun, place in pairs),
+)
+
+
+def scene_questions(scene: Scene, rng: Random) -> list[SceneQuestion]:
+    """Return questions about a scene in random order, the kinds taking turns, none twice; each has exactly one answer.
+
+    Things are named by their place or, where that is unambiguous, by what they look like. For each thing there is a question
+    to answer with yes and one to answer with no, if the world allows it.
+    """
+    make = _QuestionMaker(scene.things, scene.config, rng)
+    makers = [make.colour, make.shape, make.place, make.count, make.yesno]
+    if scene.config.sizes > 1:
+        makers.append(make.size)
+    rows = []
+    for maker in rng.sample(makers, len(makers)):
+        unique = list(dict.fromkeys(maker()))
+        rows.append(rng.sample(unique, len(unique)))
+    longest = max(len(row) for row in rows)
+    return [row[turn] for turn in range(longest) for row in rows if turn < len(row)]
+
+
+@dataclass(frozen=True)
+class _QuestionMaker:
+    """Makes questions of each kind about some things."""
+
+    things: tuple[Thing, ...]
+    config: ShapesConfig
+    rng: Random
+
+    def colour(self) -> list[SceneQuestion]:
+        found = []
+        for thing in self.things:
+            forms = [f"What color is the object at the {thing.place}?", f"What is the color of the object at the {thing.place}?"]
+            found.append(SceneQuestion(self.rng.choice(forms), thing.colour, "colour"))
+            if self._only(shape=thing.shape):
+                found.append(SceneQuestion(f"What color is the {thing.shape}?", thing.colour, "colour"))
+        return found
+
+    def shape(self) -> list[SceneQuestion]:
+        found = []
+        for thing in self.things:
+            forms = [f"What shape is the object at the {thing.place}?", f"What shape is at the {thing.place}?"]
+            found.append(SceneQuestion(self.rng.choice(forms), thing.shape, "shape"))
+            if self._only(colour=thing.colour):
+                found.append(SceneQuestion(f"What shape is the {thing.colour} object?", thing.shape, "shape"))
+        return found
+
+    def place(self) -> list[SceneQuestion]:
+        found = []
+        for thing in self.things:
+            if self._only(colour=thing.colour, shape=thing.shape):
+                found.append(SceneQuestion(f"Where is the {thing.colour} {thing.shape}?", thing.place, "place"))
+            if self._only(colour=thing.colour):
+                found.append(SceneQuestion(f"Where is the {thing.colour} object?", thing.place, "place"))
+            if self._only(shape=thing.shape):
+                found.append(SceneQuestion(f"Where is the {thing.shape}?", thing.place, "place"))
+        return found
+
+    def count(self) -> list[SceneQuestion]:
+        colour, shape = self.rng.choice(self.config.colour_names), self.rng.choice(self.config.shape_names)
+        if self.things and self.rng.random() < 0.7:  # mostly of what is there, or nearly every answer would be 0
+            colour, shape = self.rng.choice(self.things).colour, self.rng.choice(self.things).shape
+        every = self.rng.choice(["How many objects are there?", "How many objects does the picture show?"])
+        return [
+            SceneQuestion(every, str(len(self.things)), "count"),
+            SceneQuestion(f"How many {_plural(shape)} are there?", str(self._number(shape=shape)), "count"),
+            SceneQuestion(f"How many {colour} objects are there?", str(self._number(colour=colour)), "count"),
+        ]
+
+    def yesno(self) -> list[SceneQuestion]:
+        found = []
+        for thing in self.things:
+            found.append(SceneQuestion(self._claim(thing.colour, thing.shape, thing.place, form=self.rng.randrange(4)), "yes", "yesno"))
+            found += self._false_claim(thing)
+        return found
+
+    def size(self) -> list[SceneQuestion]:
+        found = []
+        for thing in self.things:
+            found.append(SceneQuestion(f"What size is the object at the {thing.place}?", thing.size, "size"))
+            if self._only(colour=thing.colour, shape=thing.shape):
+                found.append(SceneQuestion(f"What size is the {thing.colour} {thing.shape}?", thing.size, "size"))
+        return found
+
+    def _claim(self, colour: str, shape: str, place: str, *, form: int) -> str:
+        return (
+            f"Is there {with_article(f'{colour} {shape}')}?",
+            f"Is the object at the {place} {colour}?",
+            f"Is the object at the {place} {with_article(shape)}?",
+            f"Is there an object at the {place}?",
+        )[form]
+
+    def _false_claim(self, thing: Thing) -> list[SceneQuestion]:
+        """A question that is false in one property only, as one false in all would be too easy; none if there is none."""
+        form = self.rng.randrange(4)
+        colour, shape, place = thing.colour, thing.shape, thing.place
+        if form == 1 or (form == 0 and self.rng.random() < 0.5):
+            colour = self.rng.choice([name for name in self.config.colour_names if name != colour])
+        elif form == 3:
+            free = [name for name in self.config.place_names if not self._number(place=name)]
+            if not free:
+                return []
+            place = self.rng.choice(free)
+        else:
+            shape = self.rng.choice([name for name in self.config.shape_names if name != shape])
+        if form == 0 and self._number(colour=colour, shape=shape):
+            return []
+        return [SceneQuestion(self._claim(colour, shape, place, form=form), "no", "yesno")]
+
+    def _number(self, **properties: str) -> int:
+        return sum(all(getattr(thing, name) == value for name, value in properties.items()) for thing in self.things)
+
+    def _only(self, **properties: str) -> bool:
+        return self._number(**properties) == 1
+
+
+def _plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def fact(config: ShapesConfig, rng: Random) -> str:
+    """Return a sentence that is true in the whole world, for pre-training a language model on its words."""
+    colour, shape, place = rng.choice(config.colour_names), rng.choice(config.shape_names), rng.choice(config.place_names)
+    noun = f"{colour} {shape}"
+    return rng.choice([
+        f"{colour.capitalize()} is a color.",
+        f"{with_article(shape).capitalize()} is a shape.",
+        f"The {place} is a place.",
+        f"{with_article(noun).capitalize()} is {colour}.",
+        f"{with_article(noun).capitalize()} is {with_article(shape)}.",
+        f"The color of {with_article(noun)} is {colour}.",
+        f"The shape of {with_article(noun)} is {with_article(shape)}.",
+    ])  # fmt: skip
+
+
+def world_text(num_lines: int | None = None, *, seed: int = 0, config: ShapesConfig | None = None) -> Iterator[str]:
+    """Yield lines of text about the world for pre-training a small language model; without end if `num_lines` is None.
+
+    Most lines say the same scene several times in other words and orders, then ask about it: to go on with such a line a model has to
+    look up what was said of a place or thing, which is what questions about pictures ask of it later. Six lines in ten are about a
+    wider world (all colours, shapes and places), where there is too much to learn by heart. Words are free to combine, as in the text of
+    any language model: held-out combinations occur here, and in no picture of the split "train".
+    """
+    world = replace(config or ShapesConfig(), seed=seed)
+    wide = replace(world, **WIDE, image_size=max(world.image_size, 48), sizes=world.sizes, grid=8)
+    rng = Random(seed)
+    for _ in count() if num_lines is None else range(num_lines):
+        if rng.random() < FACT_SHARE:
+            yield fact(world, rng)
+            continue
+        split = "val" if rng.random() < HELD_SHARE else "train"
+        scene = draw_scene(wide if rng.random() < WIDE_SHARE else world, split, 2**20 + rng.getrandbits(40))
+        words = [scene_caption(scene, rng) for _ in range(rng.randint(1, 5))]
+        words += [f"Question: {question.text} Answer: {question.answer}." for question in scene_questions(scene, rng)[: rng.randint(0, 5)]]
+        yield " ".join(words)
