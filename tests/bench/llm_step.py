@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unicode.llm.base_model import SPECIAL_TOKENS, base_text, train_tokenizer
-from unicode.llm.examples import Example, build_example
+from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import LlavaModel, VisionSettings, build_projector, build_tower
 from unicode.llm.lora import LoraSettings, add_lora_, count_parameters
 from unicode.llm.model import open_base, table_rows
@@ -146,16 +146,9 @@ class Step:
         self.done = 0
 
     def _examples(self, parts: Parts, runs: list[np.ndarray]) -> list[Example]:
-        template = get_template("vicuna_v1", parts.text)
+        builder = ExampleBuilder(get_template("vicuna_v1"), parts.text, parts.markers)
         return [
-            build_example(
-                [f"<image>\n{question}", answer],
-                [runs[number % len(runs)]],
-                template=template,
-                text_tokenizer=parts.text,
-                markers=parts.markers,
-                task="image_to_text",
-            )
+            builder.build([f"<image>\n{question}", answer], [runs[number % len(runs)]], task="image_to_text")
             for number, (question, answer) in enumerate(parts.conversations)
         ]
 

@@ -11,7 +11,7 @@ import torch
 
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
-from unicode.llm.examples import IGNORED, Example, ExampleBuilder, build_example, build_prompt, split_branches
+from unicode.llm.examples import IGNORED, Example, ExampleBuilder, split_branches
 from unicode.llm.template import TEMPLATES, get_template, piece_encoder
 from unicode.llm.vocabulary import Markers, choose_markers
 
@@ -122,7 +122,7 @@ def test_learned_are_exactly_the_answers(name, marked):
     tokenizer, markers = marked
     builder = ExampleBuilder(get_template(name, tokenizer), tokenizer, markers, LAYOUT, len(tokenizer))
     rng = random.Random(NAMES.index(name))
-    for _ in range(1000):
+    for _ in range(300):
         turns, runs = random_conversation(rng)
         example = builder.build(turns, runs, input_mode=rng.choice(["ids", "sum"]))
         assert spell_learned(example, tokenizer) == expected_learned(name, turns, runs, tokenizer, markers)
@@ -134,15 +134,15 @@ def test_learned_are_exactly_the_answers(name, marked):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_is_the_beginning_of_its_example(name, marked):
     tokenizer, markers = marked
-    settings = {"template": get_template(name, tokenizer), "text_tokenizer": tokenizer, "markers": markers, "layout": LAYOUT}
+    builder = ExampleBuilder(get_template(name, tokenizer), tokenizer, markers, LAYOUT)
     rng = random.Random(1)
     for _ in range(50):
         turns, runs = random_conversation(rng)
         if "<image>" in turns[-1]:
             continue
-        whole, prompt = build_example(turns, runs, **settings), build_prompt(turns[:-1], runs, **settings)
+        whole, prompt = builder.build(turns, runs), builder.build(turns[:-1], runs)
         assert torch.equal(prompt.input_ids, whole.input_ids[: len(prompt)])
-        assert (prompt.labels == IGNORED).all()
+        assert torch.equal(prompt.labels, whole.labels[: len(prompt)])
         assert whole.labels[len(prompt)] != IGNORED
 
 
@@ -177,6 +177,22 @@ def test_a_compressed_image_has_one_position_per_cell(builder):
     assert (example.num_text_targets, example.labels.tolist().count(500)) == (2 + 1 + 1, 1)  # markers, a space, the end
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_open_image_is_the_beginning_of_its_example(name, marked):
+    tokenizer, markers = marked
+    builder = ExampleBuilder(get_template(name, tokenizer), tokenizer, markers, LAYOUT)
+    turns = ["<image> Unpack it.", write_run(IDS), "Once more, please."]
+    for mode in ("ids", "sum"):
+        whole = builder.build([*turns, "<image>"], [IDS, IDS], input_mode=mode)
+        for count in (0, 10):
+            opened = builder.build(turns, [IDS, np.array(IDS[:count])], input_mode=mode, open_image=True)
+            assert opened.input_ids[len(opened) - count - 1] == markers.image_start
+            assert opened.input_ids[len(opened) - count :].tolist() == IDS[:count]
+            for field in ("input_ids", "is_image", "branch"):
+                assert torch.equal(getattr(opened, field), getattr(whole, field)[: len(opened)])
+            assert torch.equal(opened.extra_at, whole.extra_at) and torch.equal(opened.extra_ids, whole.extra_ids)
+
+
 def test_a_part_of_an_image_is_whole_rows(builder):
     assert builder.measure(["<image> go on", "ok"], [IDS[:10]]) == builder.measure(["<image> go on", "ok"], [IDS]) - 10
     with pytest.raises(ValueError, match="run of 7 ids is not whole rows of hierarchical 2x2"):
@@ -202,16 +218,13 @@ def test_misfits_are_named(builder, turns, runs, message):
         builder.build(turns, runs)
 
 
-def test_other_misfits_are_named(builder, byte_level):
+def test_other_misfits_are_named(builder):
     with pytest.raises(ValueError, match="input_mode is 'both'; known: ids, sum"):
         builder.build(["a", "b"], input_mode="both")
-    bare = {"template": builder.template, "text_tokenizer": byte_level}
     with pytest.raises(ValueError, match="no markers"):
-        build_example(["<image>", "b"], [IDS], **bare)
+        replace(builder, markers=None).build(["<image>", "b"], [IDS])
     with pytest.raises(ValueError, match="layout of the ids is not known"):
-        build_example(["<image>", "b"], [IDS], **bare, markers=builder.markers, input_mode="sum")
-    with pytest.raises(ValueError, match="ends with an answer; end it with the question"):
-        build_prompt(["a", "b"], **bare)
+        replace(builder, layout=None).build(["<image>", "b"], [IDS], input_mode="sum")
 
 
 def test_branches_are_conversations_of_their_own(builder):

@@ -11,11 +11,10 @@ from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONA
 from unicode.generate.engine import CachedDecoder, block_rows, checked_level_ids, draw_block
 from unicode.generate.sampling import Sampling
 from unicode.ids.layout import Layout
-from unicode.ids.text import write_run
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import to_uint8
 from unicode.llm.collate import collate, sum_inputs
-from unicode.llm.examples import IGNORED, Example, ExampleBuilder
+from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.language_model import LanguageModel
 from unicode.tokenizer.encode import arithmetic
 
@@ -101,7 +100,6 @@ class Artist:
         levels = checked_level_ids(model.images.row_ids, self.layout, markers=model.markers, vocab_size=self.decoder.vocab_size)
         self.rows = block_rows(self.decoder, levels, self.layout.levels())
         self._builder = ExampleBuilder(model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
-        self._row = levels[0][torch.zeros(self.layout.row_length, dtype=torch.int64)].numpy()
 
     def prompt(self, request: DrawRequest) -> Example:
         """What the model reads before it draws: the question, the start marker, the given ids.
@@ -157,14 +155,8 @@ class Artist:
 
     def _open_answer(self, request: DrawRequest) -> Example:
         """The conversation, cut where the next id comes."""
-        begun = request.given if len(request.given) else self._row
         mode = "sum" if request.compressed else self.model.card.input_mode
-        turns = [*request.history, request.question, write_run(begun)]
-        whole = self._builder.build(turns, input_mode=mode)
-        first = int((whole.is_image & (whole.labels != IGNORED)).nonzero()[-len(begun)])
-        end = first + len(request.given)
-        cut = {name: getattr(whole, name)[:end] for name in ("input_ids", "labels", "is_image", "branch")}
-        return replace(whole, **cut)
+        return self._builder.build([*request.history, request.question], [request.given], input_mode=mode, open_image=True)
 
 
 def draw_images(

@@ -142,24 +142,30 @@ class ExampleBuilder:
         *,
         input_mode: str = "ids",
         isolate_turns: bool = False,
+        open_image: bool = False,
         task: str = "",
         images: tuple[str, ...] = (),
     ) -> Example:
-        """Tokenize a conversation.
+        """Tokenize a conversation: a training example, or a prompt when the last answer is None or missing.
 
         Args:
             turns: human and gpt by turns; images stand in them as <image> (their ids are in `runs`) or as <vistok>...</vistok>.
-            runs: ids (n,) for each <image>, in order: whole rows of a picture.
+            runs: ids (n,) for each <image>, in order: whole rows of an image.
             input_mode: "sum" compresses the images of the questions.
-            isolate_turns: turns that share the pictures of the first question see only these and themselves (see `split_branches`).
+            isolate_turns: turns that share the images of the first question see only these and themselves (see `split_branches`).
+            open_image: `turns` end with a question, and its answer is an image: the example ends where the next id of the image is to
+                be written. The last of `runs` holds the ids that are given, (0,) for none.
             task: kept in the example.
             images: keys of the images, kept in the example.
 
         Raises:
             ValueError: tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
         """
-        parts = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
-        return _join(parts, self.layout, task, images)
+        if open_image:
+            branches = [self._open_image(turns, runs, input_mode)]
+        else:
+            branches = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
+        return _join(branches, self.layout, task, images)
 
     def measure(self, turns: Sequence[str | None], runs: Runs = (), *, input_mode: str = "ids", isolate_turns: bool = False) -> int:
         """Return the number of tokens that `build` would give, with the same errors."""
@@ -182,6 +188,12 @@ class ExampleBuilder:
         shared = last + (1 if self.bare_images else 2)  # the marker behind the last image too
         return [whole[0][:shared], *(branch[shared:] for branch in whole)]
 
+    def _open_image(self, turns: Sequence[str | None], runs: Runs, input_mode: str) -> list[Segment]:
+        """Return the segments up to the last id of an answer that is an image."""
+        (segments,) = self.segments([*turns, IMAGE_TAG], runs, input_mode=input_mode, isolate_turns=False)
+        last = max(number for number, segment in enumerate(segments) if segment.image)
+        return segments[: last + 1]
+
     def _render(self, turns: Sequence[str | None], runs: Iterator[Any], input_mode: str) -> Iterator[Segment]:
         place = TEXT_START
         if self.template.adds_bos and self.encoder.bos_id is not None:
@@ -202,15 +214,13 @@ class ExampleBuilder:
                 for words, run in _cut(part.text, runs):
                     if run is not None:
                         yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
-                        place = place if not len(run) else TEXT_START if self.bare_images else AFTER_SPECIAL
+                        place = TEXT_START if self.bare_images else AFTER_SPECIAL
                     else:
                         yield Segment(self.encoder.encode(words, place=INSIDE if part.learned else place), part.learned)
                         place = INSIDE
 
     def _image(self, ids: np.ndarray, learned: bool, *, compressed: bool) -> Iterator[Segment]:
-        """Marker, ids, marker; nothing for a picture that is not begun."""
-        if not len(ids):
-            return
+        """Marker, ids, marker."""
         if self.bare_images:
             yield Segment(ids, learned, image=True)
             return
@@ -231,6 +241,8 @@ class ExampleBuilder:
         """Return the markers. ValueError for ids that are no rows of an image of this vocabulary."""
         if self.markers is None:
             raise ValueError("the conversation holds an image, but there are no markers for images")
+        if not len(ids):
+            return self.markers
         if self.layout is not None:
             self.layout.rows_of(len(ids))
         if self.vocab_size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
@@ -254,51 +266,6 @@ def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None
     front = "\n".join(pictures)
     questions = [IMAGE.sub("", pairs[0][0]).strip(), *(question for question, _ in pairs[1:])]
     return [[f"{front}\n{question}", answer] for question, (_, answer) in zip(questions, pairs, strict=True)]
-
-
-def build_example(
-    turns: Sequence[str | None],
-    runs: Runs = (),
-    *,
-    template: Template,
-    text_tokenizer: Any,
-    markers: Markers | None = None,
-    layout: Layout | None = None,
-    vocab_size: int = 0,
-    input_mode: str = "ids",
-    isolate_turns: bool = False,
-    task: str = "",
-) -> Example:
-    """Tokenize one conversation; arguments and errors as `ExampleBuilder` and its `build`."""
-    builder = ExampleBuilder(template, text_tokenizer, markers, layout, vocab_size)
-    return builder.build(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns, task=task)
-
-
-def build_prompt(
-    turns: Sequence[str | None],
-    runs: Runs = (),
-    *,
-    template: Template,
-    text_tokenizer: Any,
-    markers: Markers | None = None,
-    layout: Layout | None = None,
-    vocab_size: int = 0,
-    input_mode: str = "ids",
-) -> Example:
-    """Tokenize a conversation whose last answer is to be written; nothing in it is learned.
-
-    Args:
-        turns: ends with a question, or with None in place of its answer.
-
-    Raises:
-        ValueError: the last turn is an answer; else as `ExampleBuilder.build`.
-    """
-    if len(turns) % 2 == 0 and turns and turns[-1] is not None:
-        raise ValueError("the conversation ends with an answer; end it with the question to be answered")
-    builder = ExampleBuilder(template, text_tokenizer, markers, layout, vocab_size)
-    example = builder.build(turns, runs, input_mode=input_mode)
-    example.labels = torch.full_like(example.labels, IGNORED)
-    return example
 
 
 def _cut(text: str, runs: Iterator[Any]) -> Iterator[tuple[str, np.ndarray | None]]:
