@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
+from warm import run_ranks
 
 from unicode.codebook.codebook import CodebookConfig
 from unicode.images.dataset import open_images
@@ -160,14 +161,10 @@ def test_script(ckpt: Path, tmp_path: Path) -> None:
     assert report["protocol"]["num_images"] == 2
 
 
-@pytest.mark.slow
 def test_two_ranks_report_what_one_does(ckpt: Path, images: Path, tmp_path: Path) -> None:
     assert _run(ckpt, images, tmp_path / "one" / "metrics.json", "--batch-size", "2") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "--module", "unicode.run.eval_tokenizer"]
     more = ["--ckpt", ckpt, "--images", images, "--out", tmp_path / "two" / "metrics.json", "--workers", "0", "--batch-size", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([*command, *map(str, more)], check=True, env=environment, timeout=180, capture_output=True)
+    run_ranks("eval_tokenizer", *more, logs=tmp_path)
     one, two = (json.loads((tmp_path / number / "metrics.json").read_text()) for number in ("one", "two"))
     assert (one["protocol"].pop("world_size"), two["protocol"].pop("world_size")) == (1, 2)
     assert one["protocol"] == two["protocol"]
