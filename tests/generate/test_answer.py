@@ -8,6 +8,7 @@ from PIL import Image
 from unicode.generate import answers as module
 from unicode.generate.answers import AnswerConfig, Question, answer_questions, place_tags
 from unicode.generate.question_images import ImageReader
+from unicode.images.lookup import ImageLookup
 from unicode.llm.load import open_model
 from unicode.tokenizer.load import load_tokenizer
 
@@ -158,7 +159,7 @@ def test_images_as_files_pictures_and_ids_are_one(plain, tmp_path):
     picture.save(tmp_path / "a.png")
     ids = plain.read_pictures(plain.picture(picture)[None])[0]
     kinds = ["a.png", tmp_path / "a.png", picture, (tmp_path / "a.png").read_bytes(), ids, torch.from_numpy(ids)]
-    with ImageReader(plain, root=tmp_path) as images:
+    with ImageReader(plain, pictures=ImageLookup([tmp_path])) as images:
         found = dict(answer_questions(plain, [Question("two", (kind,)) for kind in kinds], images=images))
     assert len({answer.ids for answer in found.values()}) == 1 and not any(answer.error for answer in found.values())
     config = AnswerConfig(max_new_tokens=20)

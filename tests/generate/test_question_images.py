@@ -10,9 +10,9 @@ from unicode.generate.question_images import ImageReader
 from unicode.ids.store import Store
 from unicode.images.dataset import open_images
 from unicode.images.decode import to_float
+from unicode.images.lookup import ImageLookup
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.llm.load import open_model
-from unicode.llm.pixels import open_place
 from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.load import load_tokenizer
 
@@ -44,7 +44,8 @@ def store(tuned, pictures, tmp_path_factory):
 
 def test_files_give_the_ids_of_a_store(model, pictures, store):
     names = ["0.png", "1.jpg", "2.png", "3.jpg", "4.png", "1.jpg"]
-    with ImageReader(model, root=pictures, batch_size=2) as files, ImageReader(model, stores=[store], root="nowhere") as stored:
+    looked, nothing = ImageLookup([pictures]), ImageLookup([])
+    with ImageReader(model, pictures=looked, batch_size=2) as files, ImageReader(model, stores=[store], pictures=nothing) as stored:
         files.prefetch(names)
         found, expected = files.read(names), stored.read(names)
     assert list(found) == list(expected) == names[:5]
@@ -57,7 +58,7 @@ def test_each_image_is_encoded_once_and_in_batches(model, pictures, monkeypatch)
     sizes = []
     original = type(model).read_pictures
     monkeypatch.setattr(type(model), "read_pictures", lambda self, pixels: sizes.append(len(pixels)) or original(self, pixels))
-    with ImageReader(model, root=pictures, batch_size=3) as reader:
+    with ImageReader(model, pictures=ImageLookup([pictures]), batch_size=3) as reader:
         reader.read(["0.png", "1.jpg", "2.png", "3.jpg", "0.png"])
         reader.read(["2.png", "0.png"])
         reader.prefetch(["0.png"])
@@ -67,7 +68,7 @@ def test_each_image_is_encoded_once_and_in_batches(model, pictures, monkeypatch)
 
 def test_unreadable_images_are_named(model, pictures, store):
     names = ["broken.png", "empty.png", "thin.png", "absent.png", "0.png"]
-    with ImageReader(model, stores=[store], root=pictures) as reader:
+    with ImageReader(model, stores=[store], pictures=ImageLookup([pictures])) as reader:
         found = reader.read(names)
     for name, reason in {"broken.png": "not an image", "empty.png": "empty file", "thin.png": "too thin", "absent.png": "missing"}.items():
         assert name in str(found[name]) and reason in str(found[name]) and str(pictures) in str(found[name])
@@ -75,15 +76,15 @@ def test_unreadable_images_are_named(model, pictures, store):
 
 
 def test_missing_names_the_images_without_opening_them(model, pictures, store):
-    with ImageReader(model, stores=[store], root=pictures) as reader:
+    with ImageReader(model, stores=[store], pictures=ImageLookup([pictures])) as reader:
         assert reader.missing(["0.png", "absent.png", "broken.png", "absent.png"]) == ["absent.png"]
     with ImageReader(model, blank="grey") as reader:
         assert reader.missing(["0.png"]) == []
 
 
-def test_pictures_from_places(model, pictures):
-    places = [open_place(str(pictures), side=16), open_place("shapes", side=16)]
-    with ImageReader(model, places=places) as reader, ImageReader(model, root=pictures) as files:
+def test_pictures_from_several_sources(model, pictures):
+    both, folder = ImageLookup([pictures, "shapes"], side=16), ImageLookup([pictures])
+    with ImageReader(model, pictures=both) as reader, ImageReader(model, pictures=folder) as files:
         found = reader.read(["0.png", "val/0000000.png", "unknown.png"])
         np.testing.assert_array_equal(found["0.png"], files.read(["0.png"])["0.png"])
         assert reader.missing(["0.png", "val/0000000.png", "unknown.png"]) == ["unknown.png"]
@@ -91,6 +92,15 @@ def test_pictures_from_places(model, pictures):
     expected = model.image_ids(to_float(torch.from_numpy(np.ascontiguousarray(scene)))[None])[0]
     np.testing.assert_array_equal(found["val/0000000.png"], expected)
     assert "unknown.png" in str(found["unknown.png"])
+
+
+def test_a_private_picture_is_not_read(model, pictures, tmp_path):
+    (tmp_path / "link.png").symlink_to(pictures / "0.png")
+    with ImageReader(model, pictures=ImageLookup([tmp_path])) as reader:
+        keys = [str(pictures / "0.png"), f"../{pictures.name}/0.png", "link.png"]
+        assert reader.missing(keys) == keys
+        assert all("outside the image folders" in str(error) for error in reader.read(keys).values())
+        assert isinstance(reader.read([pictures / "0.png"])[str(pictures / "0.png")], np.ndarray), "a Path is the caller's own"
 
 
 def test_blank_images(model, pictures, monkeypatch):
@@ -105,7 +115,7 @@ def test_blank_images(model, pictures, monkeypatch):
     black = model.image_ids(torch.full((1, 3, 16, 16), -1.0))[0].numpy()
     for blank, ids in (("grey", grey), ("black", black)):
         prompts.clear()
-        with ImageReader(model, root=pictures, blank=blank) as images:
+        with ImageReader(model, pictures=ImageLookup([pictures]), blank=blank) as images:
             assert not any(answer.error for _, answer in answer_questions(model, questions, config=config, images=images))
         assert [turns for turns, _ in prompts] == [["<image>\ntwo"], ["<image>\ntwo"], ["two <image> red"]]
         assert all(np.array_equal(contents[0], ids) for _, contents in prompts)

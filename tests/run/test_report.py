@@ -5,22 +5,10 @@ import pytest
 from PIL import Image
 
 from unicode.ids.store import Store
-from unicode.images.shapes import ShapesConfig, scene_keys
-from unicode.run.report import PictureFinder, count_words, find_examples, find_stores, main, named, read_words
+from unicode.images.lookup import ImageLookup
+from unicode.run.report import count_words, find_examples, find_stores, main, named, read_words
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "ids"
-
-
-def test_pictures_are_found_in_folders_and_in_the_world(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.new("RGBA", (4, 4)).save(tmp_path / "a" / "x.png")
-    (tmp_path / "a" / "x.txt").write_text("A thing.\nMore.")
-    (tmp_path / "a" / "bad.png").write_bytes(b"no image")
-    finder = PictureFinder([tmp_path, "shapes:val"])
-    key = scene_keys(ShapesConfig(), "val", limit=1)[0]
-    assert finder("a/x.png").mode == "RGBA" and finder("a/bad.png") is None and finder("a/none.png") is None
-    assert finder(key).size == (32, 32) and len(finder.caption(key)) > 10 and finder.caption("a/x.png") == "A thing."
-    assert PictureFinder([tmp_path])(key) is None
 
 
 def test_words_of_a_store(tmp_path, tiny_llama):
@@ -31,7 +19,7 @@ def test_words_of_a_store(tmp_path, tiny_llama):
     (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(tmp_path / key)
     (tmp_path / key).with_suffix(".txt").write_text("Something else.")
-    examples = find_examples(stores, PictureFinder([tmp_path]), "red circle")
+    examples = find_examples(stores, ImageLookup([tmp_path]), "red circle")
     assert [one.caption for one in examples] == ["Something else."]
     assert [level.shape for level in examples[0].levels] == [(8, 8), (16, 16)]
     np.testing.assert_array_equal(stores[0].layout.split(stores[0].layout.restore(stores[0][key]))[1], examples[0].levels[1].ravel())

@@ -206,7 +206,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(
 
 MISTAKES: list[tuple[list[str], Callable[[Path], None], str]] = [
     (["vision.images=[]"], lambda _: None, "vision.images is empty; name the folders that the image paths of data.files start from"),
-    (["vision.images=[nowhere]"], lambda _: None, "no pictures at 'nowhere'; vision.images takes folders"),
+    (["vision.images=[nowhere]"], lambda _: None, "no pictures at 'nowhere'; --images and vision.images take folders"),
     (["vision.images=[shapes]"], lambda _: None, "none of 48 pictures is in shapes, as '0.png'"),
     (["vision.path=nowhere"], lambda _: None, "no folder 'nowhere'"),
     (["vision.projector=mlp"], lambda _: None, "vision.projector is 'mlp'; choose linear"),

@@ -133,9 +133,9 @@ class Assistant:
         Raises:
             ValueError: an image that cannot be read, tags that do not fit the images, or a prompt longer than the context.
         """
-        shown = tuple(images) if isinstance(images, list | tuple) else (images,)
+        shown = [Path(one) if isinstance(one, str) else one for one in (images if isinstance(images, list | tuple) else [images])]
         config = AnswerConfig(1, max_new_tokens, temperature, top_p, seed)
-        question = Question(text, shown, history=tuple(history))  # type: ignore[arg-type]
+        question = Question(text, tuple(shown), history=tuple(history))  # type: ignore[arg-type]
         ((_, answer),) = answer_questions(self.model, [question], config=config)
         if answer.error:
             raise ValueError(answer.error)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unicode.ids.store import Store
 from unicode.images.decode import UnreadableImageError, read_bytes
-from unicode.llm.pixels import Place
+from unicode.images.lookup import ImageLookup
 
 BLANKS = {"grey": 128, "black": 0, "none": None}
 """What stands for every image of a blind baseline: a picture of that value, or no image and no tag at all."""
@@ -25,7 +25,7 @@ CACHED = 4096  # images whose ids are kept for later questions
 THREADS = 8
 
 ImageLike = np.ndarray | Tensor | Image.Image | bytes | str | Path
-"""Vocabulary ids in id order (n,), a picture, the content of an image file, or the key (str) or path (str, Path) of one."""
+"""Vocabulary ids in id order (n,), a picture, the content of an image file, its path (Path), or its key (str)."""
 Content = np.ndarray | Tensor
 """What a model reads for one image: ids (n,) int64, or pixels (3, S, S) uint8."""
 
@@ -55,8 +55,7 @@ class ImageReader:
 
     Args:
         stores: stores of ids that keys are looked up in, in this order.
-        places: where pictures are looked for by name after the stores: folders, archives, the generated world.
-        root: folder that all other paths start from.
+        pictures: where keys are looked up after the stores; None: below the working folder.
         blank: empty, or a key of BLANKS: what stands in place of every image.
         batch_size: pictures that the model reads at a time.
 
@@ -69,8 +68,7 @@ class ImageReader:
         model: Reader,
         *,
         stores: Sequence[Store] = (),
-        places: Sequence[Place] = (),
-        root: str | Path = "",
+        pictures: ImageLookup | None = None,
         blank: str = "",
         batch_size: int = 32,
     ) -> None:
@@ -78,8 +76,9 @@ class ImageReader:
             raise ValueError(f"blank images '{blank}' are unknown; known: {', '.join(BLANKS)}")
         for store in stores:
             model.check_store(store)
-        self.model, self.stores, self.root, self.blank = model, tuple(stores), Path(root), blank
-        self._batch_size, self._places = batch_size, tuple(places)
+        self.model, self.stores, self.blank = model, tuple(stores), blank
+        self.pictures = ImageLookup(["."]) if pictures is None else pictures
+        self._batch_size = batch_size
         self._threads = ThreadPoolExecutor(THREADS)
         self._decoding: dict[Any, Future[Tensor]] = {}
         self._known: OrderedDict[Any, Content] = OrderedDict()
@@ -120,11 +119,8 @@ class ImageReader:
         return found
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those names that neither a store nor a file stands behind; files are not opened."""
-        if self.blank:
-            return []
-        unknown = [name for name in dict.fromkeys(names) if self._find(name) is None]
-        return [name for name in unknown if not any(name in place for place in self._places) and not (self.root / name).is_file()]
+        """Return the keys that neither a store nor a file has; files are not opened."""
+        return [] if self.blank else [name for name in dict.fromkeys(names) if self._find(name) is None and name not in self.pictures]
 
     def contents(self, images: Sequence[ImageLike], found: dict[Any, Content | ImageError]) -> list[Content]:
         """What is read for the images of one question, in order; raises the first ImageError among them. Nothing for blank "none"."""
@@ -159,9 +155,7 @@ class ImageReader:
         """Runs in a thread."""
         if isinstance(image, Image.Image | bytes):
             return self.model.picture(image)
-        name = str(image)
-        place = next((place for place in self._places if name in place), None)
-        return self.model.picture(read_bytes(self.root / name) if place is None else place.picture(name))
+        return self.model.picture(read_bytes(image) if isinstance(image, Path) else self.pictures.read(str(image)))
 
     def _read_decoded(self, waiting: dict[Any, Future[Tensor]]) -> dict[Any, Content | ImageError]:
         found: dict[Any, Content | ImageError] = {}
@@ -186,8 +180,8 @@ class ImageReader:
                 self._known.popitem(last=False)
 
     def _explain(self, key: Any, error: UnreadableImageError) -> str:
-        where = "".join(f", not in the store {store.path}" for store in self.stores) + (f", folder {self.root}" if not self._places else "")
-        return f"image '{key}': {error}{where}" if isinstance(key, str) else f"image: {error}"
+        looked = [*(f"the store {store.path}" for store in self.stores), *self.pictures.names]
+        return f"image '{key}': {error}; looked in {', '.join(looked) or 'nowhere'}" if isinstance(key, str) else f"image: {error}"
 
     def _blank(self) -> Content:
         """What the model reads for a picture of one value, or nothing where there is to be no image."""

@@ -7,9 +7,15 @@ import torch
 from torch import nn
 
 from unicode.annotations.records import TASKS
+from unicode.common.logging import get_logger
+from unicode.images.decode import PictureTransform, UnreadableImageError
+from unicode.images.lookup import ImageLookup, square_pixels
 from unicode.llm.examples import IGNORED, Example
 
 SIDES = ("right", "left")
+GREY_LEVEL = 128
+WARNINGS = 5  # unreadable pictures that are named in the log, per process
+log = get_logger(__name__)
 PADDING = -1
 """What `example` holds at padded positions."""
 
@@ -113,3 +119,49 @@ def branch_mask(owner: torch.Tensor, branch: torch.Tensor, *, dtype: torch.dtype
     if dtype is None:
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=owner.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+class PixelReader:
+    """Adds to a batch the pixels that a `LlavaModel` takes beside ids. Worker processes get it pickled.
+
+    A picture that cannot be read becomes a grey one and is counted; the labels of its conversation are ignored.
+
+    Args:
+        pictures: where they come from.
+        transform: RGB picture -> (3, S, S) uint8.
+        side: S.
+        positions: placeholder positions n of a picture.
+    """
+
+    def __init__(self, pictures: ImageLookup, *, transform: PictureTransform, side: int, positions: int) -> None:
+        self.pictures, self.transform, self.side, self.positions = pictures, transform, side, positions
+        self._unreadable = torch.zeros(1, dtype=torch.long).share_memory_()  # counted by worker processes too
+
+    @property
+    def num_unreadable(self) -> int:
+        """Pictures that could not be read so far; one that is met again counts again."""
+        return int(self._unreadable)
+
+    def __call__(self, examples: Sequence[Example], batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return pixels (m, 3, S, S) uint8 and image_at (m n) int64 flat positions; nothing for a batch without pictures.
+
+        Labels of conversations whose picture cannot be read are taken out of `batch`.
+        """
+        owners = [(number, key) for number, example in enumerate(examples) for key in example.images]
+        if not owners:
+            return {}
+        places = batch["is_image"].flatten().nonzero().flatten()
+        assert len(places) == len(owners) * self.positions, f"{len(places)} placeholders for {len(owners)} pictures of {self.positions}"
+        pixels = torch.full((len(owners), 3, self.side, self.side), GREY_LEVEL, dtype=torch.uint8)
+        for row, (number, key) in enumerate(owners):
+            try:
+                pixels[row] = square_pixels(self.pictures.read(key), transform=self.transform, side=self.side)
+            except UnreadableImageError as error:
+                self._count(key, error)
+                batch["labels"][batch["example"] == number] = IGNORED
+        return {"pixels": pixels, "image_at": places}
+
+    def _count(self, key: str, error: UnreadableImageError) -> None:
+        self._unreadable += 1
+        if self.num_unreadable <= WARNINGS:
+            log.warning("picture '%s' cannot be read (%s); its conversation is left out", key, error)

@@ -19,12 +19,12 @@ from unicode.ids.layout import Layout
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
 from unicode.images.decode import eval_transform, to_float
+from unicode.images.lookup import square_pixels
 from unicode.llm.card import Card, check_tokenizer
 from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import LlavaModel
 from unicode.llm.model import context_length, table_rows
-from unicode.llm.pixels import square_pixels
 from unicode.llm.template import Template, piece_encoder
 from unicode.llm.vocabulary import Markers
 from unicode.tokenizer.encode import arithmetic

@@ -41,11 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_images(name: str, model: Any) -> Any:
-    """Open a place of pictures; the generated world has pictures of the size that the model reads."""
-    from unicode.llm.pixels import SHAPES, open_place
+def open_lookup(names: Sequence[str], model: Any) -> Any:
+    """Open places of pictures, the working folder where none is named; the world's pictures have the size that the model reads."""
+    from unicode.images.lookup import ImageLookup, is_world
 
-    return open_place(name, side=model.image_size if name.partition(":")[0] == SHAPES else 0)
+    return ImageLookup(names or ["."], side=model.image_size if any(map(is_world, names)) else 0)
 
 
 class _Chosen(Sequence[Any]):
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     device = open_job(args.device)
     model = open_model(args.model, base=args.base, image_tokenizer=args.image_tokenizer, device=device, dtype=args.dtype, merge=args.merge)
     stores = [Store(path) for path in args.store]
-    places = [] if args.blank_images else [open_images(name, model) for name in args.images]
-    with ImageReader(model, stores=stores, places=places, blank=args.blank_images) as images:
+    pictures = None if args.blank_images else open_lookup(args.images, model)
+    with ImageReader(model, stores=stores, pictures=pictures, blank=args.blank_images) as images:
         if args.dry_run:
             lost = images.missing(name for question in asked for name in question.images)
             log.info("%d questions, %d images not found%s", len(asked), len(lost), f", the first is '{lost[0]}'" if lost else "")

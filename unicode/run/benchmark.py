@@ -20,6 +20,7 @@ from unicode.generate.answers import Question as Asked
 from unicode.generate.jobs import ERROR, AnswerFile, Key, key_of
 from unicode.generate.question_images import ImageReader
 from unicode.ids.store import Store
+from unicode.images.lookup import ImageLookup
 from unicode.llm.language_model import LanguageModel
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, missing_files, read_answers
 from unicode.metrics.benchmarks.judged import URL_VARIABLE, Endpoint, Llavabench
@@ -69,6 +70,12 @@ def open_stores(settings: AskSettings, folder: str) -> list[PlacedStore]:
     return [PlacedStore(path, ("", f"{folder}/", f"{settings.data.name}/{folder}/")) for path in settings.stores]
 
 
+def open_pictures(settings: AskSettings, folder: str) -> ImageLookup:
+    """Open the image folder of a benchmark; nothing is found where it does not exist."""
+    root = settings.data / folder
+    return ImageLookup([root] if root.is_dir() else [])
+
+
 class _Questions(Sequence[Asked]):
     """A share of a benchmark's questions as the model is asked them, made when they are asked for."""
 
@@ -102,12 +109,11 @@ def check_images(benchmark: Benchmark, questions: Sequence[Question], settings: 
     if settings.blank:
         return
     folder = benchmark.image_folder(settings.options)
-    stores = open_stores(settings, folder)
+    stores, pictures = open_stores(settings, folder), open_pictures(settings, folder)
     names = dict.fromkeys(question.image for question in questions if question.image and not question.image_data)
-    root = settings.data / folder
-    missing = [name for name in names if not (root / name).is_file() and all(store.get(name) is None for store in stores)]
+    missing = [name for name in names if name not in pictures and all(store.get(name) is None for store in stores)]
     if missing:
-        where = f"{root}" + (f" or the stores {', '.join(settings.stores)}" if stores else "")
+        where = f"{settings.data / folder}" + (f" or the stores {', '.join(settings.stores)}" if stores else "")
         remedy = next((file.source for file in benchmark.needed_files(settings.options) if folder in file.path), "download the pictures")
         raise FileNotFoundError(
             f"{benchmark.name}: {len(missing)} of {len(names)} pictures are not in {where}, the first is '{missing[0]}': {remedy}; "
@@ -158,7 +164,7 @@ def ask(
         file.missing = [place for place in file.missing if every[place] in places]  # answers beyond a limit stay where they are
         num_asked = len(file.missing)
         share = [places[every[place]] for place in file.share()]
-        with ImageReader(model, stores=stores, root=settings.data / folder, blank=settings.blank) as images:
+        with ImageReader(model, stores=stores, pictures=open_pictures(settings, folder), blank=settings.blank) as images:
             asked, start = _Questions(questions, share, stores), time.perf_counter()
             for place, answer in answer_questions(model, asked, config=config, images=images, progress=True):
                 question, before, start = questions[share[place]], start, time.perf_counter()

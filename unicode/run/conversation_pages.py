@@ -18,7 +18,7 @@ from unicode.generate.interleaved import Conversation, Interlocutor, Talk, hold_
 from unicode.generate.page import PictureFiles, Piece, Turn, write_pages
 from unicode.generate.question_images import ImageError, ImageReader
 from unicode.llm.language_model import Content, LanguageModel
-from unicode.run.answer import open_images
+from unicode.run.answer import open_lookup
 
 log = get_logger(__name__)
 
@@ -42,7 +42,7 @@ def answer_conversations(model: LanguageModel, args: argparse.Namespace, config:
         return 0
     if not is_main():
         return 0  # a few conversations for a reader are not worth dealing out
-    asked, contents = read_images(model, asked, [open_images(name, model) for name in args.images])
+    asked, contents = read_images(model, asked, open_lookup(args.images, model))
     talks = hold_conversations(speaker, asked, contents, seed=config.seed, batch_size=config.batch_size)
     write_conversations(model, Path(args.out), asked, talks, title=f"{Path(args.model).name}: {source.name}")
     errors = [talk.error for talk in talks if talk.error]
@@ -52,10 +52,10 @@ def answer_conversations(model: LanguageModel, args: argparse.Namespace, config:
     return 2 if len(errors) == len(talks) else 0
 
 
-def read_images(model: LanguageModel, asked: list[Conversation], places: list[Any]) -> tuple[list[Conversation], list[list[Content]]]:
+def read_images(model: LanguageModel, asked: list[Conversation], pictures: Any) -> tuple[list[Conversation], list[list[Content]]]:
     """What is read for the images of each conversation; a conversation whose image cannot be read carries the reason."""
     contents: list[list[Content]] = []
-    with ImageReader(model, places=places) as reader:
+    with ImageReader(model, pictures=pictures) as reader:
         found = reader.read(image for one in asked for image in one.images)
         for place, one in enumerate(asked):
             try:

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from unicode.common.config import load_config
 from unicode.common.files import atomic_write
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
-from unicode.images.shapes import Scene, ShapesConfig, find_scene
-from unicode.images.shapes_text import scene_caption
+from unicode.images.lookup import ImageLookup, is_world
 from unicode.llm.vocabulary import find_model, read_vocabulary, spells_bytes
 from unicode.report.answers import answers_section
 from unicode.report.curves import training_section
@@ -28,65 +25,6 @@ from unicode.report.scores import benchmarks_section
 from unicode.report.vocabulary import Coded, Words, count_ids, vocabulary_section
 from unicode.run.command import command
 from unicode.tokenizer.load import load_tokenizer
-
-SHAPES = "shapes"
-
-
-class PictureFinder:
-    """Finds pictures by name in several places.
-
-    Args:
-        places: folders in which names are paths, and "shapes" or "shapes:SPLIT" for the generated world; searched in this order.
-        world: settings of the world that differ from the default one, as "colours=8".
-
-    Raises:
-        FileNotFoundError: a place is neither a folder nor the world.
-        ValueError: unknown settings of the world.
-    """
-
-    def __init__(self, places: Sequence[str | Path], *, world: Sequence[str] = ()) -> None:
-        self.world = load_config(ShapesConfig, None, world)
-        self.has_world = any(_is_world(place) for place in places)
-        self.folders = [Path(place) for place in places if not _is_world(place)]
-        for folder in self.folders:
-            if not folder.is_dir():
-                raise FileNotFoundError(f"no folder {folder}; --images takes folders of pictures and shapes:SPLIT")
-
-    def __call__(self, name: str) -> Image.Image | None:
-        """Return the picture of this name, None where no place has it or the file is no image."""
-        for folder in self.folders:
-            if name and (folder / name).is_file():
-                try:
-                    with Image.open(folder / name) as opened:
-                        return opened.convert("RGBA") if opened.has_transparency_data else opened.convert("RGB")
-                except OSError:
-                    return None
-        scene = self._scene(name)
-        return Image.fromarray(scene.pixels().transpose(1, 2, 0)) if scene else None
-
-    def caption(self, name: str) -> str:
-        """Return the caption of a scene of the world, or the text beside a file; "" where there is none."""
-        scene = self._scene(name)
-        if scene:
-            return scene_caption(scene)
-        for folder in self.folders:
-            text = (folder / name).with_suffix(".txt")
-            if text.is_file():
-                return (text.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0].strip()
-        return ""
-
-    def _scene(self, name: str) -> Scene | None:
-        if not self.has_world:
-            return None
-        try:
-            return find_scene(self.world, name)
-        except ValueError:
-            return None
-
-
-def _is_world(place: str | Path) -> bool:
-    return str(place).partition(":")[0] == SHAPES
-
 
 MAX_COUNTED = 5000
 NUM_EXAMPLES = 4
@@ -121,7 +59,7 @@ def count_words(stores: Sequence[Store]) -> tuple[np.ndarray | None, int]:
     return total, number
 
 
-def find_examples(stores: Sequence[Store], finder: PictureFinder, about: str) -> list[Coded]:
+def find_examples(stores: Sequence[Store], finder: ImageLookup, about: str) -> list[Coded]:
     """Return pictures to spell out: those whose caption says `about`, the shortest captions first; any where none does."""
     found: list[tuple[bool, int, str, Store]] = []
     for store in stores:
@@ -130,10 +68,10 @@ def find_examples(stores: Sequence[Store], finder: PictureFinder, about: str) ->
             found.append((about.casefold() not in caption.casefold(), len(caption), key, store))
     examples = []
     for _, _, key, store in sorted(found, key=lambda one: one[:3]):
-        picture = finder(key)
+        picture = finder.find(key)
         if picture is not None:
             ids = [_as_grid(level, store.layout) for level in _levels(store[key], store.layout)]
-            examples.append(Coded(np.asarray(picture.convert("RGB")), finder.caption(key) or key, tuple(ids)))
+            examples.append(Coded(np.asarray(picture), finder.caption(key) or key, tuple(ids)))
         if len(examples) == NUM_EXAMPLES:
             break
     return examples
@@ -221,12 +159,12 @@ def page_sections(args: argparse.Namespace) -> tuple[list[Figure], list[Section]
     """Return the figures for the top of the page and its sections, from whatever is there."""
     llm, answers, benchmarks = named(args.llm, "language model"), named(args.answers), named(args.benchmarks)
     drawings = named(args.generation)
-    finder = PictureFinder(picture_places(args), world=args.world)
+    finder = ImageLookup(picture_places(args), world=args.world)
     reconstruction, psnr = reconstruction_section(args.reconstruction)
-    questions, accuracy = answers_section(args.questions, answers, finder)
+    questions, accuracy = answers_section(args.questions, answers, finder.find)
     own = next(iter(drawings.values()), None)
     generation, drawn = generation_section(own, baselines=dict(list(drawings.items())[1:]))
-    decompression, exact = decompression_section(args.decompression, finder)
+    decompression, exact = decompression_section(args.decompression, finder.find)
     steps, time = steps_section(args.steps)
     runs = ({"tokenizer": args.tokenizer} if args.tokenizer else {}) | llm
     own_command = shlex.join(["python", "-m", "unicode.run.report", *args.words])
@@ -244,7 +182,7 @@ def page_sections(args: argparse.Namespace) -> tuple[list[Figure], list[Section]
     return [*psnr, *accuracy, *drawn, *exact, *time], sections
 
 
-def words_section(args: argparse.Namespace, finder: PictureFinder) -> Section:
+def words_section(args: argparse.Namespace, finder: ImageLookup) -> Section:
     """Return the section on the words that pictures use."""
 
     stores = find_stores(args.ids, args.tokenizer)
@@ -261,7 +199,7 @@ def picture_places(args: argparse.Namespace) -> list[str]:
     if args.images or args.reconstruction is None:
         return list(args.images)
     measured = read_object(args.reconstruction / "metrics.json").get("protocol", {}).get("image_set", "")
-    return [measured] if measured.partition(":")[0] == SHAPES else []
+    return [measured] if is_world(measured) else []
 
 
 def named(arguments: list[str], default: str = "this model") -> dict[str, str]:

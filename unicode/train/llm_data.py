@@ -11,15 +11,17 @@ from unicode.annotations.records import TASKS
 from unicode.common.distributed import all_reduce_sum_
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
+from unicode.images.lookup import ImageLookup
+from unicode.llm.collate import PixelReader
 from unicode.llm.dataset import ConversationDataset
 from unicode.llm.llava import LlavaModel, Tower, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.model import context_length, table_rows
-from unicode.llm.pixels import CHECKED, Pictures, PixelReader
 from unicode.llm.template import Template
 from unicode.llm.vocabulary import Markers
 from unicode.tokenizer.load import load_tokenizer
 from unicode.train.config import TrainLlmConfig
 
+CHECKED = 100  # pictures that are looked for before training starts
 KEPT = ("enabled", "kind", "path", "layer", "fit", "dtype", "projector")  # settings that inference needs
 logger = get_logger(__name__)
 
@@ -47,7 +49,8 @@ class Vision:
         """FileNotFoundError when the pictures of a data set are not where the config says."""
         seeing = np.flatnonzero(data.num_images)
         chosen = seeing[np.unique(np.linspace(0, len(seeing) - 1, min(CHECKED, len(seeing))).astype(np.int64))] if len(seeing) else seeing
-        self.reader.pictures.check(key for index in chosen for key in data[int(index)].images)
+        keys = (key for index in chosen for key in data[int(index)].images)
+        self.reader.pictures.check(keys, setting="vision.images")
 
     def around(self, lm: Any) -> LlavaModel:
         """Put the tower and a projector around a language model or a PEFT model of one; freeze it where only the projector learns.
@@ -79,13 +82,16 @@ def open_vision(settings: VisionSettings) -> Vision | None:
 
     Raises:
         FileNotFoundError: no such tower or place of pictures.
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or no place of pictures is named.
     """
     if not settings.enabled:
         return None
+    if not settings.images:
+        raise ValueError("vision.images is empty; name the folders that the image paths of data.files start from, or shapes")
     tower = build_tower(settings)
-    pictures = Pictures(settings.images, transform=tower.transform, side=tower.image_size, world=settings.world)
-    return Vision(settings, tower, PixelReader(pictures, tower.num_features))
+    pictures = ImageLookup(settings.images, side=tower.image_size, world=settings.world)
+    reader = PixelReader(pictures, transform=tower.transform, side=tower.image_size, positions=tower.num_features)
+    return Vision(settings, tower, reader)
 
 
 DEFAULT_LENGTH = 2048

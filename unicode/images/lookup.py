@@ -1,0 +1,209 @@
+"""Keys of annotation and question files -> pictures in folders, archives and the generated world; no key leads out of the folders."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from unicode.common.config import load_config
+from unicode.common.logging import get_logger
+from unicode.images.archives import Lmdb, TarShards
+from unicode.images.dataset import DataConfig
+from unicode.images.decode import PictureTransform, UnreadableImageError, decode_image, read_bytes
+from unicode.images.shapes import Scene, ShapesConfig, find_scene
+from unicode.images.shapes_text import scene_caption
+
+SHAPES = "shapes"
+log = get_logger(__name__)
+
+
+def is_world(name: str | Path) -> bool:
+    """Whether a source of pictures is the generated world: "shapes" or "shapes:SPLIT"."""
+    return str(name).partition(":")[0] == SHAPES
+
+
+def square_pixels(image: Image.Image | bytes, *, transform: PictureTransform, side: int) -> Tensor:
+    """Return a picture or the content of an image file as (3, S, S) uint8, in training as in use.
+
+    Args:
+        transform: RGB picture -> (3, S, S) uint8.
+        side: S; JPEG files may be decoded smaller as long as twice as much remains.
+
+    Raises:
+        UnreadableImageError: not an image, damaged, too large or too thin.
+    """
+    settings = DataConfig()
+    if isinstance(image, bytes):
+        image = decode_image(image, shorter=math.ceil(settings.draft * side), max_pixels=settings.max_pixels)
+    width, height = image.size
+    if max(width, height) * side**2 > settings.max_pixels * min(width, height):
+        raise UnreadableImageError(f"too thin: {width}x{height} pixels")
+    return transform(image.convert("RGB"))
+
+
+class ImageLookup:
+    """Pictures by key, in several sources that are searched in order. Worker processes get it pickled.
+
+    Args:
+        names: folders, LMDB folders, tar shards (*.tar) and the generated world ("shapes" or "shapes:SPLIT"; a key names its split).
+        side: side of the world's pictures in pixels; 0: the world's own.
+        world: settings of the world that differ from the default ones, as "colours=8".
+
+    Raises:
+        FileNotFoundError: there is nothing of a name.
+        ValueError: an archive without images, or unknown settings of the world.
+    """
+
+    def __init__(self, names: Sequence[str | Path], *, side: int = 0, world: Sequence[str] = ()) -> None:
+        self.names = [str(name) for name in names]
+        config = load_config(ShapesConfig, None, [*world, *([f"image_size={side}"] if side else [])])
+        roots = tuple(os.path.realpath(name) for name in self.names if os.path.isdir(name))
+        self._sources = [_open(name, config, roots) for name in self.names]
+
+    def __contains__(self, key: str) -> bool:
+        return any(source.holds(key) for source in self._sources)
+
+    def read(self, key: str) -> Image.Image | bytes:
+        """Return a picture of the world, or the content of an image file.
+
+        Raises:
+            UnreadableImageError: no source has the key, the key leads out of the folders, or the file cannot be read.
+        """
+        source = next((source for source in self._sources if source.holds(key)), None)
+        if source is None:
+            raise UnreadableImageError(self._why_missing(key))
+        return source.read(key)
+
+    def find(self, key: str) -> Image.Image | None:
+        """Return the picture of a key, upright and in RGB; None where no source has it or it cannot be decoded."""
+        try:
+            found = self.read(key)
+            return decode_image(found) if isinstance(found, bytes) else found
+        except UnreadableImageError:
+            return None
+
+    def caption(self, key: str) -> str:
+        """Return the caption of a scene of the world, or the first line of the .txt file beside a picture; "" where there is none."""
+        captions = (source.caption(key) for source in self._sources)
+        return next((caption for caption in captions if caption), "")
+
+    def check(self, keys: Iterable[str], *, setting: str) -> None:
+        """Raise FileNotFoundError where none of some keys is found; warn where some are missing.
+
+        Args:
+            setting: the option that names the sources, for the message.
+        """
+        keys = list(keys)
+        missing = [key for key in keys if key not in self]
+        if missing and len(missing) == len(keys):
+            where = f"{', '.join(self.names)}, as '{missing[0]}' ({self._why_missing(missing[0])})"
+            raise FileNotFoundError(f"none of {len(keys)} pictures is in {where}; {setting} names where they lie")
+        if missing:
+            log.warning("%d of %d pictures looked for are missing, as '%s'", len(missing), len(keys), missing[0])
+
+    def _why_missing(self, key: str) -> str:
+        outside = "outside the image folders"
+        if not _is_relative(key):
+            return f"{outside}: keys are relative paths without '..'; name the folder as a source of pictures"
+        for source in self._sources:
+            if isinstance(source, _Folder) and os.path.isfile(path := source.resolve(key)):
+                return f"{outside}: a link leads to {path}; name its folder as a source of pictures too"
+        return "missing file"
+
+
+def _is_relative(key: str) -> bool:
+    """Whether a key is a path below a folder: not empty, not absolute, without "..", links aside."""
+    return bool(key) and "\0" not in key and not key.startswith("/") and ".." not in key.split("/")
+
+
+class _Source(Protocol):
+    def holds(self, key: str) -> bool:
+        """Whether there is a picture of this key."""
+
+    def read(self, key: str) -> Image.Image | bytes:
+        """Return a picture or the content of its file; UnreadableImageError if it cannot be had."""
+
+    def caption(self, key: str) -> str:
+        """Return the words about a picture, or ""."""
+
+
+def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> _Source:
+    if is_world(name):
+        return _World(config)
+    if os.path.isdir(name):
+        return _Archive(Lmdb(name)) if os.path.isfile(os.path.join(name, "data.mdb")) else _Folder(name, roots)
+    if name.endswith(".tar"):
+        return _Archive(TarShards(name))
+    kinds = "folders, LMDB folders, tar shards (*.tar) and shapes"
+    raise FileNotFoundError(f"no pictures at '{name}'; --images and vision.images take {kinds}")
+
+
+class _Folder:
+    """Files below a folder. A link may lead only into one of `roots`, the resolved folders of the look-up."""
+
+    def __init__(self, root: str, roots: tuple[str, ...]) -> None:
+        self._root, self._roots = os.path.abspath(root), tuple(f"{root.rstrip('/')}/" for root in roots)
+
+    def resolve(self, key: str) -> str:
+        """Return the path of a relative key without links."""
+        return os.path.realpath(os.path.join(self._root, key))
+
+    def holds(self, key: str) -> bool:
+        return _is_relative(key) and (path := self.resolve(key)).startswith(self._roots) and os.path.isfile(path)
+
+    def read(self, key: str) -> bytes:
+        return read_bytes(self.resolve(key))
+
+    def caption(self, key: str) -> str:
+        name = os.path.splitext(key)[0] + ".txt"
+        if not self.holds(name):
+            return ""
+        with open(self.resolve(name), encoding="utf-8", errors="replace") as file:
+            return file.readline().strip()
+
+
+class _Archive:
+    """Images in tar shards or an LMDB."""
+
+    def __init__(self, source: TarShards | Lmdb) -> None:
+        self._source = source
+        self._rows = {key: row for row, key in enumerate(source.keys)}
+
+    def holds(self, key: str) -> bool:
+        return key in self._rows
+
+    def read(self, key: str) -> bytes:
+        return self._source.read(self._rows[key])
+
+    def caption(self, key: str) -> str:
+        return ""
+
+
+class _World:
+    """Scenes of the generated world; keys look like train/0000007.png."""
+
+    def __init__(self, config: ShapesConfig) -> None:
+        self._config = config
+
+    def holds(self, key: str) -> bool:
+        return self._scene(key) is not None
+
+    def read(self, key: str) -> Image.Image:
+        scene = self._scene(key)
+        assert scene is not None, key
+        return Image.fromarray(np.ascontiguousarray(scene.pixels().transpose(1, 2, 0)))
+
+    def caption(self, key: str) -> str:
+        scene = self._scene(key)
+        return scene_caption(scene) if scene else ""
+
+    def _scene(self, key: str) -> Scene | None:
+        try:
+            return find_scene(self._config, key)
+        except ValueError:
+            return None
