@@ -20,7 +20,7 @@ from unicode.images.dataset import ImageSample, ShapesImages, open_images
 from unicode.images.decode import to_uint8
 from unicode.images.shapes import ShapesConfig
 from unicode.images.shapes_text import scene_caption
-from unicode.tokenizer.encode import arithmetic
+from unicode.tokenizer.model import inference_precision
 
 ROOT = Path(__file__).parents[1]
 TUX_PAINT = Path("/usr/share/tuxpaint/stamps")
@@ -124,7 +124,7 @@ def reconstructions(checkpoint: Path, data: Data) -> dict[str, np.ndarray]:
     for index in range(COUNT):
         sample = dataset[index]
         assert isinstance(sample, ImageSample)
-        with arithmetic("float32", torch.device("cpu")):
+        with inference_precision("float32", torch.device("cpu")):
             picture = tokenizer.decode(tokenizer.encode(sample.image[None]))[0]
         found[sample.key] = to_uint8(picture).permute(1, 2, 0).numpy()
     return found

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unicode.annotations.captioned import SHORT, find_groups, get_folder_anno, get_shapes_anno, subject_questions
 from unicode.annotations.instructions import concat_llava_anno
-from unicode.annotations.records import parse_record
+from unicode.annotations.records import read_record
 from unicode.images.dataset import DataConfig, build_dataset
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_questions
@@ -62,7 +62,7 @@ def test_shapes_are_described_as_the_world_knows_them(tmp_path: Path) -> None:
         assert sorted(record["image"] for record in captions) == sorted(record["image"] for record in questions) == keys
         assert [record["image"] for record in captions] != keys
         for record in captions:
-            assert all(thing.colour in parse_record(record).caption for thing in find_scene(config, record["image"]).things)
+            assert all(thing.colour in read_record(record).caption for thing in find_scene(config, record["image"]).things)
         for record in questions:
             answers = {}
             for trial in range(100):  # all that can be asked
@@ -86,7 +86,7 @@ def test_the_image_tag_stands_before_or_after(tmp_path: Path) -> None:
 
 def test_a_folder_of_captioned_pictures(stamps: Path, tmp_path: Path) -> None:
     report = get_folder_anno(stamps, tmp_path / "out", val_share=0)
-    captions = {record["image"]: parse_record(record).caption for record in read(tmp_path / "out", "stamps_captions_train")}
+    captions = {record["image"]: read_record(record).caption for record in read(tmp_path / "out", "stamps_captions_train")}
     assert captions == {f"{name}.png": " ".join(text.split("\n")[0].lstrip("\ufeff").split()) for name, text in STAMPS.items()}
     assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {
         "no caption": 2, "not Unicode text": 1, "reserved tag in text": 1,

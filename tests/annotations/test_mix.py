@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unicode.annotations.instructions import check_built_record, concat_uni_anno, count_copies
+from unicode.annotations.instructions import concat_uni_anno, count_copies
 
 
 def talk(*values: str) -> list[dict[str, str]]:
@@ -78,12 +78,6 @@ def test_bad_records_are_counted(tmp_path: Path, write: Any) -> None:
     expected = {"malformed ids": 2, "image tags do not match images": 1, "no conversations": 1, "unknown role": 1}
     assert {reason: dropped.count for reason, dropped in report.dropped.items()} == expected
     assert "turn 1, character 10" in report.dropped["malformed ids"].examples[0]["detail"]
-
-
-def test_published_records_are_read() -> None:
-    """UniCode-ECCV24's part records begin with an empty run and end with a full stop."""
-    assert check_built_record({"id": "x", "conversations": talk("Draw 'a' on from <vistok></vistok>.", "<vistok>1-2</vistok>.")})
-    assert not check_built_record({"id": "x", "conversations": talk("a", "b")})
 
 
 def test_copies() -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unicode.annotations.exports import EXPORTS, LETTER, export_benchmarks, training_conversations, write_training
-from unicode.annotations.records import parse_record
+from unicode.annotations.records import read_record
 from unicode.common.files import read_json, read_jsonl
 from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
 from unicode.metrics.benchmarks.base import Options, Question
@@ -102,7 +102,7 @@ def test_training_conversations_ask_in_the_same_forms(tmp_path: Path) -> None:
     records = training_conversations(CONFIG, num_scenes=20)
     assert [record["image"] for record in records] == [f"train/{index:07d}.png" for index in range(20)]
     for record in records:
-        parse_record(record)
+        read_record(record)
         turns = [turn["value"] for turn in record["conversations"]]
         letters = [answer for question, answer in zip(turns[::2], turns[1::2], strict=True) if question.endswith(LETTER)]
         assert len(letters) == 1 and letters[0] in "ABCDE"

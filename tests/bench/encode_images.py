@@ -25,8 +25,8 @@ from unicode.images.loader import build_loader
 from unicode.run.encode_images import default_batch_size, default_workers
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
-from unicode.tokenizer.encode import EncodeConfig, arithmetic, encode_images
-from unicode.tokenizer.model import ImageTokenizer
+from unicode.tokenizer.encode import EncodeConfig, encode_images
+from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
 WANTED = 0.85
 
@@ -106,7 +106,7 @@ def write_photos(folder: Path, number: int, size: int) -> None:
 
 def bare_encode(tokenizer: ImageTokenizer, batches: list[torch.Tensor], precision: str) -> None:
     """Encode all batches and wait for the last."""
-    with arithmetic(precision, tokenizer.device):
+    with inference_precision(precision, tokenizer.device):
         for images in batches:
             codes = tokenizer.encode(images)
         codes.sum().item()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unicode.annotations.records import make_turns
 from unicode.codebook.codebook import CodebookConfig
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
@@ -112,19 +113,23 @@ def test_runs_inside_an_annotation_file(folder: Path, tmp_path: Path, suffix: st
     check(tmp_path / "out", dict(zip(names, reconstructions(folder).values(), strict=True)))
 
 
+def talk(answer: str) -> dict:
+    return {"conversations": make_turns(["Draw", answer])}
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"conversations": "none"}, "record 1: 'conversations' must be a list of turns"),
-        ({"conversations": [{"from": "gpt", "value": "<vistok>1-2"}]}, "record 1 (id 'x'), turn 0, character 0: <vistok> is never closed"),
-        ({"conversations": [], "tokenizer": "feedfeedfeedfeed"}, "its ids are of the tokenizer feedfeedfeedfeed"),
-        ({"conversations": [{"from": "gpt", "value": write_run([999] * 80)}]}, "999 is not an image id"),
+        ({"conversations": "none"}, "record 1: no conversations: conversations: 'none'"),
+        (talk("<vistok>1-2"), "record 1: malformed ids: turn 1, character 0: <vistok> is never closed"),
+        ({**talk("x"), "tokenizer": "feedfeedfeedfeed"}, "record 1: its ids are of the tokenizer feedfeedfeedfeed"),
+        (talk(write_run([999] * 80)), "999 is not an image id"),
     ],
 )
 def test_damaged_annotations_name_the_record(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict, message: str
 ) -> None:
-    (tmp_path / "anno.json").write_text(json.dumps([{"conversations": []}, {"id": "x", **record}]))
+    (tmp_path / "anno.json").write_text(json.dumps([talk("none"), {"id": "x", **record}]))
     assert run(folder, tmp_path / "out", ids=tmp_path / "anno.json") == 2
     assert message in capsys.readouterr().err
 

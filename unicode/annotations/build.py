@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from unicode.annotations.records import BAD_IDS, NO_IDS, NOT_TEXT, RefusedError, image_key
+from unicode.annotations.records import BAD_IDS, NO_IDS, NOT_TEXT, RefusedError, image_key, read_record
 from unicode.annotations.templates import draw
-from unicode.common.files import write_json
+from unicode.common.files import read_jsonl, write_json
 from unicode.common.json_lists import dump_line, open_json_list, read_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
@@ -161,6 +161,32 @@ def read_sources(sources: Sequence[Source]) -> Iterator[Item]:
     for source in sources:
         for index, record in enumerate(read_json_list(source.path)):
             yield str(source.path), index, record
+
+
+def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (RECORD-RUN, ids) of the runs in the turns of an annotation file (.json, .jsonl), both counted from 0.
+
+    Args:
+        layout: of the ids.
+        tokenizer: fingerprint of the image tokenizer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a record is no conversation, its ids are damaged, of another tokenizer or in another order.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no annotation file {path}; make one with python -m unicode.run.make_annotations")
+    for number, content in enumerate(read_jsonl(path) if Path(path).suffix == ".jsonl" else read_json_list(path)):
+        where = f"{path}, record {number}"
+        try:
+            record = read_record(content)
+        except RefusedError as refused:
+            raise ValueError(f"{where}: {refused}") from refused
+        for name, found, mine in (("tokenizer", record.tokenizer, tokenizer), ("layout", record.layout, layout.describe())):
+            if found and found != mine:
+                raise ValueError(f"{where}: its ids are of the {name} {found}, not of {mine}; make the annotations again")
+        for place, ids in enumerate(record.runs):
+            yield f"{number:07d}-{place}", ids
 
 
 def output_name(source: Source | None, kind: str) -> str:

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from unicode.annotations.build import Made, Report, build
-from unicode.annotations.records import IMAGE_TAG, NO_CAPTION, NOT_TEXT, RefusedError, make_turns, parse_record
+from unicode.annotations.records import IMAGE_TAG, NO_CAPTION, NOT_TEXT, RefusedError, make_turns, read_record
 from unicode.annotations.templates import CAPTION, draw, fill
 from unicode.common.config import load_config
 from unicode.images.listing import is_held_out, list_folder
@@ -192,7 +192,7 @@ def _question_record(words: Words, count: int) -> dict[str, Any]:
 def _record(key: str, turns: Sequence[str]) -> dict[str, Any]:
     """A record that every reader takes; RefusedError for words that hold a tag of images or ids."""
     record = {"id": key, "image": key, "conversations": make_turns(turns)}
-    parse_record(record)
+    read_record(record, form="llava")
     return record
 
 

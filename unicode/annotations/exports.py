@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from unicode.annotations.captioned import SHORT
-from unicode.annotations.records import IMAGE_TAG, RefusedError, make_turns, parse_record
+from unicode.annotations.records import IMAGE_TAG, RefusedError, make_turns, read_record
 from unicode.annotations.templates import draw
 from unicode.common.files import atomic_write, write_json, write_jsonl, write_list
 from unicode.common.json_lists import read_json_list, write_json_list
@@ -60,7 +60,7 @@ def write_question_file(
 def _questions(annotations: str | Path, instruct: bool) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(read_json_list(annotations)):
         try:
-            conversation = parse_record(record)
+            conversation = read_record(record, form="llava")
         except RefusedError as refused:
             raise ValueError(f"{annotations}, record {number}: {refused.reason}, {refused.detail}") from refused
         if len(conversation.images) != 1:
@@ -69,7 +69,7 @@ def _questions(annotations: str | Path, instruct: bool) -> Iterator[dict[str, An
         for place, (asked, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
             text = asked.replace(IMAGE_TAG, "").replace(SHORT, "").strip()
             yield {
-                "image": conversation.images[0],
+                "image": conversation.keys[0],
                 "text": f"{text}\n{SHORT}" if instruct else text,
                 "category": kinds[place] if place < len(kinds) else "",
                 "answer": answer,

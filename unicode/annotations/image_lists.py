@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Item, Report, Source, find_source, read_sources
-from unicode.annotations.records import BAD_IMAGE, NO_IMAGE, RefusedError, image_key, parse_images
+from unicode.annotations.records import BAD_IMAGE, NO_IMAGE, RefusedError, image_key, read_keys
 from unicode.annotations.templates import draw_share
 from unicode.common.files import atomic_write, read_jsonl, read_list, write_list
 from unicode.common.json_lists import read_json_list
@@ -227,7 +227,7 @@ def _checked(items: Iterator[Item], source: Source, report: Report) -> Iterator[
 
 
 def _images_of(record: Any) -> tuple[str, ...]:
-    images = parse_images(record)
+    images = read_keys(record)
     if not images:
         raise RefusedError(NO_IMAGE, "a text-only record")
     return images

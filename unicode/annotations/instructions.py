@@ -19,7 +19,6 @@ from unicode.annotations.build import (
     read_sources,
 )
 from unicode.annotations.records import (
-    BAD_IDS,
     IMAGE_TAG,
     IMAGE_TO_TEXT,
     NOT_CHOSEN,
@@ -27,12 +26,11 @@ from unicode.annotations.records import (
     TEXT_ONLY,
     RefusedError,
     make_record,
-    parse_record,
-    parse_turns,
+    read_record,
 )
 from unicode.annotations.templates import draw_share
 from unicode.common.json_lists import dump_line
-from unicode.ids.text import split_runs, write_run
+from unicode.ids.text import write_run
 
 _TAG = re.compile(re.escape(IMAGE_TAG))
 
@@ -60,10 +58,10 @@ def get_llava_uni_anno(
     source = find_source(root, anno)
 
     def convert(record: Any, _: str) -> Made:
-        conversation = parse_record(record)
+        conversation = read_record(record, form="llava")
         if not conversation.images:
             return [(0, make_record(conversation.id, TEXT_ONLY, conversation.turns))]
-        runs = iter([write_run(images.get(source.key(path))) for path in conversation.images])
+        runs = iter([write_run(images.get(source.key(path))) for path in conversation.keys])
         turns = [put_runs(turn, runs) for turn in conversation.turns]
         return [(0, make_record(conversation.id, IMAGE_TO_TEXT, turns, **images.fields))]
 
@@ -101,7 +99,7 @@ def concat_llava_anno(
     splits = {str(source.path): number for number, source in enumerate(sources)}
 
     def convert(record: Any, source: str) -> Made:
-        parse_record(record)
+        read_record(record, form="llava")
         return [(0, {**record, "split": splits[source]})]
 
     main = output_path(out, "llava_v1_5_concat.json", sources)
@@ -163,7 +161,10 @@ def concat_uni_anno(
     guard = _OneMeaning()
 
     def convert(record: Any, source: str) -> Made:
-        if check_built_record(record):
+        read = read_record(record)
+        if read.keys:
+            raise RefusedError(TAG_MISMATCH, f"{IMAGE_TAG} stands for an image file; get_llava_uni_anno puts ids in its place")
+        if read.runs:
             guard.check(record, source)
         copies = count_copies(weight_of[source], seed, record)
         if not copies:
@@ -173,24 +174,6 @@ def concat_uni_anno(
     main = output_path(out, "unicode_concat.json", sources)
     report.inputs = [f"{source} x {weight:g}" for source, weight in weight_of.items()]
     return build(report, read_sources(sources), convert, {main: (0,)}, dry_run=dry_run)
-
-
-def check_built_record(record: Any) -> bool:
-    """Whether a record of our form holds ids.
-
-    Raises:
-        RefusedError: malformed turns, ids that cannot be read, or an image tag that no ids stand for.
-    """
-    turns, has_ids = parse_turns(record), False
-    for number, turn in enumerate(turns):
-        if IMAGE_TAG in turn:
-            raise RefusedError(TAG_MISMATCH, f"turn {number} holds {IMAGE_TAG}; get_llava_uni_anno puts ids in its place")
-        try:
-            # the files that UniCode-ECCV24 wrote have an empty run where a picture is not begun
-            has_ids |= any(piece.ids is not None for piece in split_runs(turn, where=f"turn {number}", allow_empty=True))
-        except ValueError as error:
-            raise RefusedError(BAD_IDS, str(error)) from error
-    return has_ids
 
 
 def count_copies(weight: float, seed: int, record: dict[str, Any]) -> int:

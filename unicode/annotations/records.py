@@ -1,17 +1,21 @@
-"""One record of an annotation file: LLaVA's form is checked and parsed, ours is built."""
+"""One record of an annotation file: the reader of LLaVA's form and ours, and the maker of ours."""
 
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from unicode.annotations.templates import DECOMPRESSION, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL
-from unicode.ids.text import CLOSE, OPEN
+from unicode.ids.text import CLOSE, OPEN, split_runs
 
 IMAGE_TO_TEXT, TEXT_ONLY = "image_to_text", "text_only"
 TASKS = (IMAGE_TO_TEXT, TEXT_ONLY, TEXT_TO_IMAGE, NEXT_ROW, DECOMPRESSION, UNCONDITIONAL)
+INPUT_MODES = ("ids", "sum")
+"""How images in questions are read: all their ids one after another, or one position per coarse cell."""
 HUMAN, GPT = "human", "gpt"
 IMAGE_TAG = "<image>"
 
@@ -28,6 +32,8 @@ NO_CAPTION = "no caption"
 NO_IDS = "no ids"
 BAD_IDS = "malformed ids"
 NOT_TEXT = "not Unicode text"
+UNKNOWN_TASK = "unknown task"
+UNKNOWN_MODE = "unknown input_mode"
 REPEATED = "image taken before"
 NOT_CHOSEN = "beyond the share or weight asked for"
 
@@ -43,17 +49,39 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """A checked record: turns of human and gpt by turns, beginning with human and ending with gpt."""
+class Record:
+    """A checked record: turns of human and gpt by turns, beginning with human and ending with gpt.
+
+    Attributes:
+        id: its id as text; without one, its first image or a digest of its words.
+        turns: every image is an <image> tag (in the form "written" runs of ids stay in the text).
+        images: for each tag in order the key of the image, relative to the image root, or its ids, int64 (n,).
+        task: one of TASKS; where the record names none, what its images tell (in the form "any" only).
+        input_mode: how the record wants its images read, "" for no wish.
+        layout, tokenizer: what the record says about its ids, "" for nothing.
+    """
 
     id: str
-    images: tuple[str, ...]
-    """Keys of the images, relative to the image root, with forward slashes."""
     turns: tuple[str, ...]
+    images: tuple[str | np.ndarray, ...] = ()
+    task: str = ""
+    input_mode: str = ""
+    layout: str = ""
+    tokenizer: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys among the images."""
+        return tuple(image for image in self.images if isinstance(image, str))
+
+    @property
+    def runs(self) -> tuple[np.ndarray, ...]:
+        """The ids among the images."""
+        return tuple(image for image in self.images if not isinstance(image, str))
 
     @property
     def caption(self) -> str:
-        """The words of a record that describes one image: the single answer, white space made even. RefusedError where it is not that."""
+        """The single answer of a record about one image, white space made even. RefusedError for any other record."""
         if not self.images:
             raise RefusedError(NO_IMAGE, "a text-only record")
         if len(self.images) > 1:
@@ -62,27 +90,39 @@ class Conversation:
             raise RefusedError(NO_CAPTION, f"{len(self.turns)} turns, a captioned image has two")
         return " ".join(self.turns[1].split())
 
+    def first_rounds(self, count: int) -> "Record":
+        """The record without what follows its first `count` questions and answers."""
+        turns = self.turns[: 2 * count]
+        return replace(self, turns=turns, images=self.images[: sum(turn.count(IMAGE_TAG) for turn in turns)])
 
-def parse_record(record: Any) -> Conversation:
-    """Check a record of LLaVA's form.
+
+def read_record(record: Any, *, form: Literal["any", "llava", "written"] = "any") -> Record:
+    """Check a record of an annotation file and take it apart.
+
+    Args:
+        record: the value read from JSON.
+        form: "any": LLaVA's records and ours; runs of ids become <image> tags. "llava": images are named and stand in questions only.
+            "written": prompts, whose answers are only references; turns stay as written; answers, tags, runs and task are not checked.
 
     Raises:
-        RefusedError: it has no conversations, malformed turns, an unknown role, image paths that leave the root, as many image
-            tags as it should not have, or text with the tags of ids in it.
+        RefusedError: no or malformed turns, an unknown role, an empty question or answer, an image path that leaves the root, image tags
+            without images or images without tags, ids that cannot be read, an unknown task or input_mode.
     """
-    turns = parse_turns(record)
-    images = parse_images(record)
-    if not all(turn.strip() for turn in turns[1::2]):
-        raise RefusedError(NO_CAPTION if images and len(turns) == 2 else MALFORMED_TURNS, "an answer is empty")
-    num_tags = sum(turn.count(IMAGE_TAG) for turn in turns[::2])
-    if num_tags != len(images):
-        raise RefusedError(TAG_MISMATCH, f"{num_tags} {IMAGE_TAG} in the questions, {len(images)} images")
-    for turn in turns:
-        if OPEN in turn or CLOSE in turn:
-            raise RefusedError(RESERVED_TAG, f"{OPEN} or {CLOSE}")
-    if any(IMAGE_TAG in turn for turn in turns[1::2]):
-        raise RefusedError(TAG_MISMATCH, f"{IMAGE_TAG} in an answer")
-    return Conversation(record_id(record, images, turns), images, turns)
+    turns, keys = _read_turns(record), read_keys(record)
+    images: tuple[str | np.ndarray, ...] = keys
+    if form != "written":
+        _check_answers(turns, keys)
+        turns, images = _read_images(turns, keys, llava=form == "llava")
+    named = {name: record.get(name) or "" for name in ("task", "input_mode", "layout", "tokenizer")}
+    if form == "any":
+        named["task"] = named["task"] or _guess_task(turns)
+        for name, known, reason in (("task", TASKS, UNKNOWN_TASK), ("input_mode", ("", *INPUT_MODES), UNKNOWN_MODE)):
+            if named[name] not in known:
+                raise RefusedError(reason, f"'{str(named[name])[:40]}'; known: {', '.join(filter(None, known))}")
+    name = record.get("id")
+    if name is None:
+        name = keys[0] if keys else blake2b("\0".join(turns).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return Record(str(name), turns, images, **{name: str(value) for name, value in named.items()})
 
 
 def make_record(name: str, task: str, turns: Sequence[str], **fields: str) -> dict[str, Any]:
@@ -111,14 +151,21 @@ def image_key(path: Any) -> str:
     return key
 
 
-def parse_turns(record: Any) -> tuple[str, ...]:
-    """The texts of a record's turns, human and gpt by turns. RefusedError where it has none, or roles and order are not those."""
+def read_keys(record: Any) -> tuple[str, ...]:
+    """Keys of the images that a record names. RefusedError for what is no record, or no path below the image root."""
     if not isinstance(record, dict):
         raise RefusedError(NO_CONVERSATIONS, f"a record of type {type(record).__name__}")
-    turns = record.get("conversations")
+    images = record.get("image")
+    if images is None:
+        return ()
+    return tuple(image_key(path) for path in (images if isinstance(images, list) else [images]))
+
+
+def _read_turns(record: Any) -> tuple[str, ...]:
+    turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
-        raise RefusedError(NO_CONVERSATIONS, f"conversations: {turns!r:.60}")
-    values = []
+        found = f"conversations: {turns!r:.60}" if isinstance(record, dict) else f"a record of type {type(record).__name__}"
+        raise RefusedError(NO_CONVERSATIONS, found)
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
             raise RefusedError(MALFORMED_TURNS, f"turn {number} is not {{'from': ..., 'value': ...}} of strings")
@@ -128,25 +175,44 @@ def parse_turns(record: Any) -> tuple[str, ...]:
             raise RefusedError(MALFORMED_TURNS, f"turn {number} is from {turn['from']}; {HUMAN} and {GPT} take turns, {HUMAN} begins")
         if number % 2 == 0 and not turn["value"].strip():
             raise RefusedError(MALFORMED_TURNS, f"turn {number}, a question, is empty")
-        values.append(turn["value"])
-    if len(values) % 2:
-        raise RefusedError(MALFORMED_TURNS, f"{len(values)} turns, the last question has no answer")
-    return tuple(values)
+    if len(turns) % 2:
+        raise RefusedError(MALFORMED_TURNS, f"{len(turns)} turns, the last question has no answer")
+    return tuple(turn["value"] for turn in turns)
 
 
-def record_id(record: dict[str, Any], images: tuple[str, ...], turns: tuple[str, ...]) -> str:
-    """The id of a record as text; without one, its first image or a digest of its words stands in."""
-    name = record.get("id")
-    if name is not None:
-        return str(name)
-    return images[0] if images else blake2b("\0".join(turns).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+def _check_answers(turns: tuple[str, ...], keys: tuple[str, ...]) -> None:
+    for number, answer in enumerate(turns[1::2]):
+        if not answer.strip():
+            reason = NO_CAPTION if keys and len(turns) == 2 else MALFORMED_TURNS
+            raise RefusedError(reason, f"turn {2 * number + 1}, an answer, is empty")
 
 
-def parse_images(record: Any) -> tuple[str, ...]:
-    """Keys of the images of a record, none for a text-only one. RefusedError for what is no record or no path below the root."""
-    if not isinstance(record, dict):
-        raise RefusedError(NO_CONVERSATIONS, f"a record of type {type(record).__name__}")
-    images = record.get("image")
-    if images is None:
-        return ()
-    return tuple(image_key(path) for path in (images if isinstance(images, list) else [images]))
+def _read_images(turns: tuple[str, ...], keys: tuple[str, ...], *, llava: bool) -> tuple[tuple[str, ...], tuple[str | np.ndarray, ...]]:
+    """Turns with a tag for each image, and the images of the tags. A run of no ids, a picture not begun, is dropped."""
+    has_runs = any(OPEN in turn or CLOSE in turn for turn in turns)
+    if llava and has_runs:
+        raise RefusedError(RESERVED_TAG, f"{OPEN} or {CLOSE}")
+    num_tags = sum(turn.count(IMAGE_TAG) for turn in turns)
+    if num_tags != len(keys):
+        raise RefusedError(TAG_MISMATCH, f"{num_tags} {IMAGE_TAG} in the conversation, {len(keys)} images")
+    if llava and any(IMAGE_TAG in answer for answer in turns[1::2]):
+        raise RefusedError(TAG_MISMATCH, f"{IMAGE_TAG} in an answer")
+    if not has_runs:
+        return turns, keys
+    images: list[str | np.ndarray] = []
+    rest, texts = iter(keys), []
+    for number, turn in enumerate(turns):
+        try:
+            pieces = split_runs(turn, where=f"turn {number}", allow_empty=True)
+        except ValueError as error:
+            raise RefusedError(BAD_IDS, str(error)) from error
+        for piece in pieces:
+            images += [next(rest) for _ in range(piece.text.count(IMAGE_TAG))] if piece.ids is None else [piece.ids] * (len(piece.ids) > 0)
+        texts.append("".join(piece.text if piece.ids is None else IMAGE_TAG if len(piece.ids) else "" for piece in pieces))
+    return tuple(texts), tuple(images)
+
+
+def _guess_task(turns: tuple[str, ...]) -> str:
+    if any(IMAGE_TAG in answer for answer in turns[1::2]):
+        return TEXT_TO_IMAGE
+    return IMAGE_TO_TEXT if any(IMAGE_TAG in question for question in turns[::2]) else TEXT_ONLY

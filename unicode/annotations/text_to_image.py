@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unicode.annotations.build import LAION, ImageIds, Item, Made, Report, build, find_source, output_name, output_path, read_sources
-from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, parse_record
+from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, read_record
 from unicode.annotations.templates import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
 from unicode.ids.text import write_run
 
@@ -49,8 +49,8 @@ def get_t2v_anno(
         raise ValueError(f"parts is {parts}; choose 0 to {layout.coarse_rows}, the rows of an image of {layout.describe()}")
 
     def convert(record: Any, _: str) -> Made:
-        conversation = parse_record(record)
-        caption, name = conversation.caption, source.key(conversation.images[0])
+        conversation = read_record(record, form="llava")
+        caption, name = conversation.caption, source.key(conversation.keys[0])
         key, ids = f"{conversation.id}\0{name}", images.get(name)
         prompt = fill(TEXT_TO_IMAGE, seed, key, caption=caption)
         made = [(WHOLE, make_record(conversation.id, TEXT_TO_IMAGE, [prompt, write_run(ids)], **images.fields))]
@@ -156,10 +156,10 @@ def _build_wordless(
         if source is None:
             keys: tuple[str, ...] = (thing,)
         else:
-            conversation = parse_record(thing)
+            conversation = read_record(thing, form="llava")
             if not conversation.images:
                 raise RefusedError(NO_IMAGE, "a text-only record")
-            keys = tuple(map(source.key, conversation.images))
+            keys = tuple(map(source.key, conversation.keys))
         new = [key for key in dict.fromkeys(keys) if key not in taken]
         if not new:
             raise RefusedError(REPEATED, f"'{keys[0]}'")

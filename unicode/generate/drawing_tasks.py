@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unicode.annotations.records import IMAGE_TAG, TASKS, RefusedError, parse_images, parse_turns
+from unicode.annotations.records import IMAGE_TAG, TASKS, RefusedError, read_record
 from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, draw, fill_template
 from unicode.common.distributed import is_main
 from unicode.common.json_lists import read_json_list
@@ -143,18 +143,18 @@ def _conversations(path: Path) -> Iterator[DrawPrompt]:
 
 def _conversation(record: Any, name: str, where: str) -> DrawPrompt:
     """A record: the answer describes its image, or the question asks for one."""
-    turns, images = parse_turns(record), parse_images(record)
-    task = record.get("task", TEXT_TO_IMAGE)
-    if task not in (TEXT_TO_IMAGE, UNCONDITIONAL):
-        known = "an unknown task" if task not in TASKS else "not drawn from words alone"
-        return DrawPrompt(name, "", where, error=f"task '{task}' is {known}; give records of {TEXT_TO_IMAGE} or {UNCONDITIONAL}")
-    question = turns[0].strip()
-    if IMAGE_TAG in question and OPEN not in turns[1]:
-        words = " ".join(turns[1].split())
-        return DrawPrompt(name, words, where, reference=images[0] if images else "", error="" if words else "the caption is empty")
+    read = read_record(record, form="written")
+    if read.task not in ("", TEXT_TO_IMAGE, UNCONDITIONAL):
+        known = "an unknown task" if read.task not in TASKS else "not drawn from words alone"
+        return DrawPrompt(name, "", where, error=f"task '{read.task}' is {known}; give records of {TEXT_TO_IMAGE} or {UNCONDITIONAL}")
+    question, answer = read.turns[0].strip(), read.turns[1]
+    reference = read.keys[0] if read.keys else ""
+    if IMAGE_TAG in question and OPEN not in answer:
+        words = " ".join(answer.split())
+        return DrawPrompt(name, words, where, reference=reference, error="" if words else "the caption is empty")
     if IMAGE_TAG in question or OPEN in question:
         return DrawPrompt(name, "", where, error="the question holds an image; give --reference for conversations with pictures")
-    return DrawPrompt(name, question, where, whole=True, reference=images[0] if images else "")
+    return DrawPrompt(name, question, where, whole=True, reference=reference)
 
 
 def _unique(prompts: Iterator[DrawPrompt]) -> Iterator[DrawPrompt]:

@@ -16,7 +16,7 @@ from unicode.images.decode import to_uint8
 from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.language_model import LanguageModel
-from unicode.tokenizer.encode import arithmetic
+from unicode.tokenizer.model import inference_precision
 
 NOTHING = np.empty(0, dtype=np.int64)
 CAPTION_TEMPLATE = TEMPLATES[TEXT_TO_IMAGE][0]
@@ -205,7 +205,7 @@ def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
     layout: Layout = model.layout
     if ids.shape[-1] != layout.num_codes:
         layout = layout.resized(layout.rows_of(ids.shape[-1]), layout.grids[0][1])
-    with arithmetic("float32", model.device):
+    with inference_precision("float32", model.device):
         codes = model.images.from_ids(torch.tensor(ids).to(model.device), layout=layout)
         return to_uint8(model.images.decode(codes, layout=layout)).permute(0, 2, 3, 1).cpu().numpy()
 

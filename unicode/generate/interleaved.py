@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unicode.annotations.records import IMAGE_TAG, RefusedError, parse_images, parse_turns, record_id
+from unicode.annotations.records import IMAGE_TAG, RefusedError, read_record
 from unicode.annotations.templates import draw
 from unicode.generate.engine import CachedDecoder, ImageConstraint, block_rows, draw_block
 from unicode.generate.sampling import GREEDY, Sampling, choose
@@ -247,12 +247,11 @@ def parse_conversations(records: Sequence[object] | Iterator[object], *, source:
     found = []
     for number, record in enumerate(records):
         try:
-            turns, images = parse_turns(record), parse_images(record)
-            assert isinstance(record, dict)
-            name = record_id(record, images, turns)
-            tags = sum(turn.count(IMAGE_TAG) for turn in turns[::2])
-            fault = "" if tags == len(images) else f"{source}, record {number}: {tags} {IMAGE_TAG} in the questions, {len(images)} images"
-            found.append(Conversation(name, turns[::2], turns[1::2], images, fault))
+            one = read_record(record, form="written")
+            tags = sum(turn.count(IMAGE_TAG) for turn in one.turns[::2])
+            counts = f"{tags} {IMAGE_TAG} in the questions, {len(one.keys)} images"
+            fault = "" if tags == len(one.keys) else f"{source}, record {number}: {counts}"
+            found.append(Conversation(one.id, one.turns[::2], one.turns[1::2], one.keys, fault))
         except RefusedError as error:
             found.append(Conversation(f"record {number}", (), error=f"{source}, record {number}: {error}"))
     return found

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from unicode.annotations.records import INPUT_MODES
 from unicode.common.files import read_json, write_json
 from unicode.ids.layout import Layout
-from unicode.llm.examples import INPUT_MODES
 from unicode.llm.vocabulary import Markers, find_model, open_gguf, read_rows, read_vocabulary
 
 FILE = "unicode.json"

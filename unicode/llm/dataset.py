@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from unicode.annotations.build import ImageIds, open_image_ids
-from unicode.annotations.records import BAD_IDS, IMAGE_TAG, TAG_MISMATCH, TASKS, RefusedError, image_key
+from unicode.annotations.records import BAD_IDS, IMAGE_TAG, TAG_MISMATCH, TASKS, Record, RefusedError, image_key, read_record
 from unicode.common.distributed import is_main
 from unicode.common.files import atomic_write
 from unicode.common.json_lists import locate_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
-from unicode.llm.examples import Example, ExampleBuilder, Sample, read_sample
+from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.template import Template
 from unicode.llm.vocabulary import Markers
 
@@ -358,7 +358,7 @@ class ConversationDataset(Dataset[Example]):
         """Reason -> records left out."""
         return self.intake.refused
 
-    def sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> Record:
         """The turns and images of one record, cut as its example is."""
         source = int(self.sources[index])
         columns, place = self.indexes[source].columns, index - int(self._begins[source])
@@ -366,7 +366,7 @@ class ConversationDataset(Dataset[Example]):
         if source not in self._contents:
             self._contents[source] = np.memmap(self.paths[source], dtype=np.uint8, mode="r")
         record = json.loads(self._contents[source][start:end].tobytes())
-        return read_sample(record).first_rounds(rounds)
+        return read_record(record).first_rounds(rounds)
 
     def _index(self, source: int) -> RecordIndex:
         index = index_records(
@@ -379,7 +379,7 @@ class ConversationDataset(Dataset[Example]):
 
     def _measure(self, record: Any, place: str, source: int) -> Measured:
         """Check a record and count its tokens. RefusedError for one that cannot be used, ValueError where the others cannot be either."""
-        sample = read_sample(record)
+        sample = read_record(record)
         if sample.layout or sample.tokenizer:
             self._adopt(self._parse_layout(sample.layout, place), sample.tokenizer, place)
         runs, rounds = self._runs(sample, source), len(sample.turns) // 2
@@ -398,7 +398,7 @@ class ConversationDataset(Dataset[Example]):
                 return Measured(length, count, count < rounds, TASKS.index(sample.task), len(part.images))
         raise RefusedError(TOO_LONG, f"its first turn has {length} tokens, at most {self.max_length} are allowed")
 
-    def _runs(self, sample: Sample, source: int) -> list[np.ndarray]:
+    def _runs(self, sample: Record, source: int) -> list[np.ndarray]:
         """Ids of the images of a sample; in LLaVA's way positions that are filled later."""
         if self.image_positions:
             if len(sample.keys) < len(sample.images):

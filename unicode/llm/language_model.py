@@ -27,9 +27,8 @@ from unicode.llm.llava import LlavaModel
 from unicode.llm.model import context_length, table_rows
 from unicode.llm.template import Template, piece_encoder
 from unicode.llm.vocabulary import Markers
-from unicode.tokenizer.encode import arithmetic
 from unicode.tokenizer.load import load_tokenizer
-from unicode.tokenizer.model import ImageTokenizer
+from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
 Content = np.ndarray | Tensor
 """What is read for one image: ids (n,) int64, or pixels (3, S, S) uint8."""
@@ -179,7 +178,7 @@ class LanguageModel:
 
     def image_ids(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N) int64 vocabulary ids in id order, computed in float32 as a store's are."""
-        with arithmetic("float32", self.device):
+        with inference_precision("float32", self.device):
             return self.images.to_ids(self.images.encode(images.to(self.device)))
 
     def prompt(self, turns: Sequence[str | None], contents: Sequence[Content] = ()) -> Prompt:

@@ -5,11 +5,15 @@ python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/ph
 
 import argparse
 
+from unicode.annotations.build import read_runs
 from unicode.common.distributed import open_job
 from unicode.common.logging import get_logger
+from unicode.ids.layout import Layout
+from unicode.ids.store import Store
 from unicode.run.command import command
-from unicode.tokenizer.decode import DecodeReport, decode_runs, open_runs
+from unicode.tokenizer.decode import DecodeReport, Runs, decode_runs, store_runs
 from unicode.tokenizer.load import load_tokenizer
+from unicode.tokenizer.model import ImageTokenizer
 
 log = get_logger(__name__)
 
@@ -29,6 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def open_runs(path: str, tokenizer: ImageTokenizer, *, view: int) -> tuple[Layout, int | None, Runs]:
+    """Return the layout, the number where it is known, and the runs of what --ids names: a store, or an annotation file."""
+    if path.endswith((".json", ".jsonl")):
+        return tokenizer.layout, None, read_runs(path, layout=tokenizer.layout, tokenizer=tokenizer.fingerprint)
+    store = Store(path)
+    return store.layout, len(store), store_runs(store, tokenizer, view=view)
+
+
 def summarize(report: DecodeReport, out: str) -> str:
     """Return one line on what was done."""
     partial = f", {report.partial} runs of ids are no whole picture and were left out" if report.partial else ""
@@ -41,11 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)
-    runs = open_runs(args.ids, tokenizer, view=args.view)
+    layout, total, runs = open_runs(args.ids, tokenizer, view=args.view)
     if args.dry_run:
-        log.info("%s: %s", args.ids, runs.layout.describe())
+        next(iter(runs), None)
+        log.info("%s: %s", args.ids, layout.describe())
         return 0
-    report = decode_runs(tokenizer, runs, args.out, levels=args.levels, batch_size=args.batch_size, limit=args.limit)
+    report = decode_runs(
+        tokenizer, runs, args.out, layout=layout, levels=args.levels, batch_size=args.batch_size, limit=args.limit, total=total
+    )
     log.info("%s", summarize(report, args.out))
     return 0
 

@@ -24,8 +24,8 @@ from unicode.run import encode_images
 from unicode.run.command import command
 from unicode.run.encode_images import default_workers
 from unicode.run.metric_networks import load_judges, missing_files
-from unicode.tokenizer.encode import arithmetic
 from unicode.tokenizer.load import load_tokenizer
+from unicode.tokenizer.model import inference_precision
 
 log = get_logger(__name__)
 
@@ -62,11 +62,11 @@ def feed_metrics(
             progress.update(len(batch.indices) + len(batch.skipped))
             if not batch.indices:
                 continue
-            with arithmetic(precision, tokenizer.device):
+            with inference_precision(precision, tokenizer.device):
                 codes = tokenizer.encode(batch.images)
                 full = tokenizer.decode(codes, layout=layout).float()
                 coarse = tokenizer.decode(codes, layout=layout, levels=1).float() if tokenizer.num_levels > 1 else None
-            with arithmetic("float32", tokenizer.device):
+            with inference_precision("float32", tokenizer.device):
                 metrics.update(batch.images, full, layout.split(codes), coarse=coarse)
             missing = num_examples - sum(part.shape[1] for part in examples)
             if missing > 0:

@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,33 +16,12 @@ from unicode.ids.store import PRECISIONS, Origin, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
 from unicode.images.dataset import AugmentedIndex, ImageDataset, ShapesImages, Skipped
 from unicode.images.loader import build_loader
+from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
 log = get_logger(__name__)
 
 VIEWS = ("whole", "flip", "crop")
 LARGEST_SHARD, SMALLEST_SHARD = 2048, 64
-
-
-class IdTokenizer(Protocol):
-    """What encoding needs of an image tokenizer."""
-
-    @property
-    def layout(self) -> Layout:
-        """Grid of the codes and order of the ids."""
-
-    @property
-    def row_ids(self) -> torch.Tensor:
-        """LongTensor (K,): vocabulary id of each codebook row."""
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the weights."""
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> LongTensor (B, N) canonical codes."""
-
-    def to_ids(self, codes: torch.Tensor, *, layout: Layout | None = None) -> torch.Tensor:
-        """(B, N) canonical codes -> LongTensor (B, N) vocabulary ids in id order, of an image of the layout's size."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +72,7 @@ class EncodeReport:
     seconds: float
 
 
-def describe_origin(tokenizer: IdTokenizer, dataset: ImageDataset, config: EncodeConfig) -> Origin:
+def describe_origin(tokenizer: ImageTokenizer, dataset: ImageDataset, config: EncodeConfig) -> Origin:
     """What a store of these images will be made from.
 
     Raises:
@@ -121,7 +99,7 @@ def describe_origin(tokenizer: IdTokenizer, dataset: ImageDataset, config: Encod
 
 
 def encode_images(
-    tokenizer: IdTokenizer, dataset: ImageDataset, out: str | Path, *, config: EncodeConfig, device: torch.device | str = "cpu"
+    tokenizer: ImageTokenizer, dataset: ImageDataset, out: str | Path, *, config: EncodeConfig, device: torch.device | str = "cpu"
 ) -> EncodeReport:
     """Fill the store `out` with the ids of all images; called by every rank of a job.
 
@@ -155,22 +133,6 @@ def choose_shard_size(num_images: int) -> int:
     return min(LARGEST_SHARD, max(1, steps) * SMALLEST_SHARD)
 
 
-@contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Inference in exactly float32 (no TF32, no kernels chosen by a stopwatch), or with the encoder in bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def _prepare(writer: StoreWriter, dataset: ImageDataset) -> None:
     """Let the main rank take the folder; when it cannot, every rank ends with an error instead of waiting for it."""
     error: Exception | None = None
@@ -184,7 +146,7 @@ def _prepare(writer: StoreWriter, dataset: ImageDataset) -> None:
 
 
 def _encode_shards(
-    tokenizer: IdTokenizer, dataset: ImageDataset, writer: StoreWriter, shards: list[int], *, config: EncodeConfig, device: torch.device
+    tokenizer: ImageTokenizer, dataset: ImageDataset, writer: StoreWriter, shards: list[int], *, config: EncodeConfig, device: torch.device
 ) -> None:
     """Encode the shards of this rank and hand them to the writer. On a GPU nothing waits for the device: the writer's thread does."""
     origin = writer.origin
@@ -194,7 +156,7 @@ def _encode_shards(
     total = sum(len(origin.shard_rows(shard)) for shard in shards)
     name = f"rank 0 of {world_size()}" if world_size() > 1 else "encoding"
     bar = tqdm(total=total, desc=name, unit=" images", disable=not is_main() or not total)
-    with arithmetic(config.precision, device), bar as progress:
+    with inference_precision(config.precision, device), bar as progress:
         for shard in shards:
             first = origin.shard_rows(shard).start
             ids = torch.zeros(origin.shard_shape(shard), dtype=torch.int32, device=device)
@@ -212,7 +174,7 @@ def _encode_shards(
 
 
 def _fill_(
-    ids: torch.Tensor, tokenizer: IdTokenizer, images: torch.Tensor, rows: list[int], *, columns: dict[int, str], layout: Layout
+    ids: torch.Tensor, tokenizer: ImageTokenizer, images: torch.Tensor, rows: list[int], *, columns: dict[int, str], layout: Layout
 ) -> None:
     """Write the ids of `images` (B, 3, H, W) into `ids` (shard, views, N) at `rows`, mirrored for the columns called "flip"."""
     whole = rows[-1] - rows[0] + 1 == len(rows)  # a slice needs no copy of indices to the device

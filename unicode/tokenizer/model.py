@@ -297,6 +297,26 @@ class ImageTokenizer(nn.Module):
 
 
 @contextmanager
+def inference_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Run a block without gradients in reproducible float32 (no TF32, no kernels chosen by timing), or with autocast to bfloat16.
+
+    Args:
+        precision: "float32" or "bf16".
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Run a block with a module in evaluation mode, then give it its mode back."""
     training = module.training
