@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "unicode"
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 90
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SHARED_LINES = 600, 90, 12
 VAGUE_NAMES = {"utils.py", "util.py", "misc.py", "helpers.py", "helper.py", "common.py", "tools.py"}
 FORBIDDEN = re.compile(r"\b(?:pd" r"b|TO" r"DO|FIX" r"ME|XX" r"X)\b|break" r"point\(")
 MACHINE_PATH = re.compile(r"(?<![\w.~$}-])/(?:work|share|farm|root|home|Users)/")
@@ -38,9 +38,6 @@ DOCUMENTS = sorted(path for path in FILES if path.suffix == ".md")
 def name_of(path: Path) -> str:
     """Return a path relative to the repository, as the name of a test case."""
     return path.relative_to(ROOT).as_posix()
-
-
-each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
 @cache
@@ -84,16 +81,18 @@ def test_every_package_stands_in_the_architecture():
     assert present <= written, f"docs/architecture.md lacks {sorted(present - written)}"
 
 
-@each_module
-def test_imports_point_downwards(path):
+def test_imports_point_downwards():
     order = {package: level for level, packages in enumerate(layers()) for package in packages}
-    own = package_of(module_name(path))
-    for name in imported_modules(path):
-        other = package_of(name)
-        if own is None or other is None or other == own:
-            continue
-        assert order[other] < order[own], f"{module_name(path)} imports {name}: {other}/ does not stand below {own}/"
-        assert own != "metrics" or other == "common", f"{module_name(path)} imports {name}: metrics/ imports only common/"
+    wrong = []
+    for path in MODULES:
+        own = package_of(module_name(path))
+        for name in sorted(imported_modules(path)):
+            other = package_of(name)
+            if own is None or other is None or other == own:
+                continue
+            if order[other] >= order[own] or (own == "metrics" and other != "common"):
+                wrong.append(f"{module_name(path)} imports {name}")
+    assert not wrong, "a package imports only those above it in docs/architecture.md, metrics/ only common/:\n" + "\n".join(wrong)
 
 
 def test_modules_form_no_cycle():
@@ -105,22 +104,43 @@ def test_modules_form_no_cycle():
         pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
 
 
-@each_module
-def test_size(path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_FILE_LINES, f"{lines} lines, at most {MAX_FILE_LINES}: one concept per file"
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            size = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines, at most {MAX_FUNCTION_LINES}"
+def test_size():
+    large = []
+    for path in MODULES:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        large += [f"{name_of(path)}: {lines} lines"] if lines > MAX_FILE_LINES else []
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = (node.end_lineno or node.lineno) - node.lineno + 1
+                large += [f"{name_of(path)}: {node.name} has {size} lines"] if size > MAX_FUNCTION_LINES else []
+    assert not large, f"at most {MAX_FILE_LINES} lines a file and {MAX_FUNCTION_LINES} a function:\n" + "\n".join(large)
 
 
-@each_module
-def test_docstrings(path):
-    assert ast.get_docstring(tree_of(path)), "the module says nothing about itself"
-    for node in tree_of(path).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{node.name} has no docstring"
+def test_docstrings():
+    lacking = [name_of(path) for path in MODULES if not ast.get_docstring(tree_of(path))]
+    for path in MODULES:
+        for node in tree_of(path).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+                lacking.append(f"{name_of(path)}: {node.name}")
+    assert not lacking, "no docstring: " + ", ".join(lacking)
+
+
+def test_nothing_is_written_twice():
+    """No run of MAX_SHARED_LINES lines stands in two places of the package; blank lines, comments and imports do not count."""
+    places: dict[tuple[str, ...], str] = {}
+    twice = []
+    for path in MODULES:
+        lines = [
+            (number, line.strip())
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            if line.strip() and not line.strip().startswith(("#", "import ", "from "))
+        ]
+        for start in range(len(lines) - MAX_SHARED_LINES + 1):
+            run = tuple(text for _, text in lines[start : start + MAX_SHARED_LINES])
+            here = f"{name_of(path)}:{lines[start][0]}"
+            if places.setdefault(run, here) != here:
+                twice.append(f"{here} repeats {places[run]}")
+    assert not twice, "\n".join(twice)
 
 
 def test_names_say_what_is_inside():
