@@ -12,7 +12,7 @@ import torch
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
 from unicode.llm.examples import IGNORED, Example, ExampleBuilder, split_branches
-from unicode.llm.template import TEMPLATES, get_template, piece_encoder
+from unicode.llm.template import TEMPLATES, get_template, text_encoder
 from unicode.llm.vocabulary import Markers, choose_markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
@@ -80,7 +80,7 @@ def spell(text: str, runs: list[list[int]], markers: list[str]) -> str:
 
 def spell_learned(example: Example, tokenizer) -> str:
     """The learned positions as text."""
-    encoder, text, words = piece_encoder(tokenizer), "", []
+    encoder, text, words = text_encoder(tokenizer), "", []
     learned = (example.labels != IGNORED).tolist()
     assert (example.labels[example.labels != IGNORED] == example.input_ids[example.labels != IGNORED]).all()
     for place, (index, image) in enumerate(zip(example.input_ids.tolist(), example.is_image.tolist(), strict=True)):

@@ -20,9 +20,9 @@ from unicode.llm.template import (
     INSIDE,
     START,
     TEXT_START,
-    PieceEncoder,
+    TextEncoder,
     Template,
-    piece_encoder,
+    text_encoder,
     rounds,
 )
 from unicode.llm.vocabulary import Markers
@@ -112,10 +112,10 @@ class ExampleBuilder:
     layout: Layout | None = None
     vocab_size: int = 0
     bare_images: bool = False
-    encoder: PieceEncoder = field(init=False, repr=False, compare=False)
+    encoder: TextEncoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder", piece_encoder(self.text_tokenizer))
+        object.__setattr__(self, "encoder", text_encoder(self.text_tokenizer))
 
     def __reduce__(self) -> tuple[type["ExampleBuilder"], tuple[Any, ...]]:
         return ExampleBuilder, (self.template, self.text_tokenizer, self.markers, self.layout, self.vocab_size, self.bare_images)
@@ -300,7 +300,7 @@ def format_example(example: Example, text_tokenizer: Any, *, colour: bool = Fals
     """Return an example as text: learned stretches in brackets, or green among grey, and each run of image ids as its length."""
     learned = (example.labels != IGNORED).tolist()
     images, branches, ids = example.is_image.tolist(), example.branch.tolist(), example.input_ids.tolist()
-    encoder, compressed = piece_encoder(text_tokenizer), set(example.extra_at.tolist())
+    encoder, compressed = text_encoder(text_tokenizer), set(example.extra_at.tolist())
     pieces, start = [], 0
     for place in range(1, len(ids) + 1):
         whole = place < len(ids) and (learned[place], images[place], branches[place]) == (learned[start], images[start], branches[start])

@@ -25,7 +25,7 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import LlavaModel
 from unicode.llm.model import context_length, table_rows
-from unicode.llm.template import Template, piece_encoder
+from unicode.llm.template import Template, text_encoder
 from unicode.llm.vocabulary import Markers
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer, inference_precision
@@ -226,7 +226,7 @@ class LanguageModel:
 
     def read_text(self, ids: Sequence[int]) -> str:
         """The words of an answer's tokens: images in it as <vistok>...</vistok>, other special tokens left out."""
-        encoder = piece_encoder(self.text)
+        encoder = text_encoder(self.text)
         start, end = (self.markers.image_start, self.markers.image_end) if self.markers is not None else (-1, -1)
         parts: list[str] = []
         words: list[int] = []

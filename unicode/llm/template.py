@@ -1,12 +1,13 @@
-"""Conversation templates: turns -> parts of text, each masked or learned; parts <-> tokens."""
+"""Conversation templates: turns -> parts of text, each learned or not; text <-> tokens."""
 
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
@@ -15,14 +16,14 @@ from unicode.annotations.records import IMAGE_TAG
 from unicode.ids.text import CLOSE, OPEN
 
 TEXT_START, AFTER_SPECIAL, INSIDE = "start", "after special token", "inside"
-"""Places where a piece may stand: first of all, behind a token that is no text, behind other text."""
+"""Where a stretch of text stands: at the beginning, behind a special token, behind other text."""
 
-_CACHE_CHARS = 600  # pieces up to this length are remembered: those of templates come again and again
-_encoders: "WeakKeyDictionary[Any, tuple[int, PieceEncoder]]" = WeakKeyDictionary()
+_CACHE_CHARS = 600  # texts up to this length are cached: those of templates recur in every conversation
+_encoders: "WeakKeyDictionary[Any, tuple[int, TextEncoder]]" = WeakKeyDictionary()
 
 
-class PieceEncoder:
-    """Encodes and decodes pieces with the vocabulary of a text tokenizer of transformers; made by `piece_encoder`.
+class TextEncoder:
+    """Encodes and decodes stretches of text with a text tokenizer of transformers; made by `text_encoder`.
 
     Attributes:
         bos_id: the start token where the tokenizer begins every text with one, else None.
@@ -54,51 +55,43 @@ class PieceEncoder:
         self.eos_id: int = text_tokenizer.eos_token_id
         added = {index for index, token in self._own.get_added_tokens_decoder().items() if token.special}
         self.special_ids = frozenset(added | set(text_tokenizer.all_special_ids))
-        eos, alone = text_tokenizer.eos_token, self._ids(self._own, "a", control=True)
-        self._prefix_after_special = self._ids(self._own, f"{eos}a", control=True)[1:] == alone
-        self._remember = lru_cache(maxsize=1024)(self._encode)
+        self._cached = lru_cache(maxsize=1024)(self._encode)
+        alone, behind_end = (self._encode(text, True, True) for text in ("a", f"{text_tokenizer.eos_token}a"))
+        self._prefix_after_special = behind_end[1:] == alone
 
     def encode(self, text: str, *, place: str = INSIDE, control: bool = False) -> list[int]:
-        """Return the ids of a piece.
+        """Return the ids of a stretch of text.
 
         Args:
-            text: the piece.
-            place: TEXT_START, AFTER_SPECIAL or INSIDE; at the first two the tokenizer's own habit of adding a space is kept.
-            control: whether names of special tokens in `text` mean these tokens; in the words of a user they are words.
+            text: any text.
+            place: TEXT_START, AFTER_SPECIAL or INSIDE; at the first two the tokenizer may add a space in front, as it does by itself.
+            control: whether names of special tokens in `text` mean these tokens; in a user's text they are ordinary text.
         """
-        own = place == TEXT_START or (place == AFTER_SPECIAL and self._prefix_after_special)
-        if len(text) > _CACHE_CHARS:
-            return self._encode(text, own, control)
-        return list(self._remember(text, own, control))
+        prefix = place == TEXT_START or (place == AFTER_SPECIAL and self._prefix_after_special)
+        encode = self._encode if len(text) > _CACHE_CHARS else self._cached
+        return list(encode(text, prefix, control))
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, special tokens by their names; the inverse of `encode(text, place=INSIDE)`."""
         return self._bare.decode(ids, skip_special_tokens=False)
 
-    def _encode(self, text: str, own: bool, control: bool) -> list[int]:
-        return self._ids(self._own if own else self._bare, text, control=control)
-
-    @staticmethod
-    def _ids(tokenizer: Tokenizer, text: str, *, control: bool) -> list[int]:
+    def _encode(self, text: str, prefix: bool, control: bool) -> list[int]:
+        tokenizer = self._own if prefix else self._bare
         tokenizer.encode_special_tokens = not control
         return tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
 
-def piece_encoder(text_tokenizer: Any) -> PieceEncoder:
-    """Return the encoder of a tokenizer, made once and again when tokens were added.
-
-    Raises:
-        ValueError: as `PieceEncoder`.
-    """
+def text_encoder(text_tokenizer: Any) -> TextEncoder:
+    """Return the cached encoder of a tokenizer; a new one after tokens were added. Errors as `TextEncoder`."""
     size, encoder = _encoders.get(text_tokenizer, (-1, None))
     if encoder is None or size != len(text_tokenizer):
-        encoder = PieceEncoder(text_tokenizer)
+        encoder = TextEncoder(text_tokenizer)
         _encoders[text_tokenizer] = (len(text_tokenizer), encoder)
     return encoder
 
 
 def without_prefix_space(state: Any) -> Any:
-    """Return a copy of a tokenizer's JSON in which nothing adds a space before a text and nothing takes one away in decoding."""
+    """Return a copy of a tokenizer's JSON in which encoding adds no space in front of a text and decoding removes none."""
     if isinstance(state, list):
         return [without_prefix_space(part) for part in state if not _only_adds_space(part)]
     if not isinstance(state, dict):
@@ -109,24 +102,18 @@ def without_prefix_space(state: Any) -> Any:
             kept[key] = None if _only_adds_space(value) else without_prefix_space(value)
         elif key in ("normalizers", "pretokenizers", "decoders"):
             kept[key] = without_prefix_space(value)
-        elif key == "prepend_scheme":
-            kept[key] = "never"
-        elif key == "add_prefix_space":
-            kept[key] = False
         else:
-            kept[key] = value
+            kept[key] = {"prepend_scheme": "never", "add_prefix_space": False}.get(key, value)
     return kept
 
 
 def _only_adds_space(part: Any) -> bool:
-    """Whether a part of a tokenizer does nothing but add a space before the text, or take it away when decoding."""
-    if not isinstance(part, dict):
-        return False
-    return part.get("type") == "Prepend" or (part.get("type") == "Strip" and "content" in part)
+    """Whether a part of a tokenizer only adds a space in front of a text, or only removes it in decoding."""
+    return isinstance(part, dict) and (part.get("type") == "Prepend" or (part.get("type") == "Strip" and "content" in part))
 
 
 TEXT, CONTROL, START, END = "text", "control", "start", "end"
-"""Kinds of parts: words; words of a chat template, special tokens in them; the model's start token; the end token of an answer."""
+"""Kinds of parts: text; text of a chat template with special tokens in it; the model's start token; the end token of an answer."""
 CHAT = "chat"
 IMAGE = re.compile(rf"{re.escape(IMAGE_TAG)}|{OPEN}[^<]*{CLOSE}")
 """What stands for an image in a turn: a tag, or a run of ids."""
@@ -138,7 +125,7 @@ class Part:
 
     Attributes:
         text: what the template prints; for `start` and `end` the name of a token, for which the model's own token is taken.
-        learned: whether the model is to learn to write it.
+        learned: whether the model is trained to write it.
         kind: TEXT, CONTROL, START or END.
     """
 
@@ -147,26 +134,25 @@ class Part:
     kind: str = TEXT
 
 
-class Template(Protocol):
-    """How conversations are put into words."""
+class Template(ABC):
+    """How a conversation is written as text.
 
-    @property
-    def name(self) -> str:
-        """The name in configs."""
+    Attributes:
+        name: the name in configs.
+        adds_bos: whether the tokenizer's start token, if it adds one to every text, comes first.
+        stop: text that ends an answer where no end token does; "" where one does.
+    """
 
-    @property
-    def adds_bos(self) -> bool:
-        """Whether the tokenizer's start token, if it has the habit of one, is put before everything."""
+    name: str
+    adds_bos: bool = True
+    stop: str = ""
 
-    @property
-    def stop(self) -> str:
-        """Text that ends an answer where no end token does; "" where one does."""
-
+    @abstractmethod
     def render(self, turns: Sequence[str | None]) -> list[Part]:
         """Return the parts of a conversation.
 
         Args:
-            turns: human and gpt by turns, beginning with human; a last answer that is None or missing is to be written.
+            turns: human and gpt by turns, beginning with human; the last answer is None or missing in a prompt.
 
         Raises:
             ValueError: no turns, or an answer missing before the last.
@@ -174,10 +160,11 @@ class Template(Protocol):
 
     def end_id(self, text_tokenizer: Any) -> int:
         """Return the id of the token that ends an answer."""
+        return int(text_tokenizer.eos_token_id)
 
 
 def rounds(turns: Sequence[str | None]) -> list[tuple[str, str | None]]:
-    """Return (question, answer) pairs; the answer of the last one is None when it is to be written.
+    """Return (question, answer) pairs; the answer of the last one is None in a prompt.
 
     Raises:
         ValueError: no turns, or a turn missing before the last answer.
@@ -188,12 +175,12 @@ def rounds(turns: Sequence[str | None]) -> list[tuple[str, str | None]]:
     return [(str(texts[index]), texts[index + 1]) for index in range(0, len(texts), 2)]
 
 
-# place-holders of characters for private use, which no text of a template holds
+# placeholders of private-use characters, which no template contains
 _QUESTION, _ANSWER = "\ue000q{}\ue001", "\ue000a{}\ue001"
 
 
-class ChatTemplate:
-    """The template named "chat".
+class ChatTemplate(Template):
+    """The template named "chat": the text tokenizer's own.
 
     Args:
         text_tokenizer: a tokenizer of transformers with a chat template.
@@ -202,7 +189,7 @@ class ChatTemplate:
         ValueError: it has none, it does not print the turns, or ends an answer with no special token.
     """
 
-    name, adds_bos, stop = CHAT, False, ""
+    name, adds_bos = CHAT, False
 
     def __init__(self, text_tokenizer: Any) -> None:
         if not getattr(text_tokenizer, "chat_template", None):
@@ -226,12 +213,12 @@ class ChatTemplate:
         parts: list[Part] = []
         for number, (question, answer) in enumerate(pairs):
             before, between, behind = scaffold[2 * number : 2 * number + 3]
-            parts += _spoken(self._split_tail(before)[2] if number else before, question.strip() if self._strips[0] else question)
+            parts += _turn(self._split_tail(before)[2] if number else before, question.strip() if self._strips[0] else question)
             if answer is None:
                 parts.append(Part(between.rstrip(" "), kind=CONTROL))
                 break
             words, end, rest = self._split_tail(behind)
-            parts += _spoken(between, (answer.strip() if self._strips[1] else answer) + words, learned=True)
+            parts += _turn(between, (answer.strip() if self._strips[1] else answer) + words, learned=True)
             parts.append(Part(end, learned=True, kind=END))
             if number + 1 == len(pairs):
                 parts.append(Part(rest, kind=CONTROL))
@@ -248,11 +235,11 @@ class ChatTemplate:
             messages.append({"role": "assistant", "content": answer.format(number)})
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception as error:  # a template may raise whatever it likes
+        except Exception as error:  # a template may raise anything
             raise ValueError(f"the text tokenizer's chat template cannot be rendered ({error}); choose vicuna_v1 or another") from error
 
     def _render_scaffold(self, count: int) -> list[str]:
-        """The 2 * count + 1 texts before, between and behind the turns of a conversation of `count` rounds."""
+        """Return the 2 * count + 1 texts before, between and behind the turns of a conversation of `count` rounds."""
         rest, texts = self._apply(_QUESTION, _ANSWER, count), []
         for number in range(count):
             for place in (_QUESTION.format(number), _ANSWER.format(number)):
@@ -263,22 +250,20 @@ class ChatTemplate:
         return [*texts, rest]
 
     def _split_tail(self, tail: str) -> tuple[str, str, str]:
-        """What follows an answer -> the words up to the end token, the end token, the rest."""
-        places = [(tail.find(token), token) for token in self._specials if token in tail]
-        if not places:
+        """Split what follows an answer into the text before the end token, the end token, and the rest."""
+        found = min((token for token in self._specials if token in tail), key=tail.find, default=None)  # the longest of equal places
+        if found is None:
             raise ValueError(f"the text tokenizer's chat template ends an answer with no special token, but {tail!r}; choose vicuna_v1")
-        place = min(at for at, _ in places)
-        token = next(token for at, token in places if at == place)
-        return tail[:place], token, tail[place + len(token) :]
+        words, token, rest = tail.partition(found)
+        return words, token, rest
 
 
-def _spoken(before: str, words: str, *, learned: bool = False) -> list[Part]:
-    """A turn and what the template prints before it."""
+def _turn(before: str, words: str, *, learned: bool = False) -> list[Part]:
+    """Return what the template prints before a turn, and the turn."""
     control = before.rstrip(" ")
     return [Part(control, kind=CONTROL), Part(before[len(control) :] + words, learned=learned)]
 
 
-_POLITE = "The assistant gives helpful, detailed, and polite answers to the {}'s questions."
 _LLAMA_2 = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  Your answers should "
     "not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure that your responses are "
@@ -292,8 +277,8 @@ _LLAVA_LLAMA_2 = (
 
 
 @dataclass(frozen=True)
-class RoundTemplate:
-    """A template of fixed words around each question and answer; `later` and `first` stand before a question, `middle` behind it."""
+class RoundTemplate(Template):
+    """A template of fixed text around each question and answer; `first` and `later` stand before a question, `middle` behind it."""
 
     name: str
     first: str
@@ -302,8 +287,6 @@ class RoundTemplate:
     answer: str
     restart: bool = False
     """Whether the start token is printed again before each later question."""
-    adds_bos: bool = True
-    stop: str = ""
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
         """As `Template.render`."""
@@ -316,21 +299,14 @@ class RoundTemplate:
                 parts += [Part(self.answer.format(answer), learned=True), Part("</s>", learned=True, kind=END)]
         return parts
 
-    def end_id(self, text_tokenizer: Any) -> int:
-        """As `Template.end_id`: the tokenizer's own end token."""
-        return int(text_tokenizer.eos_token_id)
 
-
-@dataclass(frozen=True)
-class PlainTemplate:
+class PlainTemplate(Template):
     """LLaVA's pre-training form: of a question only its images, then the caption and a line break; no end token.
 
-    A question without images keeps its words.
+    A question without images keeps its text.
     """
 
-    name: str = "plain"
-    adds_bos: bool = True
-    stop: str = "\n"
+    name, stop = "plain", "\n"
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
         """As `Template.render`."""
@@ -341,30 +317,24 @@ class PlainTemplate:
                 parts.append(Part(f"{answer}\n", learned=True))
         return parts
 
-    def end_id(self, text_tokenizer: Any) -> int:
-        """As `Template.end_id`; never printed by this template, kept as a second stop."""
-        return int(text_tokenizer.eos_token_id)
+
+def _user_assistant(name: str, user: str) -> RoundTemplate:
+    system = f"A chat between a curious {user} and an artificial intelligence assistant. "
+    polite = f"The assistant gives helpful, detailed, and polite answers to the {user}'s questions."
+    return RoundTemplate(name, f"{system}{polite} USER: ", "USER: ", " ASSISTANT:", " {}")
+
+
+def _inst(name: str, system: str) -> RoundTemplate:
+    return RoundTemplate(name, f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n", "[INST] ", " [/INST]", " {} ", restart=True)
 
 
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
-        RoundTemplate(
-            "vicuna_v1",
-            first=f"A chat between a curious user and an artificial intelligence assistant. {_POLITE.format('user')} USER: ",
-            later="USER: ",
-            middle=" ASSISTANT:",
-            answer=" {}",
-        ),
-        RoundTemplate(
-            "llava_v1",
-            first=f"A chat between a curious human and an artificial intelligence assistant. {_POLITE.format('human')} USER: ",
-            later="USER: ",
-            middle=" ASSISTANT:",
-            answer=" {}",
-        ),
-        RoundTemplate("llama_2", f"[INST] <<SYS>>\n{_LLAMA_2}\n<</SYS>>\n\n", "[INST] ", " [/INST]", " {} ", restart=True),
-        RoundTemplate("llava_llama_2", f"[INST] <<SYS>>\n{_LLAVA_LLAMA_2}\n<</SYS>>\n\n", "[INST] ", " [/INST]", " {} ", restart=True),
+        _user_assistant("vicuna_v1", "user"),
+        _user_assistant("llava_v1", "human"),
+        _inst("llama_2", _LLAMA_2),
+        _inst("llava_llama_2", _LLAVA_LLAMA_2),
         PlainTemplate(),
     )
 }
