@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unicode.ids.layout import Layout
-from unicode.llm.card import Card, check_base, check_tokenizer, check_vocabulary, fingerprint_base, read_card, write_card
+from unicode.llm.card import Card, check_base, check_tokenizer, fingerprint_base, read_card, write_card
 from unicode.llm.vocabulary import Markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
@@ -102,12 +102,6 @@ def test_image_tokenizers_are_checked():
         check_tokenizer(card, fingerprint="b" * 16, layout=LAYOUT, path="other")
     with pytest.raises(ValueError, match=r"order 'nested', and the image tokenizer makes .* order 'rows'"):
         check_tokenizer(card, fingerprint="a" * 16, layout=Layout("hierarchical", ((2, 2), (4, 4)), order="rows"))
-
-
-def test_markers_beyond_the_table_are_refused():
-    check_vocabulary(make_card(), table_rows=5)
-    with pytest.raises(ValueError, match=r"reach id 4, but the model has 4 embedding rows"):
-        check_vocabulary(make_card(), table_rows=4)
 
 
 def test_gguf_files_have_fingerprints(tmp_path):

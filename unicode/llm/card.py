@@ -1,4 +1,4 @@
-"""The card of a trained model, `unicode.json`: what its ids mean and what it was trained on, checked before anything is loaded."""
+"""The card of a trained model, unicode.json: its base model, image tokenizer, markers and prompts, with checks that they fit."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from unicode.llm.vocabulary import Markers, find_model, open_gguf, read_rows, re
 FILE = "unicode.json"
 FORMAT = "unicode-llm-1"
 KINDS = ("lora", "full", "llava")
-# keys of config.json that say who wrote it, not what the model is
+# keys of config.json that depend on who wrote it, not on the model
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "use_cache", "_attn_implementation"}
 
 
@@ -47,9 +47,9 @@ class Card:
     vision: dict[str, Any] | None = None
     """Settings of the tower and projector of a "llava" model."""
     max_length: int = 0
-    """Longest sequence that was trained on; 0 where it is not known."""
+    """Longest sequence of the training; 0 if unknown."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Anything else that is worth keeping."""
+    """Other facts of the training."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -114,14 +114,18 @@ def fingerprint_base(folder: str | Path) -> str:
         ValueError: it holds no language model.
     """
     path = find_model(folder)
-    digest = hashlib.sha256(json.dumps(_describe_model(path), sort_keys=True).encode())
+    if path.suffix == ".gguf":
+        described: dict[str, Any] = {tensor.name: [int(size) for size in tensor.shape] for tensor in open_gguf(path).tensors}
+    else:
+        described = {key: value for key, value in read_json(path / "config.json").items() if key not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(read_rows(path).numpy()).data)
     digest.update(json.dumps(sorted(read_vocabulary(path).tokens.items()), ensure_ascii=True).encode())
     return digest.hexdigest()[:16]
 
 
 def check_base(card: Card, folder: str | Path) -> None:
-    """ValueError naming both when the model at `folder` is not the one that the card's model was trained on."""
+    """Raise ValueError if the model at `folder` is not the one that the card's model was trained on."""
     found = fingerprint_base(folder)
     if found != card.base_fingerprint:
         both = f"{card.base} ({card.base_fingerprint}), and {folder} is {found}"
@@ -129,28 +133,10 @@ def check_base(card: Card, folder: str | Path) -> None:
 
 
 def check_tokenizer(card: Card, *, fingerprint: str, layout: Layout, path: str | Path = "the image tokenizer") -> None:
-    """ValueError naming both when ids of this image tokenizer mean something else to the card's model."""
+    """Raise ValueError if ids of this image tokenizer mean something else to the card's model."""
     if card.fingerprint and fingerprint and card.fingerprint != fingerprint:
         both = f"{(card.image_tokenizer or {}).get('path', '')} ({card.fingerprint}), and {path} is {fingerprint}"
         raise ValueError(f"the model reads ids of the image tokenizer {both}; name the right one with --image-tokenizer")
     expected = card.id_layout
     if expected is not None and expected != layout:
         raise ValueError(f"the model reads images of {expected.describe()}, and {path} makes {layout.describe()}; name the right tokenizer")
-
-
-def check_vocabulary(card: Card, *, table_rows: int) -> None:
-    """ValueError when a marker of the card lies beyond the embedding table of the model that was loaded."""
-    markers = card.marker_ids
-    if markers is not None and max(markers.ids()) >= table_rows:
-        raise ValueError(
-            f"the markers of {FILE} reach id {max(markers.ids())}, but the model has {table_rows} embedding rows; "
-            "it is another base model, or its table was not grown for the markers"
-        )
-
-
-def _describe_model(path: Path) -> dict[str, Any]:
-    """What a model's own files say about its architecture."""
-    if path.suffix != ".gguf":
-        config = read_json(path / "config.json")
-        return {key: value for key, value in config.items() if key not in _VOLATILE}
-    return {tensor.name: [int(size) for size in tensor.shape] for tensor in open_gguf(path).tensors}

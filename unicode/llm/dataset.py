@@ -405,7 +405,7 @@ class ConversationDataset(Dataset[Example]):
                 raise RefusedError(BAD_IDS, "the record holds ids, but this model reads image files; give it LLaVA's own annotations")
             if sum(turn.count(IMAGE_TAG) for turn in sample.turns[::2]) < len(sample.images):
                 raise RefusedError(TAG_MISMATCH, f"{IMAGE_TAG} in an answer, but a model that reads image files cannot write them")
-            return [np.full(self.image_positions, self._placeholder)] * len(sample.images)
+            return [np.full(self.image_positions, self.builder.placeholder)] * len(sample.images)
         runs: list[np.ndarray] = []
         for image in sample.images:
             if not isinstance(image, str):
@@ -418,12 +418,6 @@ class ConversationDataset(Dataset[Example]):
                     "name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)"
                 )
         return runs
-
-    @property
-    def _placeholder(self) -> int:
-        """An id for positions whose features are put in later; any that is no marker."""
-        taken = () if self.builder.markers is None else self.builder.markers.ids()
-        return next(index for index in range(len(taken) + 1) if index not in taken)
 
     def _key(self, key: str, source: int) -> str:
         return f"{self.folders[source]}/{key}" if self.folders[source] else key

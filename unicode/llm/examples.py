@@ -20,10 +20,10 @@ from unicode.llm.template import (
     INSIDE,
     START,
     TEXT_START,
-    TextEncoder,
     Template,
-    text_encoder,
+    TextEncoder,
     rounds,
+    text_encoder,
 )
 from unicode.llm.vocabulary import Markers
 
@@ -119,6 +119,12 @@ class ExampleBuilder:
 
     def __reduce__(self) -> tuple[type["ExampleBuilder"], tuple[Any, ...]]:
         return ExampleBuilder, (self.template, self.text_tokenizer, self.markers, self.layout, self.vocab_size, self.bare_images)
+
+    @property
+    def placeholder(self) -> int:
+        """An id for positions at which features replace the embedding; any that is no marker."""
+        taken = self.markers.ids() if self.markers is not None else ()
+        return next(index for index in range(len(taken) + 1) if index not in taken)
 
     def build(
         self,

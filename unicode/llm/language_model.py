@@ -1,7 +1,7 @@
-"""A tuned language model as inference sees it: prompts from turns and images, batches from prompts, text from tokens.
+"""A language model for inference: turns and images -> prompts -> batches; tokens -> text.
 
-Both ways of reading an image have one face here. This project's models read ids of their own vocabulary, in `input_ids`; models of
-the LLaVA kind read pixels through a tower and a projector. What differs is settled in `read_pictures`, `prompt` and `inputs`.
+Models of this project read an image as ids of their vocabulary, in `input_ids`; models of the LLaVA kind read pixels through a tower
+and a projector. The difference is confined to `read_pictures`, `prompt` and `inputs`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import LlavaModel
 from unicode.llm.model import context_length, table_rows
-from unicode.llm.template import Template, text_encoder
+from unicode.llm.template import Template, get_template, text_encoder
 from unicode.llm.vocabulary import Markers
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer, inference_precision
@@ -36,11 +36,11 @@ Content = np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for its last answer.
+    """A conversation whose last answer is to be written.
 
     Attributes:
-        example: its tokens; nothing in it is learned.
-        pixels: (m, 3, S, S) uint8, the pictures at its placeholders, where the model reads pixels.
+        example: its tokens.
+        pixels: (m, 3, S, S) uint8, the images at its placeholders, where the model reads pixels.
     """
 
     example: Example
@@ -52,38 +52,39 @@ class Prompt:
 
 @dataclass
 class LanguageModel:
-    """A language model in evaluation mode with everything that says how to talk to it; made by `unicode.llm.load.open_model`.
+    """A language model in evaluation mode with its prompts and its image tokenizer; made by `unicode.llm.load.open_model`.
 
     Attributes:
-        card: what unicode.json says.
+        card: content of unicode.json.
         lm: a causal language model of transformers, a PEFT model of one, or a `LlavaModel` around one.
         text: its text tokenizer.
-        markers: ids of the tokens around images; None for a model that reads none.
-        template: how turns become words.
-        layout: of the ids of an image; None where the model reads pixels or knows no image ids.
         device: where it computes.
         fingerprint: 16 hexadecimal digits that tell trained models apart.
         tokenizer_path: folder of the image tokenizer; empty: there is none.
+        markers: ids of the tokens around images; None for a model that reads none.
+        template: how turns are written as text.
+        layout: of the ids of an image; None where the model reads pixels or knows no image ids.
     """
 
     card: Card
     lm: Any
     text: Any
-    markers: Markers | None
-    template: Template
-    layout: Layout | None
     device: torch.device
     fingerprint: str
     tokenizer_path: str = ""
-    _builder: ExampleBuilder = field(init=False, repr=False)
+    markers: Markers | None = field(init=False)
+    template: Template = field(init=False)
+    layout: Layout | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.markers, self.layout = self.card.marker_ids, self.card.id_layout
+        self.template = get_template(self.card.template, self.text)
         bare = self.reads_pixels and self.markers is None
         self._builder = ExampleBuilder(self.template, self.text, self.markers, self.layout, self.vocab_size, bare)
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether images are read as pixels, through a tower, and not as ids."""
+        """Whether images are read as pixels through a tower, rather than as ids."""
         return isinstance(self.lm, LlavaModel)
 
     @property
@@ -114,10 +115,10 @@ class LanguageModel:
 
     @cached_property
     def images(self) -> ImageTokenizer:
-        """The image tokenizer, opened when first asked for.
+        """The image tokenizer, opened at the first access.
 
         Raises:
-            FileNotFoundError: it is not where the model's training had it.
+            FileNotFoundError: the folder that the card names does not exist.
             ValueError: it is another one than the model was trained with, its ids stand in another order, or the model reads pixels.
         """
         if not self.tokenizer_path:
@@ -134,7 +135,7 @@ class LanguageModel:
         return tokenizer
 
     def check_store(self, store: Store) -> None:
-        """ValueError when the ids of a store are not those that this model reads."""
+        """Raise ValueError if the ids of a store are not those that this model reads."""
         if self.reads_pixels:
             raise ValueError(f"{store.path} holds ids, but this model reads pixels; give the folder of the images instead")
         check_tokenizer(self.card, fingerprint=store.origin.tokenizer, layout=store.layout, path=store.path)
@@ -142,9 +143,9 @@ class LanguageModel:
             raise ValueError(f"{store.path} has ids up to {store.origin.vocab_size - 1}, the language model only {self.vocab_size} tokens")
 
     def check_ids(self, ids: np.ndarray) -> None:
-        """ValueError when `ids` cannot be a whole image for this model."""
+        """Raise ValueError if `ids` is not a whole image for this model."""
         if self.reads_pixels:
-            raise ValueError("this model reads pixels; give a picture in place of ids")
+            raise ValueError("this model reads pixels; give an image in place of ids")
         if self.layout is not None and ids.shape != (self.layout.num_codes,):
             raise ValueError(f"an image of shape {ids.shape}; {self.layout.describe()} has ({self.layout.num_codes},) ids")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
@@ -152,7 +153,7 @@ class LanguageModel:
 
     @cached_property
     def _transform(self) -> tuple[Callable[[Image.Image], Tensor], int]:
-        """How a picture becomes (3, S, S) uint8, and S."""
+        """The transform of an image to (3, S, S) uint8, and S."""
         if self.reads_pixels:
             return self.lm.tower.transform, self.lm.tower.image_size
         side = self.images.config.image_size
@@ -160,11 +161,11 @@ class LanguageModel:
 
     @property
     def image_size(self) -> int:
-        """Side of the square pictures that are read, in pixels."""
+        """Side of the square images that are read, in pixels."""
         return self._transform[1]
 
     def picture(self, image: Image.Image | bytes) -> Tensor:
-        """A picture or the content of an image file -> (3, S, S) uint8, as it is encoded into a store; may be called from threads.
+        """Return an image or the content of an image file as (3, S, S) uint8, as it is encoded into a store; may be called from threads.
 
         Raises:
             UnreadableImageError: not an image, damaged, too large or too thin.
@@ -173,11 +174,11 @@ class LanguageModel:
         return square_pixels(image, transform=transform, side=side)
 
     def read_pictures(self, pixels: Tensor) -> list[Content]:
-        """(B, 3, S, S) uint8 -> what is read for each: ids (N,), or the pixels themselves."""
+        """Return what the model reads for each of (B, 3, S, S) uint8 images: ids (N,), or the pixels themselves."""
         return list(pixels) if self.reads_pixels else list(self.image_ids(to_float(pixels)).cpu().numpy())
 
     def image_ids(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N) int64 vocabulary ids in id order, computed in float32 as a store's are."""
+        """Return (B, N) int64 vocabulary ids in id order of (B, 3, H, W) images in [-1, 1], computed in float32 as in a store."""
         with inference_precision("float32", self.device):
             return self.images.to_ids(self.images.encode(images.to(self.device)))
 
@@ -186,46 +187,39 @@ class LanguageModel:
 
         Args:
             turns: human and gpt by turns, ends with a question; an <image> tag for each image.
-            contents: what is read for each image, in the order of the tags.
+            contents: what is read for each image, in the order of the tags; see `read_pictures`.
 
         Raises:
             ValueError: tags that do not fit the images, or ids that are no image.
         """
         if not self.reads_pixels:
             return Prompt(self._builder.build(turns, contents, input_mode=self.card.input_mode))
-        places = np.full(self.lm.tower.num_features, self._placeholder)
+        places = np.full(self.lm.tower.num_features, self._builder.placeholder)
         example = self._builder.build(turns, [places] * len(contents))
         return Prompt(example, torch.stack([torch.as_tensor(content) for content in contents]) if len(contents) else None)
 
-    @cached_property
-    def _placeholder(self) -> int:
-        """An id at positions that features replace; any that is no marker."""
-        taken = self.markers.ids() if self.markers is not None else ()
-        return next(index for index in range(self.vocab_size) if index not in taken)
-
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """A batch of prompts, padded on the left, as `causal.generate` of transformers takes it.
+        """Return a batch of prompts, padded on the left, for `causal.generate` of transformers.
 
         Returns:
             attention_mask (B, T) with input_ids (B, T), or with inputs_embeds (B, T, D) where something other than rows of the
             table is read; in that case `generate` returns the new tokens alone.
         """
         batch = collate([prompt.example for prompt in prompts], pad_id=self.pad_id, side="left")
-        batch = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        mask = {"attention_mask": batch["attention_mask"]}
+        batch = {name: value.to(self.device) for name, value in batch.items()}
         pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
-        if pixels:
-            at = batch["is_image"].flatten().nonzero().flatten()
-            seen = to_float(torch.cat(pixels).to(self.device))
-            with torch.no_grad():
-                return mask | {"inputs_embeds": self.lm.embed(batch["input_ids"], pixels=seen, image_at=at)}
-        if any(len(prompt.example.extra_at) for prompt in prompts):
-            with torch.no_grad():
-                return mask | {"inputs_embeds": sum_inputs(self.lm.get_input_embeddings(), batch)}
-        return mask | {"input_ids": batch["input_ids"]}
+        with torch.no_grad():
+            if pixels:
+                at = batch["is_image"].flatten().nonzero().flatten()
+                read = {"inputs_embeds": self.lm.embed(batch["input_ids"], pixels=torch.cat(pixels), image_at=at)}
+            elif len(batch["extra_at"]):
+                read = {"inputs_embeds": sum_inputs(self.lm.get_input_embeddings(), batch)}
+            else:
+                read = {"input_ids": batch["input_ids"]}
+        return {"attention_mask": batch["attention_mask"], **read}
 
     def read_text(self, ids: Sequence[int]) -> str:
-        """The words of an answer's tokens: images in it as <vistok>...</vistok>, other special tokens left out."""
+        """Return the text of an answer's tokens: images in it as <vistok>...</vistok>, other special tokens left out."""
         encoder = text_encoder(self.text)
         start, end = (self.markers.image_start, self.markers.image_end) if self.markers is not None else (-1, -1)
         parts: list[str] = []
@@ -234,11 +228,11 @@ class LanguageModel:
         for token in ids:
             if token == start:
                 image = []
-            elif image is not None and token != end:
+            elif image is None:
+                words += [token] if token not in encoder.special_ids else []
+            elif token != end:
                 image.append(token)
-            elif image is not None:
+            else:
                 parts += [encoder.decode(words), write_run(image)]
                 words, image = [], None
-            elif token not in encoder.special_ids:
-                words.append(token)
         return "".join([*parts, encoder.decode(words)])

@@ -1,25 +1,23 @@
-"""One door for every tuned language model on disk: run folders with an adapter or whole weights, merged folders, LLaVA's, plain bases."""
+"""Opening a tuned language model from a folder: a run folder, a merged model, one that LLaVA's code wrote, or a plain base model."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from unicode.common.logging import get_logger
 from unicode.llm.card import FILE as CARD_FILE
-from unicode.llm.card import Card, check_base, check_vocabulary, fingerprint_base, read_card
-from unicode.llm.language_model import LanguageModel, Prompt
+from unicode.llm.card import Card, check_base, fingerprint_base, read_card
+from unicode.llm.language_model import LanguageModel
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.model import fit_embeddings_, open_base, table_rows
-from unicode.llm.template import CHAT, get_template
-from unicode.llm.vocabulary import choose_markers, first_line
+from unicode.llm.model import choose_device, fit_embeddings_, inference_dtype, open_base, table_rows
+from unicode.llm.template import CHAT
+from unicode.llm.vocabulary import choose_markers, first_line, open_text_tokenizer
+from unicode.tokenizer.load import load_tokenizer
 
-__all__ = ["LanguageModel", "Prompt", "open_model"]
-
-log = get_logger(__name__)
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of each file of weights that go into a fingerprint
 
@@ -39,47 +37,45 @@ def open_model(
     Args:
         path: a run folder of `unicode.run.train_llm`, a folder of `unicode.run.merge_lora`, one that LLaVA's own code wrote, or a plain
             model, which then answers text.
-        base: the model that an adapter was trained on, where it is no longer where the training had it.
+        base: the model that an adapter was trained on, if it has moved since the training.
         image_tokenizer: the same for the image tokenizer, or for the tower of a model that reads pixels.
         device: "auto" is a GPU where there is one.
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU, float32 elsewhere.
         attention: as `unicode.llm.model.open_base`.
-        merge: add an adapter to the weights: answers come faster, logits differ by rounding.
+        merge: add an adapter to the weights: answers are faster, logits differ by rounding.
 
     Raises:
         FileNotFoundError: nothing there, or the base model or a file of weights is missing.
         ValueError: an adapter of another base model, a damaged file, parts that do not fit each other.
     """
-    folder = Path(path)
-    place = choose_device(device)
-    kind = choose_dtype(dtype, place)
-    options = {"dtype": kind, "attention": attention, "device": place.type}
-    if not (folder / CARD_FILE).is_file():
-        if is_llava_folder(folder):
-            return _open_llava(folder, base=base, tower=image_tokenizer, device=place, options=options)
-        return _open_plain(folder, image_tokenizer=image_tokenizer, device=place, options=options)
-    card = read_card(folder)
-    lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
-    _neutralize_(lm)
-    if card.vision is not None:
-        lm = _add_vision(lm, card, folder, place=image_tokenizer)
-    return LanguageModel(
-        card=card,
-        lm=_moved(lm, place),
-        text=text,
-        markers=card.marker_ids,
-        template=get_template(card.template, text),
-        layout=card.id_layout,
-        device=place,
-        fingerprint=digest_folder(folder, card.base_fingerprint),
-        tokenizer_path=image_tokenizer or (card.image_tokenizer or {}).get("path", ""),
-    )
+    folder, chosen = Path(path), choose_device(device)
+    options = {"dtype": inference_dtype(dtype, chosen), "attention": attention, "device": chosen.type}
+    tokenizer_path = image_tokenizer
+    if (folder / CARD_FILE).is_file():
+        card = read_card(folder)
+        lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
+        if card.vision is not None:
+            lm = _add_vision(lm, card.vision, folder, tower=image_tokenizer)
+        tokenizer_path = image_tokenizer or (card.image_tokenizer or {}).get("path", "")
+    elif is_llava_folder(folder):
+        lm, text, card = open_llava_folder(folder, base=base, tower=image_tokenizer, options=options)
+        tokenizer_path = ""
+    else:
+        lm, text, card = _open_plain(folder, image_tokenizer=image_tokenizer, options=options)
+    _reset_generation_config_(lm)
+    if not getattr(lm, "is_quantized", False):
+        lm = lm.to(chosen)
+    plain = card.base == str(folder)
+    fingerprint = digest_folder(folder, "" if plain else card.base_fingerprint)
+    return LanguageModel(card, lm.eval(), text, device=chosen, fingerprint=fingerprint, tokenizer_path=tokenizer_path)
 
 
 def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tuple[Any, Any, Card]:
     """Open a run folder's base model with its adapter added to the weights.
 
     Args:
+        path: a run folder of `unicode.run.train_llm`.
+        base: as `open_model`.
         dtype: of the weights; "auto" as the base model has them.
 
     Returns:
@@ -91,68 +87,42 @@ def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tup
     folder = Path(path)
     card = read_card(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder} holds no adapter ({ADAPTER_CONFIG}); its weights are whole as they are")
+        raise ValueError(f"{folder} holds no adapter ({ADAPTER_CONFIG}); its weights need no merging")
     lm, text = _open_weights(folder, card, base=base, merge=True, options={"dtype": dtype, "device": "cpu"})
     return lm, text, card
 
 
 def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The language model of a folder with a card, its adapter included, and the text tokenizer."""
-    own_weights = (folder / "config.json").is_file()
-    has_adapter = (folder / ADAPTER_CONFIG).is_file()
-    if not own_weights and not has_adapter and card.kind != "llava":
-        raise FileNotFoundError(f"{folder} has neither {ADAPTER_CONFIG} nor config.json; start its training again, it goes on and ends")
-    source = folder if own_weights else find_base(card, base, folder=folder)
-    if not own_weights:
+    """Return the language model of a folder with a card, its adapter included, and the text tokenizer."""
+    own_weights, has_adapter = (folder / "config.json").is_file(), (folder / ADAPTER_CONFIG).is_file()
+    if own_weights:
+        model, _ = open_base(folder, **options)
+    elif has_adapter or card.kind == "llava":
+        source = _find_base(folder, card, base)
         check_base(card, source)
-    model, _ = open_base(source, **options)
-    if card.marker_ids is not None and not own_weights:
-        fit_embeddings_(model, card.marker_ids)
-    check_vocabulary(card, table_rows=table_rows(model))
-    return add_adapter(model, folder, merge=merge) if has_adapter else model, _open_text(folder)
+        model, _ = open_base(source, **options)
+        if card.marker_ids is not None:
+            fit_embeddings_(model, card.marker_ids)
+    else:
+        raise FileNotFoundError(f"{folder} has neither {ADAPTER_CONFIG} nor config.json; start its training again, which resumes")
+    rows = table_rows(model)
+    if card.marker_ids is not None and max(card.marker_ids.ids()) >= rows:
+        reason = f"the markers of {CARD_FILE} reach id {max(card.marker_ids.ids())}, but the model has {rows} embedding rows"
+        raise ValueError(f"{folder}: {reason}; it is another base model, or its table was not grown for the markers")
+    return _add_adapter(model, folder, merge=merge) if has_adapter else model, open_text_tokenizer(folder)
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """Return a device; "auto" is a GPU where there is one. ValueError where there is none of that name."""
-    if isinstance(device, torch.device):
-        return device
-    try:
-        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device}: {first_line(error)}; give auto, cpu, cuda or cuda:N") from error
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> str:
-    """Return the name of a dtype; "auto" is bfloat16 on a GPU that has it, float16 on another, float32 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    if device.type != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-
-
-def find_base(card: Card, base: str, *, folder: Path) -> Path:
-    """Return where the base model of an adapter lies: `base`, else where the training had it, as written or seen from the run folder.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
+def _find_base(folder: Path, card: Card, base: str) -> Path:
+    """Return the base model of an adapter: `base`, else the path in the card, as written or relative to the run folder."""
     candidates = [Path(base)] if base else [Path(card.base), folder / card.base]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise FileNotFoundError(f"no base model {candidates[0]}, on which {folder} was trained; give its folder with --base DIR")
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"no base model {candidates[0]}, on which {folder} was trained; give its folder with --base DIR")
+    return found
 
 
-def add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
-    """Put the adapter of a folder on a base model; with `merge` add it to the weights and return the plain model.
-
-    Raises:
-        FileNotFoundError: the weights are missing.
-        ValueError: they are damaged or made for another architecture.
-    """
+def _add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
+    """Put the adapter of a folder on a base model; with `merge` add it to the weights and return the plain model."""
     from peft import PeftModel
 
     if not (folder / ADAPTER_FILE).is_file():
@@ -165,8 +135,45 @@ def add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
     return adapted.merge_and_unload() if merge else adapted.to(model.dtype)
 
 
+def _add_vision(lm: Any, vision: dict[str, Any], folder: Path, *, tower: str) -> LlavaModel:
+    """Put the tower that a card describes, or the one in the folder `tower`, and the trained projector around a language model."""
+    settings = VisionSettings(**{name: value for name, value in vision.items() if name != "fingerprint"})
+    if tower or not Path(settings.path).exists():
+        settings.path = tower or str(folder / settings.path)
+    built = build_tower(settings)
+    expected = vision.get("fingerprint", built.fingerprint)
+    if built.fingerprint != expected:
+        raise ValueError(f"the tower {settings.path} is {built.fingerprint}, but {folder} was trained with {expected}; give the right one")
+    projector = build_projector(settings.projector, built.width, lm.get_input_embeddings().weight.shape[1])
+    load_projector_(projector, folder / PROJECTOR_FILE)
+    return LlavaModel(lm, built, projector)
+
+
+def _open_plain(folder: Path, *, image_tokenizer: str, options: dict[str, Any]) -> tuple[Any, Any, Card]:
+    """Open a model that was not trained here: it answers text, and reads images if a tokenizer of its vocabulary is named."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder} holds an adapter without {CARD_FILE}; give the run folder of the training that wrote it")
+    if any(folder.glob("checkpoint-*")):
+        raise FileNotFoundError(f"{folder} holds checkpoints of a training that has not ended; start the same command again to end it")
+    model, text = open_base(folder, **options)
+    markers = choose_markers(text, table_rows=table_rows(model))
+    fit_embeddings_(model, markers)
+    template = CHAT if getattr(text, "chat_template", None) else "vicuna_v1"
+    card = Card("full", str(folder), fingerprint_base(folder), template, markers=markers.to_dict())
+    if image_tokenizer:
+        card = replace(card, layout=load_tokenizer(image_tokenizer).layout.to_dict())
+    return model, text, card
+
+
+def _reset_generation_config_(lm: Any) -> None:
+    """Reset `generation_config`: sampling depends on the arguments of a call, not on the defaults of the base model."""
+    causal: Any = lm.lm if isinstance(lm, LlavaModel) else lm
+    for part in (causal, causal.get_base_model() if hasattr(causal, "peft_config") else causal):
+        part.generation_config = GenerationConfig()
+
+
 def digest_folder(folder: Path, base_fingerprint: str = "") -> str:
-    """16 hexadecimal digits of what was trained: samples of every file of weights in a folder, and the base model's fingerprint."""
+    """Return 16 hexadecimal digits of what was trained: samples of every file of weights in a folder, and the base's fingerprint."""
     digest = hashlib.sha256(base_fingerprint.encode())
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size
@@ -176,84 +183,3 @@ def digest_folder(folder: Path, base_fingerprint: str = "") -> str:
                 content.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
                 digest.update(content.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def _open_llava(folder: Path, *, base: str, tower: str, device: torch.device, options: dict[str, Any]) -> LanguageModel:
-    """A model that LLaVA's code trained."""
-    lm, text, card = open_llava_folder(folder, base=base, tower=tower, options=options)
-    _neutralize_(lm.lm)
-    digest = digest_folder(folder, card.base_fingerprint)
-    return LanguageModel(card, _moved(lm, device), text, None, get_template(card.template, text), None, device, digest)
-
-
-def _open_plain(folder: Path, *, image_tokenizer: str, device: torch.device, options: dict[str, Any]) -> LanguageModel:
-    """A model that was not trained here: it answers text, and reads images where a tokenizer of its vocabulary is named."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder} holds an adapter without {CARD_FILE}; give the run folder of the training that wrote it")
-    if any(folder.glob("checkpoint-*")):
-        raise FileNotFoundError(f"{folder} holds checkpoints of a training that has not ended; start the same command again to end it")
-    model, text = open_base(folder, **options)
-    markers = choose_markers(text, table_rows=table_rows(model))
-    fit_embeddings_(model, markers)
-    _neutralize_(model)
-    name = CHAT if getattr(text, "chat_template", None) else "vicuna_v1"
-    card = Card(kind="full", base=str(folder), base_fingerprint=fingerprint_base(folder), template=name, markers=markers.to_dict())
-    found = LanguageModel(
-        card,
-        _moved(model, device),
-        text,
-        markers,
-        get_template(name, text),
-        None,
-        device,
-        digest_folder(folder),
-        tokenizer_path=image_tokenizer,
-    )
-    if image_tokenizer:
-        found.layout = found.images.layout
-        found.__post_init__()
-    return found
-
-
-def _open_text(folder: Path) -> Any:
-    """The text tokenizer that the training saved."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers fails in many ways on a folder without a tokenizer
-        raise ValueError(f"{folder} holds no text tokenizer that opens ({first_line(error)}); the training has not ended?") from error
-
-
-def _moved(lm: Any, device: torch.device) -> Any:
-    """The model on its device, in evaluation mode; one that is quantized stays where it is."""
-    return (lm if getattr(lm, "is_quantized", False) else lm.to(device)).eval()
-
-
-def _neutralize_(lm: Any) -> None:
-    """Forget the sampling habits that came with the model: an answer depends on what is asked for here alone."""
-    for part in (lm, lm.get_base_model() if hasattr(lm, "peft_config") else lm):
-        part.generation_config = GenerationConfig()
-
-
-def _add_vision(lm: Any, card: Card, folder: Path, *, place: str) -> LlavaModel:
-    """A tower and the trained projector around a language model.
-
-    Args:
-        place: where the tower lies, if no longer where the training had it.
-
-    Raises:
-        FileNotFoundError: the tower or the projector is missing.
-        ValueError: another tower than the model was trained with.
-    """
-    assert card.vision is not None
-    settings = VisionSettings(**{name: value for name, value in card.vision.items() if name != "fingerprint"})
-    if place or not Path(settings.path).exists():
-        settings.path = place or str(folder / settings.path)
-    tower = build_tower(settings)
-    expected = card.vision.get("fingerprint", tower.fingerprint)
-    if tower.fingerprint != expected:
-        raise ValueError(f"the tower {settings.path} is {tower.fingerprint}, but {folder} was trained with {expected}; give the right one")
-    projector = build_projector(settings.projector, tower.width, lm.get_input_embeddings().weight.shape[1])
-    load_projector_(projector, folder / PROJECTOR_FILE)
-    return LlavaModel(lm, tower, projector)

@@ -1,35 +1,36 @@
-"""The base language model as training and inference open it: a Hugging Face folder or a GGUF file -> model and text tokenizer."""
+"""Base language models: a Hugging Face folder or a GGUF file -> model and text tokenizer, for training and inference."""
 
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from unicode.common.logging import get_logger
-from unicode.llm.vocabulary import Markers, find_model, first_line, weight_files
+from unicode.llm.vocabulary import Markers, find_model, first_line, open_text_tokenizer, weight_files
 
 EAGER_WIDTH = 512
-"""On a CPU, models narrower than this train faster with plain attention: the fused kernels cost more than they save."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""On a CPU, models narrower than this are faster with plain attention: the fused kernels cost more than they save."""
+DTYPES = ("float32", "bfloat16", "float16")
 log = get_logger(__name__)
 
 
 def open_base(
-    path: str | Path, *, dtype: str | torch.dtype = "auto", attention: str = "auto", quantize: str = "none", device: str = "auto"
+    path: str | Path, *, dtype: str = "auto", attention: str = "auto", quantize: str = "none", device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a causal language model and its tokenizer, without the network.
 
     Args:
         path: folder with config.json and weights, a .gguf file, or a folder with one.
-        dtype: of the weights: float32, bfloat16, float16 or a torch.dtype; "auto": as they were saved (GGUF: float32).
+        dtype: of the weights: float32, bfloat16 or float16; "auto": as they were saved (GGUF: float32).
         attention: name of an implementation of transformers; "auto": see `choose_attention`.
         quantize: "none", "nf4" or "int8" (bitsandbytes).
-        device: where it will run, as far as `attention` depends on it; "auto": a GPU where there is one. The model is left on the CPU, or
-            on the GPU when quantized.
+        device: the device type on which it will run, which "auto" attention depends on; "auto": a GPU where there is one. The model is
+            left on the CPU, or on the GPU when quantized.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -38,19 +39,22 @@ def open_base(
         FileNotFoundError: nothing there.
         ValueError: no language model, a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
     """
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype '{dtype}' is unknown; choose auto, {', '.join(DTYPES)}")
     if not sys.stderr.isatty():
-        disable_progress_bar()  # a bar that nobody watches fills a log file
+        disable_progress_bar()  # a progress bar would fill a log file
     config, text_tokenizer = open_description(path)
-    place, folder, source = _locate(path)
-    implementation = choose_attention(attention, config, device)
-    options: dict[str, Any] = {"dtype": _torch_dtype(dtype, gguf=bool(source)), "attn_implementation": implementation}
+    place, folder, gguf = _locate(path)
+    options: dict[str, Any] = {"attn_implementation": choose_attention(attention, config, device)}
+    options["dtype"] = getattr(torch, dtype) if dtype != "auto" else torch.float32 if gguf else "auto"
     if quantize != "none":
         options |= {"quantization_config": _quantization(quantize, options["dtype"]), "device_map": {"": torch.cuda.current_device()}}
+    options |= gguf or {"config": config}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, config=None if source else config, local_files_only=True, **options, **source)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:
         raise ValueError(f"{place} could not be opened as a causal language model ({first_line(error, limit=300)})") from error
-    if source:  # the weights are plain numbers now, but the library still takes the model for a quantized one and would not train it
+    if gguf:  # the weights are dequantized, but transformers still marks the model as quantized and would not train it
         for owner, name in ((model, "is_quantized"), (model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
@@ -58,17 +62,14 @@ def open_base(
 
 
 def open_description(path: str | Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """Open a model's config and tokenizer, which take no time; arguments and errors as `open_base`, which reads the weights too."""
-    place, folder, source = _locate(path)
+    """Open a model's config and tokenizer only, which is fast; arguments and errors as `open_base`, which reads the weights too."""
+    place, folder, gguf = _locate(path)
+    text_tokenizer = open_text_tokenizer(folder, **gguf)
     try:
-        text_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **source)
-    except Exception as error:  # transformers fails in many ways on a folder without a tokenizer
-        raise ValueError(f"{place} holds no tokenizer that opens ({first_line(error)}); copy the model's tokenizer files there") from error
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **gguf)
     except Exception as error:
         raise ValueError(f"{place} is no model that transformers knows ({first_line(error)})") from error
-    if not source and not weight_files(folder) and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    if not gguf and not weight_files(folder) and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"{folder} holds no weights (model.safetensors); the download is not complete")
     return config, text_tokenizer
 
@@ -87,21 +88,38 @@ def choose_attention(attention: str, config: Any, device: str = "auto") -> str:
     return "eager" if cpu and getattr(config.get_text_config(), "hidden_size", EAGER_WIDTH) < EAGER_WIDTH else "sdpa"
 
 
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return a device; "auto" is a GPU where there is one. ValueError where there is none of that name."""
+    try:
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device}: {first_line(error)}; give auto, cpu, cuda or cuda:N") from error
+    return chosen
+
+
+def inference_dtype(dtype: str, device: torch.device) -> str:
+    """Return the name of a dtype; "auto" is bfloat16 on a GPU that has it, float16 on another, float32 elsewhere."""
+    if dtype != "auto" or device.type != "cuda":
+        return "float32" if dtype == "auto" else dtype
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
 def table_rows(model: Any) -> int:
     """Rows of a model's input-embedding table, which may be more than its tokenizer has tokens; `model` may be its config."""
     return int(getattr(model, "config", model).get_text_config().vocab_size)
 
 
 def context_length(model: Any) -> int:
-    """Longest sequence that a model's positions are made for, 2^30 where nothing says it; `model` may be its config."""
+    """Longest sequence that a model's positions allow, 2^30 if its config does not say; `model` may be its config."""
     return int(getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None) or 2**30)
 
 
 def fit_embeddings_(model: PreTrainedModel, markers: Markers) -> None:
     """Append rows to the embedding table, and to an untied output layer, for markers whose ids lie beyond it.
 
-    A new row is the mean of all rows: the same in every process and at every loading, so that nothing has to be saved while it is not
-    trained. Rows that were there stay as they were.
+    A new row is the mean of all rows: the same in every process and at every loading, so that it need not be saved unless it is trained.
+    Rows that were there stay as they were.
     """
     wanted = max(markers.ids()) + 1
     before = table_rows(model)
@@ -117,9 +135,7 @@ def fit_embeddings_(model: PreTrainedModel, markers: Markers) -> None:
 
 
 def _gathered(weight: torch.Tensor) -> Any:
-    """Let a parameter that ZeRO-3 has split be read and written as a whole."""
-    from contextlib import nullcontext
-
+    """Gather a parameter that ZeRO-3 has split, for reading and writing."""
     if not hasattr(weight, "ds_id"):
         return nullcontext()
     import deepspeed
@@ -127,25 +143,14 @@ def _gathered(weight: torch.Tensor) -> Any:
     return deepspeed.zero.GatheredParameters([weight], modifier_rank=0)
 
 
-def _torch_dtype(dtype: str | torch.dtype, *, gguf: bool) -> str | torch.dtype:
-    """What `from_pretrained` takes for a dtype of ours."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if gguf else "auto"
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype '{dtype}' is unknown; choose auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
 def _locate(path: str | Path) -> tuple[Path, Path, dict[str, Any]]:
-    """The folder or GGUF file that is meant, the folder of it, and what `from_pretrained` has to be told of a GGUF file."""
+    """Return the folder or GGUF file that is meant, its folder, and the extra arguments of `from_pretrained` for a GGUF file."""
     place = find_model(path)
     return (place, place.parent, {"gguf_file": place.name}) if place.suffix == ".gguf" else (place, place, {})
 
 
 def _quantization(quantize: str, dtype: Any) -> Any:
-    """The quantization config of bitsandbytes for QLoRA (Dettmers et al., 2023): NF4 with double quantization, or 8 bits."""
+    """Return the bitsandbytes config of QLoRA (Dettmers et al., 2023): NF4 with double quantization, or 8 bits."""
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"model.quantize={quantize} needs the package bitsandbytes: pip install bitsandbytes, or set model.quantize=none")
     if not torch.cuda.is_available():

@@ -16,9 +16,8 @@ SPECIAL = "special or added token"
 BYTE = "raw byte or white space"
 UNUSED = "reserved or unused token"
 
-# token types of a GGUF file
-GGUF_SPECIAL = (2, 3, 4)  # unknown, control, defined by the user
-GGUF_UNUSED, GGUF_BYTE = 5, 6
+GGUF_KINDS = {SPECIAL: (2, 3, 4), BYTE: (6,), UNUSED: (5,)}
+"""Token types of a GGUF file; special are unknown, control and user-defined ones."""
 
 RESERVED_NAME = re.compile(r"[<\[]\|?(?:unused|reserved|extra_id|pad|placeholder|dummy)[^>\]]*[>\]]|madeupword\d+", re.IGNORECASE)
 FALLBACK_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -41,11 +40,10 @@ class Vocabulary:
         byte_level = spells_bytes(self.tokens.values())
         found: dict[str, list[int]] = {SPECIAL: [], BYTE: [], UNUSED: []}
         for index, token in sorted(self.tokens.items()):
-            named = {SPECIAL: False, BYTE: is_raw_byte(token, byte_level=byte_level), UNUSED: bool(RESERVED_NAME.fullmatch(token))}
-            for reason, ids in found.items():
-                if named[reason] or index in self.marked.get(reason, ()):
-                    ids.append(index)
-                    break
+            named = {BYTE: is_raw_byte(token, byte_level=byte_level), UNUSED: bool(RESERVED_NAME.fullmatch(token))}
+            reason = next((reason for reason in found if named.get(reason) or index in self.marked.get(reason, ())), None)
+            if reason is not None:
+                found[reason].append(index)
         return found
 
 
@@ -57,9 +55,7 @@ def spells_bytes(tokens: Iterable[str]) -> bool:
 
 def is_raw_byte(token: str, *, byte_level: bool) -> bool:
     """Whether a token is one byte outside printable ASCII: a byte-fallback token, a control character, a space, part of a character."""
-    if FALLBACK_BYTE.fullmatch(token):
-        return True
-    if not token or token.isspace() or token == "▁":
+    if FALLBACK_BYTE.fullmatch(token) or not token or token.isspace() or token == "▁":
         return True
     return byte_level and len(token) == 1 and not "!" <= token <= "~"
 
@@ -77,14 +73,27 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     """
     if Path(path).suffix == ".gguf":
         return _gguf_vocabulary(open_gguf(path))
+    tokenizer = open_text_tokenizer(path)
+    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
+    return Vocabulary(tokens, {SPECIAL: frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)})
+
+
+def open_text_tokenizer(path: str | Path, **options: Any) -> Any:
+    """Open the text tokenizer of a folder, without the network and without code from the folder.
+
+    Args:
+        path: the folder.
+        options: for `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ValueError: the folder holds no tokenizer that transformers can open.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers fails in many ways on a folder without a tokenizer
         raise ValueError(f"{path} holds no tokenizer that opens ({first_line(error)}); copy the model's tokenizer files there") from error
-    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
-    return Vocabulary(tokens, {SPECIAL: frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)})
 
 
 def open_gguf(path: str | Path) -> Any:
@@ -111,11 +120,7 @@ def _gguf_vocabulary(reader: Any) -> Vocabulary:
     if tokens is None:
         raise ValueError("the GGUF file holds no vocabulary (tokenizer.ggml.tokens); take one that was made with its tokenizer")
     kinds = types.contents() if types is not None else []
-    marked = {
-        SPECIAL: frozenset(index for index, kind in enumerate(kinds) if kind in GGUF_SPECIAL),
-        BYTE: frozenset(index for index, kind in enumerate(kinds) if kind == GGUF_BYTE),
-        UNUSED: frozenset(index for index, kind in enumerate(kinds) if kind == GGUF_UNUSED),
-    }
+    marked = {reason: frozenset(index for index, kind in enumerate(kinds) if kind in of_reason) for reason, of_reason in GGUF_KINDS.items()}
     return Vocabulary(dict(enumerate(tokens.contents())), marked)
 
 
@@ -177,9 +182,7 @@ def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
     spare = iter(reserved_tokens(text_tokenizer, table_rows=table_rows))
     chosen: list[int] = []
     for name in NAMES:
-        index = vocabulary.get(name, -1)
-        if index < 0:
-            index = next(spare, -1)
+        index = vocabulary[name] if name in vocabulary else next(spare, -1)
         if index < 0:
             text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False)], special_tokens=True)
             index = text_tokenizer.convert_tokens_to_ids(name)
@@ -189,7 +192,7 @@ def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
 
 
 def reserved_tokens(text_tokenizer: Any, *, table_rows: int) -> list[int]:
-    """Return ids of tokens that the vocabulary keeps for uses like this one, ascending; without padding and other roles."""
+    """Return the ids of reserved tokens, ascending, without padding, tokens of another role and tokens of the chat template."""
     roles = {getattr(text_tokenizer, role, None) for role in _ROLES}
     template = str(getattr(text_tokenizer, "chat_template", None) or "")
     return sorted(
@@ -210,11 +213,11 @@ REPEATED = "row equal to another"
 # a row this much shorter than the median row was never trained
 NEAR_ZERO_NORM = 0.01
 
-# how the published architectures call the table
+# names of the table in published architectures
 TABLE_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 GGUF_TABLE = "token_embd.weight"
 
-# where the weights of a folder may lie: one file, or an index of several
+# the weights of a folder are one file, or several with an index
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -284,15 +287,12 @@ def read_rows(path: Path) -> torch.Tensor:
     name = table_name(list(files))
     if name is None:
         return _read_through_the_model(path)
-    file = files[name]
-    if file.suffix == ".safetensors":
-        with safe_open(str(file), "pt") as content:
+    if files[name].suffix == ".safetensors":
+        with safe_open(str(files[name]), "pt") as content:
             rows = content.get_tensor(name)
     else:
-        rows = read_tensors(file, wanted=f"the tensor {name}")[name]
-    if rows.ndim != 2 or not rows.is_floating_point():
-        return _read_through_the_model(path)
-    return rows.float()
+        rows = read_tensors(files[name], wanted=f"the tensor {name}")[name]
+    return rows.float() if rows.ndim == 2 and rows.is_floating_point() else _read_through_the_model(path)
 
 
 def weight_files(path: Path) -> dict[str, Path]:
@@ -336,7 +336,7 @@ def find_excluded(rows: torch.Tensor, vocabulary: Vocabulary) -> dict[str, list[
 
     Args:
         rows: (V, E) float32.
-        vocabulary: its tokens; ids from V on have no row and are left out.
+        vocabulary: its tokens; ids from V up have no row and are left out.
     """
     excluded = {reason: [index for index in ids if index < len(rows)] for reason, ids in vocabulary.unfit().items()}
     norms = rows.norm(dim=1)
@@ -371,11 +371,11 @@ def _read_gguf(path: Path) -> torch.Tensor:
 
 
 def _read_through_the_model(path: Path) -> torch.Tensor:
-    """Load the whole model and ask it for its table: slow, but right for architectures whose weights have names of their own."""
+    """Return the table of the loaded model: slow, but right for architectures that name their weights in another way."""
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers fails in many ways on a folder that is no model
         raise ValueError(f"{path} is no causal language model that transformers opens ({first_line(error)})") from error
     return model.get_input_embeddings().get_parameter("weight").detach().float()
