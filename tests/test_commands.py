@@ -193,7 +193,9 @@ def project(tuned, tmp_path_factory) -> Path:
     (outputs / "base" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     shutil.copytree(tuned.image_tokenizer, outputs / "hqvae_shapes")
     shutil.copytree(outputs / "base", folder / "models" / "vicuna-7b-v1.5")
-    for name in ("unicode_lora", "unicode_visual_text", "unicode_shapes", "unicode_stage1", "unicode_stage1_shapes"):
+    made = ("unicode_lora", "unicode_lora_shapes", "unicode_visual_text", "unicode_shapes", "unicode_stage1", "unicode_stage1_shapes")
+    shutil.copytree(tuned.image_tokenizer, outputs / "quickstart" / "hqvae")
+    for name in (*made, "quickstart/vqa", "quickstart/draw"):
         shutil.copytree(tuned.run, outputs / name)
     (folder / "configs").symlink_to(ROOT / "configs")
     store = outputs / "hqvae_shapes" / "ids" / "val"

@@ -14,15 +14,16 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(enc
 @pytest.fixture(scope="module")
 def project(tuned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(tuned.image_tokenizer, folder / "outputs" / "hqvae_shapes")
-    for name in ("unicode_lora", "unicode_visual_text"):
-        shutil.copytree(tuned.run, folder / "outputs" / name)
+    outputs = folder / "outputs" / "quickstart"
+    shutil.copytree(tuned.image_tokenizer, outputs / "hqvae")
+    for name in ("vqa", "draw"):
+        shutil.copytree(tuned.run, outputs / name)
     return folder
 
 
 def test_there_are_examples():
     text = "\n".join(BLOCKS)
-    assert BLOCKS and all(word in text for word in ("tokenizer.encode", "tokenizer.decode", "assistant.answer", "assistant.draw"))
+    assert BLOCKS and all(word in text for word in ("tokenizer.encode", "tokenizer.decode", ".answer(", ".draw("))
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -32,3 +33,7 @@ def test_the_example_runs(number, project, monkeypatch):
     for name in re.findall(r'save\("(\w+\.png)"\)', BLOCKS[number]):
         with Image.open(project / name) as picture:
             assert picture.size == (16, 16)
+
+
+def test_it_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220

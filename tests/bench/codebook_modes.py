@@ -1,4 +1,4 @@
-"""Compare the codebook modes on the generated world: same budget, several seeds -> the table of docs/tokenizer.md.
+"""Compare the codebook modes on the generated world: same budget, several seeds -> the table of docs/results.md.
 
     python tests/bench/codebook_modes.py --table outputs/base/table.safetensors --out outputs/codebook_modes --processes 2
 
