@@ -4,126 +4,121 @@ import base64
 import binascii
 import csv
 import io
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from openpyxl import Workbook
-from openpyxl.cell import WriteOnlyCell
-from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from unicode.common.files import read_json
 from unicode.metrics.benchmarks.base import (
     EVAL_ARCHIVE,
-    FAILED,
     LONG_TOKENS,
     OPTION_LETTER,
     Answers,
+    Benchmark,
     NeededFile,
     Options,
     Question,
-    QuestionLines,
     Score,
+    add_question_,
     check_prompts,
-    count_answers_,
-    first_letter,
-    id_key,
+    expect,
     json_lines,
-    known_questions,
-    letter_in_any_form,
-    published_scores,
     result_text,
     rounded,
-    scienceqa_letter,
     share_true,
 )
+
+_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")  # any one character follows: the full stop of the original is not escaped
+_ANY_FORM = re.compile(
+    r"(?:(?:the\s+)?answer(?:\s+is)?\s*:?\s*)?[(\[]?([A-Za-z])(?:[)\].:,](?:\s.*)?|)\s*", flags=re.DOTALL | re.IGNORECASE
+)
+
+
+def scienceqa_letter(text: str, letters: Collection[str] = "ABCDE") -> str | None:
+    """Return the letter that LLaVA's ScienceQA script reads, or None.
+
+    A letter alone, or "B. cat", or exactly one "The answer is C" followed by any character. "A.", "(A)" and "a" fail.
+    """
+    if len(text) == 1 and text in letters:
+        return text
+    if len(text) >= 3 and text[0] in letters and text[1:3] == ". ":
+        return text[0]
+    found = _ANSWER_IS.findall(text)
+    return found[0] if len(found) == 1 else None
+
+
+def letter_in_any_form(text: str, letters: Collection[str]) -> str | None:
+    """Return the letter of an answer that consists of one in any common form: "A", "a", "A.", "(A)", "A) cat", "Answer: D"."""
+    found = _ANY_FORM.fullmatch(text.strip())
+    letter = found.group(1).upper() if found else ""
+    return letter if letter and letter in letters else None
+
+
+def first_letter(text: str, letters: Collection[str]) -> str | None:
+    """Return the first character if it is an option: the local score of MMBench. "Apple" reads as A."""
+    letter = text.strip()[:1].upper()
+    return letter if letter and letter in letters else None
+
 
 SQA_LETTERS = "ABCDE"
 SQA_SOURCE = "download data/scienceqa of the repository lupantech/ScienceQA"
 
 
-class Sqa:
-    """The description of ScienceQA."""
+class Sqa(Benchmark):
+    """ScienceQA: accuracy over all test ids, and over the answers whose recorded prompt has an image (the headline)."""
 
-    name = "sqa"
-    title = "ScienceQA-IMG"
+    name, title, unit = "sqa", "ScienceQA-IMG", "% of questions with image"
+    protocol = "test ids; letter alone, 'B. ...' or one 'The answer is C.' (LLaVA, no random guess); accuracy of prompts with <image>"
     max_new_tokens = LONG_TOKENS
-    published = published_scores("sqa")
     questions = NeededFile("scienceqa/llava_test_CQM-A.json", EVAL_ARCHIVE)
     images = NeededFile("scienceqa/images/test", "download the test images of ScienceQA (see its repository lupantech/ScienceQA)")
     problems = NeededFile("scienceqa/problems.json", SQA_SOURCE, to_ask=False, to_score=True)
     splits = NeededFile("scienceqa/pid_splits.json", SQA_SOURCE, to_ask=False, to_score=True)
-
-    def image_folder(self, options: Options) -> str:
-        """Where the images lie below the data folder."""
-        return "scienceqa/images/test"
-
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, images, and the problems, which hold the answers."""
-        return [self.questions, self.images, self.problems, self.splits]
-
-    def key_of(self, record: Mapping[str, Any]) -> str:
-        """Key of the question that an answer record belongs to."""
-        return id_key(record)
+    answer_key = (problems, splits)
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return the first turn of each conversation; about half of them have no image."""
         path = self.questions.require(data)
         questions: dict[str, Question] = {}
         for number, record in enumerate(read_json(path), 1):
-            try:
+            where = f"{path}, record {number}"
+            with expect(f'{where} is not {{"id", "conversations", "image"}}', EVAL_ARCHIVE):
                 stem = record["conversations"][0]["value"].replace("<image>", "").strip()
                 text, image = f"{stem}\n{OPTION_LETTER}", record.get("image") or ""
-                key = str(record["id"])
                 prompt = f"<image>\n{text}" if image else text
-                question = Question(record["id"], text, key, image=image, prompt=prompt)
-            except (KeyError, TypeError, IndexError, AttributeError) as error:
-                raise ValueError(
-                    f'{path}, record {number} is not {{"id", "conversations", "image"}} ({error!r}); {EVAL_ARCHIVE}'
-                ) from error
-            if questions.setdefault(key, question) != question:
-                raise ValueError(f"{path}, record {number} has the id {key} of an earlier question; ids must be unique")
+                question = Question(record["id"], text, str(record["id"]), image=image, prompt=prompt)
+            add_question_(questions, question, where=where)
         return list(questions.values())
 
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return accuracy over all test ids and over the answers whose recorded prompt has an image (the headline), in percent."""
-        protocol = "test ids; letter alone, 'B. ...' or one 'The answer is C.' (LLaVA, no random guess); accuracy of prompts with <image>"
-        score = Score(self.name, None, "% of questions with image", protocol, num_answered=len(answers))
-        missing = [file.message(data) for file in (self.problems, self.splits) if file.find(data) is None]
-        if missing:
-            score.notes += missing
-            return score
-        try:
-            test_ids = [str(name) for name in read_json(self.splits.require(data))["test"]]
-            problems = {name: problem for name, problem in read_json(self.problems.require(data)).items() if name in set(test_ids)}
-            gold = {name: SQA_LETTERS[problems[name]["answer"]] for name in test_ids}
-            letters = {name: SQA_LETTERS[: len(problems[name]["choices"])] for name in test_ids}
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{self.problems.find(data)} and pid_splits.json do not belong together ({error!r}); {SQA_SOURCE}") from error
-        count_answers_(score, answers, gold, where=str(self.splits.find(data)))
-        path = self.questions.find(data)
-        if path is not None:
-            check_prompts(answers, self.read_questions(data, options), where=str(path))
-        with_image = {key for key, record in answers.items() if key in gold and "<image>" in str(record.get("prompt", ""))}
-        parsed = {key: scienceqa_letter(answers[key]["text"], SQA_LETTERS) if key in answers else FAILED for key in gold}
-        relaxed = {key: letter_in_any_form(answers[key]["text"], letters[key]) if key in answers else None for key in gold}
-        score.num_unparsed = sum(parsed[key] == FAILED for key in answers if key in gold)
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        if score.note_missing_(data, *self.answer_key):
+            return
+        with expect(f"{self.problems.find(data)} and pid_splits.json do not belong together", SQA_SOURCE):
+            problems = read_json(self.problems.require(data))
+            choices = {str(name): problems[str(name)] for name in read_json(self.splits.require(data))["test"]}
+            gold = {name: SQA_LETTERS[problem["answer"]] for name, problem in choices.items()}
+            letters = {name: SQA_LETTERS[: len(problem["choices"])] for name, problem in choices.items()}
+        score.count_answers_(answers, gold, where=self.splits.find(data))
+        self._match_questions(data, answers, options)
+        texts = {key: answers[key]["text"] for key in gold if key in answers}
+        with_image = {key for key in texts if "<image>" in str(answers[key].get("prompt", ""))}
+        parsed = {key: scienceqa_letter(text, SQA_LETTERS) for key, text in texts.items()}
+        relaxed = {key: letter_in_any_form(text, letters[key]) for key, text in texts.items()}
+        score.num_unparsed = sum(letter is None for letter in parsed.values())
         score.values = {**_sqa_rates(parsed, gold, with_image), "letter_in_any_form": _sqa_rates(relaxed, gold, with_image)}
         score.headline = score.values["img_accuracy"]
         if not with_image:
             score.notes.append("no answer has <image> in its recorded prompt, so there is no accuracy over questions with image")
         printed = {name: score.values[name] for name in ("total", "correct")}
-        score.files["sqa.json"] = result_text(
-            {**printed, "accuracy": rounded(score.values["accuracy"]), "img_accuracy": rounded(score.values["img_accuracy"])}
-        )
-        return score
+        score.files["sqa.json"] = result_text(printed | {name: rounded(score.values[name]) for name in ("accuracy", "img_accuracy")})
 
 
 def _sqa_rates(letters: Mapping[str, str | None], gold: Mapping[str, str], with_image: set[str]) -> dict[str, Any]:
-    """A letter beyond the choices of its question is simply not the gold one. Missing answers count in `total`, not in `img_total`."""
-    right = {key: letters[key] == letter for key, letter in gold.items()}
+    """A letter beyond the choices of its question is not the gold one. Missing answers count in `total`, not in `img_total`."""
+    right = {key: letters.get(key) == letter for key, letter in gold.items()}
     return {
         "total": len(gold),
         "correct": sum(right.values()),
@@ -138,70 +133,52 @@ LETTERS = "ABCD"
 SEED_SOURCE = "download SEED-Bench.json of SEED-Bench (AILab-CVC/SEED-Bench, DATASET.md)"
 
 
-class Seed(QuestionLines):
-    """The description of SEED-Bench."""
+class Seed(Benchmark):
+    """SEED-Bench: accuracy in total (the headline), of images, of videos and per type; a missing answer is wrong."""
 
-    name = "seed"
-    title = "SEED-Bench"
-    published = published_scores("seed")
+    name, title, unit = "seed", "SEED-Bench", "% of pictures and videos"
+    protocol = "the answer is exactly the gold letter, all questions"
     questions = NeededFile(("seed_bench/llava-seed-bench.jsonl", "seed_bench/llava-seed-bench_1.jsonl"), EVAL_ARCHIVE)
     images = NeededFile("seed_bench", "put SEED-Bench-image and SEED-Bench-video-image (middle frames) there, see SEED-Bench's DATASET.md")
     gold = NeededFile("seed_bench/SEED-Bench.json", SEED_SOURCE, to_ask=False, to_score=True)
+    answer_key = (gold,)
 
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, images, and the official questions, which hold the answers."""
-        return [self.questions, self.images, self.gold]
-
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return accuracy in percent in total (the headline), of pictures, of videos and per type; a missing answer is wrong."""
-        score = Score(
-            self.name, None, "% of pictures and videos", "the answer is exactly the gold letter, all questions", num_answered=len(answers)
-        )
-        asked = known_questions(data, self.questions, self.key_of)
-        if asked is not None:
-            check_prompts(answers, asked.values(), where=str(self.questions.find(data)))
-        path = self.gold.find(data)
-        if path is None:
-            score.notes.append(self.gold.message(data))
-            return score
-        content = read_json(path)
-        try:
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        self._match_questions(data, answers, options)
+        if score.note_missing_(data, self.gold):
+            return
+        path = self.gold.require(data)
+        with expect(f"{path} is not SEED-Bench.json of the first SEED-Bench", SEED_SOURCE):
+            content = read_json(path)
             questions = {str(question["question_id"]): question for question in content["questions"]}
             names = {number: name for name, number in content["question_type"].items()}
-            right = {key: key in answers and answers[key]["text"] == question["answer"] for key, question in questions.items()}
-            relaxed = {
-                key: key in answers and letter_in_any_form(answers[key]["text"], LETTERS) == question["answer"]
-                for key, question in questions.items()
-            }
-            count_answers_(score, answers, questions, where=str(path))
-            score.values = _seed_rates(questions.values(), right, names)
-            score.values["letter_in_any_form"] = _seed_rates(questions.values(), relaxed, names)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not SEED-Bench.json of the first SEED-Bench ({error!r}); {SEED_SOURCE}") from error
-        score.num_unparsed = sum(answers[key]["text"] not in tuple(LETTERS) for key in questions if key in answers)
+            score.count_answers_(answers, questions, where=path)
+            texts = {key: answers[key]["text"] for key in questions if key in answers}
+            relaxed = {key: letter_in_any_form(text, LETTERS) for key, text in texts.items()}
+            score.values = {**_seed_rates(questions, texts, names), "letter_in_any_form": _seed_rates(questions, relaxed, names)}
+        score.num_unparsed = sum(text not in tuple(LETTERS) for text in texts.values())
         score.headline = score.values["total"]
-        per_type = {name: rounded(value) for name, value in score.values["per_type"].items()}
-        totals = {
-            f"{name} accuracy": rounded(score.values[key]) for key, name in (("total", "Total"), ("image", "image"), ("video", "video"))
+        printed = score.values["per_type"] | {
+            f"{name} accuracy": score.values[key] for key, name in (("total", "Total"), ("image", "image"), ("video", "video"))
         }
-        score.files["seed.json"] = result_text(per_type | totals)
+        score.files["seed.json"] = result_text({name: rounded(value) for name, value in printed.items()})
         score.files["seed_upload.jsonl"] = json_lines(
-            [
-                {"question_id": question["question_id"], "prediction": answers.get(key, {}).get("text", "")}
-                for key, question in questions.items()
-            ]
+            {"question_id": question["question_id"], "prediction": texts.get(key, "")} for key, question in questions.items()
         )
-        return score
 
 
-def _seed_rates(questions: Iterable[Mapping[str, Any]], right: Mapping[str, bool], names: Mapping[int, str]) -> dict[str, Any]:
-    listed = [(question, right[str(question["question_id"])]) for question in questions]
-    types = sorted({question["question_type_id"] for question, _ in listed})
+def _seed_rates(questions: Mapping[str, Any], letters: Mapping[str, str | None], names: Mapping[int, str]) -> dict[str, Any]:
+    right = [(question, letters.get(key) == question["answer"]) for key, question in questions.items()]
+    types = sorted({question["question_type_id"] for question, _ in right})
+
+    def share(name: str, value: Any) -> float | None:
+        return share_true(flag for question, flag in right if question[name] == value)
+
     return {
-        "total": share_true(flag for _, flag in listed),
-        "image": share_true(flag for question, flag in listed if question["data_type"] == "image"),
-        "video": share_true(flag for question, flag in listed if question["data_type"] == "video"),
-        "per_type": {names[kind]: share_true(flag for question, flag in listed if question["question_type_id"] == kind) for kind in types},
+        "total": share_true(flag for _, flag in right),
+        "image": share("data_type", "image"),
+        "video": share("data_type", "video"),
+        "per_type": {names[kind]: share("question_type_id", kind) for kind in types},
     }
 
 
@@ -221,7 +198,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: a column is not there, a row is cut off, an index is no number or is there twice; the message names it.
     """
-    csv.field_size_limit(sys.maxsize)  # a picture is one cell
+    csv.field_size_limit(sys.maxsize)  # an image is one cell
     rows: dict[str, dict[str, str]] = {}
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
@@ -250,11 +227,17 @@ def row_options(row: Row) -> list[str]:
 
 
 def write_workbook(rows: Sequence[Row], predictions: Mapping[str, str]) -> bytes:
-    """Return the xlsx file for the server: the table without pictures and categories, with `prediction` as its seventh column.
+    """Return the xlsx file for the server: the table without images and categories, with `prediction` as its seventh column.
 
     Args:
         predictions: the raw answer by index; a row without one gets an empty cell.
     """
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ImportError as error:
+        raise ValueError("MMBench's workbook needs the package openpyxl: pip install 'unicode-mllm[mmbench]'") from error
     columns = [name for name in rows[0] if name not in NOT_UPLOADED]
     columns.insert(PREDICTION_COLUMN, "prediction")
     book = Workbook(write_only=True)
@@ -282,40 +265,43 @@ ROTATION_STEP = 1_000_000
 OPTION_LETTER_CN = "请直接回答选项字母。"
 
 
-class Mmbench:
-    """The description of MMBench or, with `name` "mmbench_cn", of its Chinese translation."""
+class Mmbench(Benchmark):
+    """MMBench or, with `name` "mmbench_cn", its Chinese translation: a workbook for the server and first-letter accuracies.
 
+    The headline is circular: a question is right if all its rotations are, those of the table and those that were asked.
+    """
+
+    unit = "% of questions, first letter"
+    protocol = "first letter of the answer, all rotations of a question must be right (the server reads answers with an LLM instead)"
     max_new_tokens = LONG_TOKENS
 
     def __init__(self, name: str, *, title: str, tables: tuple[str, ...], suffix: str) -> None:
         self.name, self.title, self.suffix = name, title, suffix
-        self.published = published_scores(name)
-        self.table = NeededFile(tables, f"download {Path(tables[0]).name} of MMBench (OpenCompass)", to_score=True)
+        self.questions = NeededFile(tables, f"download {Path(tables[0]).name} of MMBench (OpenCompass)", to_score=True)
 
     def image_folder(self, options: Options) -> str:
-        """Where the pictures would lie if they were unpacked, named by index; the questions hold them too."""
+        """Where the images would lie if they were unpacked, named by index; the questions hold them too."""
         return f"{self.name}/images"
 
     def needed_files(self, options: Options) -> list[NeededFile]:
-        """The table has everything."""
-        return [self.table]
+        """Return the table, which has everything."""
+        return [self.questions]
 
     def key_of(self, record: Mapping[str, Any]) -> str:
-        """Key of the question that an answer record belongs to: index and round."""
+        """Return the key of the question that an answer record belongs to: index and round."""
         return f"{record['question_id']}#{record.get('round_id', 0)}"
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return a question per row or, with `options.circular`, one per row and rotation of its options."""
-        path = self.table.require(data)
-        rows = read_table(path)
-        pictures: dict[str, bytes] = {}
+        path = self.questions.require(data)
+        images: dict[str, bytes] = {}
         questions = []
-        for row in rows:
-            pictures[row["index"]] = _picture(row, pictures, path)
-            questions += [self._question(row, number, pictures[row["index"]]) for number in _rounds(row, options.circular)]
+        for row in read_table(path):
+            images[row["index"]] = _read_image(row, images, path)
+            questions += [self._question(row, number, images[row["index"]]) for number in _rounds(row, options.circular)]
         return questions
 
-    def _question(self, row: Row, number: int, picture: bytes) -> Question:
+    def _question(self, row: Row, number: int, image: bytes) -> Question:
         choices = row_options(row)
         rotated = [*choices[number:], *choices[:number]]
         letters = [*LETTERS[: len(choices)][number:], *LETTERS[: len(choices)][:number]]
@@ -327,26 +313,19 @@ class Mmbench:
             f"{prompt}\n{self.suffix}",
             f"{row['index']}#{number}",
             image=f"{row['index']}.jpg",
-            image_data=picture,
+            image_data=image,
             prompt=prompt,
             fields={"round_id": number, "options": rotated, "option_char": letters},
         )
 
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return the workbook for the server; where the table has answers, also first-letter accuracies in percent.
-
-        The headline is circular: a question is right if all its rotations are, those of the table and those that were asked.
-        """
-        protocol = "first letter of the answer, all rotations of a question must be right (the server reads answers with an LLM instead)"
-        score = Score(self.name, None, "% of questions, first letter", protocol, num_answered=len(answers))
-        path = self.table.find(data)
-        if path is None:
-            score.notes.append(self.table.message(data))
-            return score
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        if score.note_missing_(data, self.questions):
+            return
+        path = self.questions.require(data)
         rows = read_table(path)
         circular = options.circular or any(not key.endswith("#0") for key in answers)
         asked = {f"{row['index']}#{number}": (row, number) for row in rows for number in _rounds(row, circular)}
-        count_answers_(score, answers, asked, where=str(path))
+        score.count_answers_(answers, asked, where=path)
         check_prompts(answers, (self._question(row, number, b"") for row, number in asked.values()), where=str(path))
         texts = {key: answers[key]["text"] if key in answers else "" for key in asked}
         score.num_unparsed = sum(first_letter(texts[key], LETTERS) is None for key in asked if key in answers)
@@ -357,7 +336,6 @@ class Mmbench:
             score.values = _mmbench_rates(asked, texts, first_letter)
             score.values["letter_in_any_form"] = _mmbench_rates(asked, texts, letter_in_any_form)
             score.headline = score.values["circular"]
-        return score
 
 
 def _rounds(row: Row, circular: bool) -> range:
@@ -391,18 +369,18 @@ def _mmbench_rates(
     }
 
 
-def _picture(row: Row, earlier: Mapping[str, bytes], path: Path) -> bytes:
-    """Decode the picture of a row; in newer tables a row may give the index of an earlier one instead."""
+def _read_image(row: Row, earlier: Mapping[str, bytes], path: Path) -> bytes:
+    """Decode the image of a row; in newer tables a row may give the index of an earlier one instead."""
     text = row["image"]
     if text in earlier:
         return earlier[text]
     try:
-        picture = base64.b64decode(text, validate=True)
+        image = base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"{path}, index {row['index']}: its picture is not base64 ({error}); was the table downloaded whole?") from error
-    if not picture:
-        raise ValueError(f"{path}, index {row['index']} has no picture; was the table downloaded whole?")
-    return picture
+        raise ValueError(f"{path}, index {row['index']}: its image is not base64 ({error}); was the table downloaded whole?") from error
+    if not image:
+        raise ValueError(f"{path}, index {row['index']} has no image; was the table downloaded whole?")
+    return image
 
 
 MMBENCH = Mmbench("mmbench", title="MMBench", tables=("mmbench/mmbench_dev_20230712.tsv",), suffix=OPTION_LETTER)

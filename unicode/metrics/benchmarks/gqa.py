@@ -10,14 +10,11 @@ from unicode.common.files import read_json
 from unicode.metrics.benchmarks.base import (
     EVAL_ARCHIVE,
     Answers,
+    Benchmark,
     NeededFile,
     Options,
-    QuestionLines,
     Score,
-    check_prompts,
-    count_answers_,
-    known_questions,
-    published_scores,
+    expect,
     ratio,
     share_true,
 )
@@ -32,12 +29,11 @@ def gqa_prediction(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-class Gqa(QuestionLines):
-    """The description of GQA."""
+class Gqa(Benchmark):
+    """GQA, testdev-balanced. A missing answer is wrong."""
 
-    name = "gqa"
-    title = "GQA"
-    published = published_scores("gqa")
+    name, title, unit = "gqa", "GQA", "% exact match"
+    protocol = "testdev-balanced, lower case, final full stops dropped, equality with the gold answer"
     questions = NeededFile("gqa/llava_gqa_testdev_balanced.jsonl", EVAL_ARCHIVE)
     images = NeededFile("gqa/data/images", GQA_SOURCE)
     gold = NeededFile(
@@ -46,39 +42,24 @@ class Gqa(QuestionLines):
         to_ask=False,
         to_score=True,
     )
+    answer_key = (gold,)
 
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, images, and the official questions, which hold the answers."""
-        return [self.questions, self.images, self.gold]
-
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return exact-match accuracy over the balanced questions in percent; a missing answer is wrong."""
-        score = Score(
-            self.name, None, "% exact match", "testdev-balanced, lower case, final full stops dropped, equality with the gold answer"
-        )
-        score.num_answered = len(answers)
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         predictions = {key: gqa_prediction(record["text"]) for key, record in answers.items()}
         score.files["gqa_predictions.json"] = json.dumps(
             [{"questionId": record["question_id"], "prediction": predictions[key]} for key, record in answers.items()]
         )
-        asked = known_questions(data, self.questions, self.key_of)
-        if asked is not None:
-            check_prompts(answers, asked.values(), where=str(self.questions.find(data)))
-        path = self.gold.find(data)
-        if path is None:
+        asked = self._match_questions(data, answers, options)
+        if score.note_missing_(data, self.gold):
             if asked is not None:
-                count_answers_(score, answers, asked, where=str(self.questions.find(data)))
-            score.notes.append(self.gold.message(data))
-            return score
-        gold = read_json(path)
-        try:
-            balanced = {key: question for key, question in gold.items() if question["isBalanced"]}
-            count_answers_(score, answers, balanced, where=str(path))
+                score.count_answers_(answers, asked, where=self.questions.find(data))
+            return
+        path = self.gold.require(data)
+        with expect(f"{path} is not a question file of GQA", GQA_SOURCE):
+            balanced = {key: question for key, question in read_json(path).items() if question["isBalanced"]}
+            score.count_answers_(answers, balanced, where=path)
             score.values = evaluate_gqa(balanced, predictions)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a question file of GQA ({error!r}); {GQA_SOURCE}") from error
         score.headline = score.values["accuracy"]
-        return score
 
 
 def evaluate_gqa(questions: Mapping[str, Any], predictions: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,14 @@ from unicode.metrics.benchmarks.base import (
     EVAL_ARCHIVE,
     SHORT_ANSWER,
     Answers,
+    Benchmark,
     NeededFile,
     Options,
     Question,
-    QuestionLines,
     Score,
-    check_prompts,
-    check_split,
-    count_answers_,
-    known_questions,
+    expect,
     percent,
-    published_scores,
+    read_question_file,
     result_text,
 )
 
@@ -32,19 +29,8 @@ PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_",
 
 ARTICLES = frozenset({"a", "an", "the"})
 
-NUMBER_WORDS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
+NUMBER_WORDS = {"none": "0"} | {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 
 # fmt: off
@@ -114,9 +100,26 @@ def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
     return sum(scores) / len(scores) if scores else 0.0
 
 
-def score_val(
-    name: str, data: Path, file: NeededFile, answers: Answers, *, by_key: Callable[[Any], Mapping[str, Mapping[str, Any]]]
-) -> Score:
+UNIT = "% soft accuracy"
+UPLOAD_PROTOCOL = "submission file, answers normalised as EvalAI does"
+VAL_PROTOCOL = "val split, mean over leave-one-out annotators, EvalAI normalisation"
+ONLY_THE_SERVER = "only the server knows the answers: upload {file} to challenge {challenge}"
+
+
+def is_val(name: str, options: Options) -> bool:
+    """Whether a benchmark is asked on val instead of LLaVA's test file. ValueError for any other split."""
+    if options.split not in ("", "val"):
+        raise ValueError(f"{name} has no split {options.split!r}; leave it out for LLaVA's question file, or give val, which has answers")
+    return options.split == "val"
+
+
+def _val_question(name: str | int, text: str, *, image: str) -> Question:
+    return Question(name, text, str(name), image=image, prompt=text)
+
+
+def score_val_(
+    score: Score, data: Path, file: NeededFile, answers: Answers, *, by_key: Callable[[Any], Mapping[str, Mapping[str, Any]]]
+) -> None:
     """Score a val split with published answers: soft accuracy in percent over all its questions and per `answer_type`.
 
     A question without an answer scores 0; without the annotation file there is no headline.
@@ -127,20 +130,16 @@ def score_val(
     Raises:
         ValueError: the file is another one, or the answers are those of another split.
     """
-    score = Score(name, None, "% soft accuracy", "val split, mean over leave-one-out annotators, EvalAI normalisation")
-    path = file.find(data)
-    if path is None:
-        score.num_answered = len(answers)
-        score.notes.append(file.message(data))
-        return score
-    try:
+    score.protocol = VAL_PROTOCOL
+    if score.note_missing_(data, file):
+        return
+    path = file.require(data)
+    with expect(f"{path} does not hold questions with answers", file.source):
         references = {
             key: (str(record.get("answer_type", "all")), [normalize_answer(str(reference["answer"])) for reference in record["answers"]])
             for key, record in by_key(read_json(path)).items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold questions with answers ({error!r}); {file.source}") from error
-    count_answers_(score, answers, references, where=str(path))
+    score.count_answers_(answers, references, where=path)
     by_type: dict[str, list[float]] = {}
     for key, (kind, texts) in references.items():
         value = soft_accuracy(normalize_answer(answers[key]["text"]), texts) if key in answers else 0.0
@@ -150,18 +149,23 @@ def score_val(
         "accuracy": score.headline,
         "per_answer_type": {kind: percent(sum(values), len(values)) for kind, values in sorted(by_type.items())},
     }
-    return score
+
+
+def _add_upload_(score: Score, answers: Answers, listed: Iterable[Question], *, row: Callable[[Question], dict[str, Any]]) -> None:
+    """Add the submission file of a test split: `row` and the normalized answer of each question, empty without one."""
+    texts = {key: normalize_answer(record["text"]) for key, record in answers.items()}
+    upload = [{**row(question), "answer": texts.get(question.key, "")} for question in listed]
+    score.values["uploaded"] = len(upload)
+    score.files[f"{score.name}_upload.json"] = json.dumps(upload)
 
 
 VQAV2_SOURCE = "download the val questions and annotations of VQA v2 from visualqa.org and unpack them there"
 
 
-class Vqav2(QuestionLines):
-    """The description of VQAv2."""
+class Vqav2(Benchmark):
+    """VQAv2: LLaVA's test-dev questions with a file for the server, or the official val split with a score."""
 
-    name = "vqav2"
-    title = "VQAv2"
-    published = published_scores("vqav2")
+    name, title, unit, protocol = "vqav2", "VQAv2", UNIT, UPLOAD_PROTOCOL
     questions = NeededFile("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", EVAL_ARCHIVE)
     images = NeededFile("vqav2/test2015", "download COCO's test2015 images")
     upload_ids = NeededFile("vqav2/llava_vqav2_mscoco_test2015.jsonl", EVAL_ARCHIVE, to_ask=False, to_score=True)
@@ -171,54 +175,40 @@ class Vqav2(QuestionLines):
 
     def needed_files(self, options: Options) -> list[NeededFile]:
         """Questions, images and the ids of the upload; the official files of the val split."""
-        if check_split(self.name, options) == "val":
+        if is_val(self.name, options):
             return [self.val_questions, self.val_images, self.val_annotations]
         return [self.questions, self.images, self.upload_ids]
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return LLaVA's test-dev questions, or those of the official val file with LLaVA's suffix."""
-        if check_split(self.name, options) == "":
+        if not is_val(self.name, options):
             return super().read_questions(data, options)
         path = self.val_questions.require(data)
-        try:
+        with expect(f"{path} is not the official question file of VQA v2", VQAV2_SOURCE):
             return [
-                Question(
+                _val_question(
                     record["question_id"],
-                    text := f"{record['question']}\n{SHORT_ANSWER}",
-                    str(record["question_id"]),
+                    f"{record['question']}\n{SHORT_ANSWER}",
                     image=f"COCO_val2014_{int(record['image_id']):012d}.jpg",
-                    prompt=text,
                 )
                 for record in read_json(path)["questions"]
             ]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the official question file of VQA v2 ({error!r}); {VQAV2_SOURCE}") from error
 
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return the upload of the test split (challenge 830 of EvalAI), or soft accuracy on val."""
-        if check_split(self.name, options) == "val":
-            return score_val(self.name, data, self.val_annotations, answers, by_key=_by_id)
-        return self._score_test(data, answers)
-
-    def _score_test(self, data: Path, answers: Answers) -> Score:
-        score = Score(self.name, None, "% soft accuracy", "submission file, answers normalised as EvalAI does", num_answered=len(answers))
-        score.notes.append("only the server knows the answers: upload vqav2_upload.json to challenge 830 of EvalAI, phase test-dev")
-        asked = known_questions(data, self.questions, self.key_of)
-        if asked is not None:
-            check_prompts(answers, asked.values(), where=str(self.questions.find(data)))
-        listed = known_questions(data, self.upload_ids, self.key_of)
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        if is_val(self.name, options):
+            score_val_(score, data, self.val_annotations, answers, by_key=_by_id)
+            return
+        score.notes.append(ONLY_THE_SERVER.format(file="vqav2_upload.json", challenge="830 of EvalAI, phase test-dev"))
+        asked = self._match_questions(data, answers, options)
+        upload_path = self.upload_ids.find(data)
+        listed = None if upload_path is None else {q.key: q for q in read_question_file(upload_path, self.key_of)}
+        known = listed if asked is None else asked
+        if known is not None:
+            score.count_answers_(answers, known, where=self.questions.find(data) or upload_path)
         if listed is None:
             score.notes.append(f"no submission file: {self.upload_ids.message(data)}")
-            if asked is not None:
-                count_answers_(score, answers, asked, where=str(self.questions.find(data)))
-            return score
-        expected = listed if asked is None else asked
-        count_answers_(score, answers, expected, where=str((self.upload_ids if asked is None else self.questions).find(data)))
-        texts = {key: normalize_answer(record["text"]) for key, record in answers.items()}
-        upload = [{"question_id": question.id, "answer": texts.get(key, "")} for key, question in listed.items()]
-        score.values["uploaded"] = len(upload)
-        score.files["vqav2_upload.json"] = json.dumps(upload)
-        return score
+        else:
+            _add_upload_(score, answers, listed.values(), row=lambda question: {"question_id": question.id})
 
 
 def _by_id(content: Any) -> dict[str, Any]:
@@ -229,12 +219,10 @@ UNANSWERABLE = "When the provided information is insufficient, respond with 'Una
 VIZWIZ_SOURCE = "download the annotations (val.json) and val images of VizWiz-VQA from vizwiz.org and unpack them there"
 
 
-class Vizwiz(QuestionLines):
-    """The description of VizWiz."""
+class Vizwiz(Benchmark):
+    """VizWiz: LLaVA's test questions with a file for the server, or the official val split with a score."""
 
-    name = "vizwiz"
-    title = "VizWiz"
-    published = published_scores("vizwiz")
+    name, title, unit, protocol = "vizwiz", "VizWiz", UNIT, UPLOAD_PROTOCOL
     questions = NeededFile("vizwiz/llava_test.jsonl", EVAL_ARCHIVE, to_score=True)
     images = NeededFile("vizwiz/test", "download the test images of VizWiz-VQA from vizwiz.org and unpack them there")
     val_annotations = NeededFile("vizwiz/val.json", VIZWIZ_SOURCE, to_score=True)
@@ -242,48 +230,30 @@ class Vizwiz(QuestionLines):
 
     def needed_files(self, options: Options) -> list[NeededFile]:
         """Questions and images; the official annotations of the val split."""
-        return [self.val_annotations, self.val_images] if check_split(self.name, options) == "val" else [self.questions, self.images]
+        return [self.val_annotations, self.val_images] if is_val(self.name, options) else [self.questions, self.images]
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return LLaVA's test questions, or those of val.json with LLaVA's suffix; an id of val is the name of its image."""
-        if check_split(self.name, options) == "":
+        if not is_val(self.name, options):
             return super().read_questions(data, options)
         path = self.val_annotations.require(data)
-        try:
+        with expect(f"{path} is not an annotation file of VizWiz-VQA", VIZWIZ_SOURCE):
             return [
-                Question(
-                    record["image"],
-                    text := f"{record['question']}\n{UNANSWERABLE}\n{SHORT_ANSWER}",
-                    record["image"],
-                    image=record["image"],
-                    prompt=text,
-                )
+                _val_question(record["image"], f"{record['question']}\n{UNANSWERABLE}\n{SHORT_ANSWER}", image=record["image"])
                 for record in read_json(path)
             ]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not an annotation file of VizWiz-VQA ({error!r}); {VIZWIZ_SOURCE}") from error
 
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return the upload of the test split (challenge 2185 of EvalAI), or soft accuracy on val."""
-        if check_split(self.name, options) == "val":
-            return score_val(self.name, data, self.val_annotations, answers, by_key=_by_image)
-        return self._score_test(data, answers, options)
-
-    def _score_test(self, data: Path, answers: Answers, options: Options) -> Score:
-        score = Score(self.name, None, "% soft accuracy", "submission file, answers normalised as EvalAI does", num_answered=len(answers))
-        score.notes.append("only the server knows the answers: upload vizwiz_upload.json to challenge 2185 of EvalAI")
-        path = self.questions.find(data)
-        if path is None:
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        if is_val(self.name, options):
+            score_val_(score, data, self.val_annotations, answers, by_key=_by_image)
+            return
+        score.notes.append(ONLY_THE_SERVER.format(file="vizwiz_upload.json", challenge="2185 of EvalAI"))
+        questions = self._match_questions(data, answers, options)
+        if questions is None:
             score.notes.append(f"no submission file: {self.questions.message(data)}")
-            return score
-        questions = self.read_questions(data, options)
-        count_answers_(score, answers, {question.key for question in questions}, where=str(path))
-        check_prompts(answers, questions, where=str(path))
-        texts = {key: normalize_answer(record["text"]) for key, record in answers.items()}
-        upload = [{"image": question.image, "answer": texts.get(question.key, "")} for question in questions]
-        score.values["uploaded"] = len(upload)
-        score.files["vizwiz_upload.json"] = json.dumps(upload)
-        return score
+            return
+        score.count_answers_(answers, questions, where=self.questions.find(data))
+        _add_upload_(score, answers, questions.values(), row=lambda question: {"image": question.image})
 
 
 def _by_image(content: Any) -> dict[str, Any]:
@@ -291,7 +261,7 @@ def _by_image(content: Any) -> dict[str, Any]:
 
 
 TEXTVQA_SOURCE = "download TextVQA_0.5.1_val.json (and train_val_images.zip, whose folder is train_images) of TextVQA"
-OCR_LINE = "Reference OCR token: "
+OCR_LINE, OCR_START = "Reference OCR token: ", "OCR tokens: "
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 
@@ -302,7 +272,7 @@ def question_of(prompt: str) -> str:
         ValueError: the prompt has none of the forms of these files.
     """
     lines = prompt.split("\n")
-    if prompt.startswith("OCR tokens: "):
+    if prompt.startswith(OCR_START):
         found = _OCR_FIRST.search(prompt)
         question = found.group(1) if found else None
     elif OCR_LINE in prompt and len(lines) == 3:
@@ -317,45 +287,34 @@ def question_of(prompt: str) -> str:
     return question.lower()
 
 
-class Textvqa(QuestionLines):
-    """The description of TextVQA. `question_id` is the id of the image, so a key is that and the question."""
+class Textvqa(Benchmark):
+    """TextVQA, val 0.5.1. `question_id` is the id of the image, so a key is that and the question."""
 
-    name = "textvqa"
-    title = "TextVQA"
-    published = published_scores("textvqa")
+    name, title, unit = "textvqa", "TextVQA", UNIT
+    protocol = "val 0.5.1, {ocr} OCR tokens in the prompt, mean over leave-one-out annotators, EvalAI normalisation"
     questions = NeededFile("textvqa/llava_textvqa_val_v051_ocr.jsonl", EVAL_ARCHIVE)
     images = NeededFile("textvqa/train_images", TEXTVQA_SOURCE)
     annotations = NeededFile("textvqa/TextVQA_0.5.1_val.json", TEXTVQA_SOURCE, to_ask=False, to_score=True)
-
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, images and annotations."""
-        return [self.questions, self.images, self.annotations]
+    answer_key = (annotations,)
 
     def key_of(self, record: Mapping[str, Any]) -> str:
-        """Key of the question that an answer record belongs to. ValueError for a prompt of another benchmark."""
+        """Return the key of the question that an answer record belongs to. ValueError for a prompt of another benchmark."""
         return f"{record['question_id']}#{question_of(str(record.get('prompt', '')))}"
 
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return the mean soft accuracy in percent over the answers given (as LLaVA does), and over all questions."""
-        ocr = sum(
-            OCR_LINE in str(record.get("prompt", "")) or str(record.get("prompt", "")).startswith("OCR tokens: ")
-            for record in answers.values()
-        )
-        with_ocr = "with" if 2 * ocr > len(answers) else "without"
-        protocol = f"val 0.5.1, {with_ocr} OCR tokens in the prompt, mean over leave-one-out annotators, EvalAI normalisation"
-        score = Score(self.name, None, "% soft accuracy", protocol, num_answered=len(answers))
-        path = self.annotations.find(data)
-        if path is None:
-            score.notes.append(self.annotations.message(data))
-            return score
-        try:
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        """Take the mean over the answers given, as LLaVA does, and beside it over all questions."""
+        prompts = [str(record.get("prompt", "")) for record in answers.values()]
+        num_ocr = sum(OCR_LINE in prompt or prompt.startswith(OCR_START) for prompt in prompts)
+        score.protocol = self.protocol.format(ocr="with" if 2 * num_ocr > len(answers) else "without")
+        if score.note_missing_(data, self.annotations):
+            return
+        path = self.annotations.require(data)
+        with expect(f"{path} is not the annotation file of TextVQA", TEXTVQA_SOURCE):
             records = read_json(path)["data"]
             keys = [f"{record['image_id']}#{record['question'].lower()}" for record in records]
             references = {key: record["answers"] for key, record in zip(keys, records, strict=True)}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not the annotation file of TextVQA ({error!r}); {TEXTVQA_SOURCE}") from error
-        count_answers_(score, answers, references, where=str(path))
-        times = Counter(keys)  # a question that two annotators happened to ask counts twice, as it is asked twice by LLaVA
+        score.count_answers_(answers, references, where=path)
+        times = Counter(keys)  # a question that two annotators asked counts twice, as LLaVA asks it twice
         values = {
             key: soft_accuracy(normalize_answer(record["text"]), [normalize_answer(str(text)) for text in references[key]])
             for key, record in answers.items()
@@ -365,8 +324,7 @@ class Textvqa(QuestionLines):
         score.headline = percent(total, sum(times[key] for key in values))
         score.values = {
             "accuracy": score.headline,
-            "answers_with_ocr_tokens": ocr,
+            "answers_with_ocr_tokens": num_ocr,
             "strict": {"accuracy": percent(total, len(keys)), "rule": "a question without an answer scores 0"},
         }
         score.files["textvqa.json"] = result_text({"accuracy": score.headline})
-        return score

@@ -9,14 +9,11 @@ from unicode.metrics.benchmarks.base import (
     EVAL_ARCHIVE,
     SHORT_ANSWER,
     Answers,
+    Benchmark,
     NeededFile,
     Options,
     Question,
-    QuestionLines,
     Score,
-    check_prompts,
-    count_answers_,
-    published_scores,
     ratio,
     result_text,
 )
@@ -39,60 +36,46 @@ def strict_answer(text: str) -> str | None:
     return word if word in ("yes", "no") else None
 
 
-class Pope(QuestionLines):
-    """The description of POPE."""
+class Pope(Benchmark):
+    """POPE: is the object there? F1 and other rates per category, the labels by the order of the questions."""
 
-    name = "pope"
-    title = "POPE"
-    published = published_scores("pope")
+    name, title, unit = "pope", "POPE", "% F1"
+    protocol = "no/not/No before the first full stop is no, anything else yes (LLaVA); labels by order; mean F1 of the categories"
     questions = NeededFile("pope/llava_pope_test.jsonl", EVAL_ARCHIVE, to_score=True)
     images = NeededFile("pope/val2014", "download COCO's val2014 images")
-    labels = tuple(NeededFile(f"pope/coco/coco_pope_{name}.json", POPE_SOURCE, to_ask=False, to_score=True) for name in CATEGORIES)
+    answer_key = tuple(NeededFile(f"pope/coco/coco_pope_{name}.json", POPE_SOURCE, to_ask=False, to_score=True) for name in CATEGORIES)
 
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, images, and a file of labels per category."""
-        return [self.questions, self.images, *self.labels]
-
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return F1, accuracy and the rest per category; the headline is the mean F1 of the categories in percent."""
-        protocol = "no/not/No before the first full stop is no, anything else yes (LLaVA); labels by order; mean F1 of the categories"
-        score = Score(self.name, None, "% F1", protocol, num_answered=len(answers))
-        score.notes += [file.message(data) for file in (self.questions, *self.labels) if file.find(data) is None]
-        path = self.questions.find(data)
-        if path is None:
-            return score
-        questions = self.read_questions(data, options)
-        count_answers_(score, answers, {question.key for question in questions}, where=str(path))
-        check_prompts(answers, questions, where=str(path))
-        strict = {}
-        for category, file in zip(CATEGORIES, self.labels, strict=True):
-            labels_path = file.find(data)
-            if labels_path is None:
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        """Rate as LLaVA does, which leaves out missing answers, and strictly: what is missing or cannot be read is wrong."""
+        score.note_missing_(data, self.questions, *self.answer_key)
+        questions = self._match_questions(data, answers, options)
+        if questions is None:
+            return
+        score.count_answers_(answers, questions, where=self.questions.find(data))
+        rates, strict = {}, {}
+        for category, file in zip(CATEGORIES, self.answer_key, strict=True):
+            path = file.find(data)
+            if path is None:
                 continue
-            asked = [question for question in questions if question.fields.get("category") == category]
-            labels = _read_labels(labels_path, asked)
+            asked = [question for question in questions.values() if question.fields.get("category") == category]
+            labels = _read_labels(path, asked)
             texts = [answers[question.key]["text"] if question.key in answers else None for question in asked]
-            score.values[category] = _pope_rates([llava_answer(text) if text is not None else None for text in texts], labels)
+            rates[category] = _pope_rates([llava_answer(text) if text is not None else None for text in texts], labels)
             strict[category] = _rate_all(texts, labels, strict_answer)
             score.num_unparsed += sum(strict_answer(text) is None for text in texts if text is not None)
-        if score.values:
-            score.files["pope.json"] = result_text({name: {key: rates[key] for key in PRINTED} for name, rates in score.values.items()})
-            score.headline = _mean(score.values, "f1")
-            score.values = {
-                **score.values,
-                "mean_f1": score.headline,
-                "mean_accuracy": _mean(score.values, "accuracy"),
-                "strict": {**strict, "mean_f1": _mean(strict, "f1"), "mean_accuracy": _mean(strict, "accuracy")},
-            }
-            if len(strict) < len(CATEGORIES):
-                score.notes.append(f"the mean is over {len(strict)} of {len(CATEGORIES)} categories")
-            if score.num_answered < len(questions):
-                score.notes.append("questions without an answer are left out of the rates, and wrong in `strict`")
-        return score
+        if not rates:
+            return
+        score.files["pope.json"] = result_text({name: {key: values[key] for key in PRINTED} for name, values in rates.items()})
+        score.values = {**rates, **_means(rates), "strict": {**strict, **_means(strict)}}
+        score.headline = score.values["mean_f1"]
+        if len(rates) < len(CATEGORIES):
+            score.notes.append(f"the mean is over {len(rates)} of {len(CATEGORIES)} categories")
+        if score.num_answered < len(questions):
+            score.notes.append("questions without an answer are left out of the rates, and wrong in `strict`")
 
 
 def _read_labels(path: Path, asked: Sequence[Question]) -> list[str]:
-    """Return the labels of a category, after a look whether its rows are the questions that were asked.
+    """Return the labels of a category; its rows have to be the questions that were asked.
 
     Raises:
         ValueError: another number of rows, another image or text, or a label that is neither yes nor no.
@@ -139,8 +122,9 @@ def _pope_rates(predictions: Sequence[str | None], labels: Sequence[str]) -> dic
     }
 
 
-def _mean(categories: dict[str, dict[str, Any]], name: str) -> float:
-    return 100 * sum(rates[name] for rates in categories.values()) / len(categories)
+def _means(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the categories in percent."""
+    return {f"mean_{name}": 100 * sum(rates[name] for rates in categories.values()) / len(categories) for name in ("f1", "accuracy")}
 
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -158,7 +142,7 @@ class Gold(NamedTuple):
 
 
 Task = dict[str, dict[str, Gold]]
-"""The questions of a task: "picture.txt" -> bare question -> gold, in the order of the files."""
+"""The questions of a task: "image.txt" -> bare question -> gold, in the order of the files."""
 
 
 def mme_answer(text: str) -> str:
@@ -171,42 +155,37 @@ def mme_answer(text: str) -> str:
 
 
 def bare_question(prompt: str) -> str:
-    """Return a question without the instruction how to answer and without white space at the ends."""
+    """Return a question without the instruction how to answer, stripped."""
     return prompt.replace(SHORT_ANSWER, "").replace(YES_NO, "").strip()
 
 
-class Mme(QuestionLines):
-    """The description of MME. Both questions about a picture have its path as their id, so a key is that and the question."""
+class Mme(Benchmark):
+    """MME: points per task, their sums over perception (of 2000) and cognition (of 800).
 
-    name = "mme"
-    title = "MME perception"
-    published = published_scores("mme")
+    A task scores 100 * accuracy + 100 * accuracy+, the share of images with both answers right; missing answers are wrong.
+    Both questions about an image have its path as their id, so a key is that and the question.
+    """
+
+    name, title, unit = "mme", "MME perception", "points of 2000"
+    protocol = "yes/no in the first four characters, 100 * accuracy + 100 * accuracy+ per task, sum over the perception tasks"
     questions = NeededFile("MME/llava_mme.jsonl", EVAL_ARCHIVE)
-    images = NeededFile("MME/MME_Benchmark_release_version", MME_SOURCE, to_score=True)
-
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, and the release, which holds images and answers."""
-        return [self.questions, self.images]
+    images = NeededFile("MME/MME_Benchmark_release_version", MME_SOURCE, to_score=True)  # holds the answers too
 
     def key_of(self, record: Mapping[str, Any]) -> str:
-        """Key of the question that an answer record belongs to."""
+        """Return the key of the question that an answer record belongs to."""
         name = str(record["question_id"])
         return _key(name.split("/")[0], name.split("/")[-1].split(".")[0] + ".txt", bare_question(str(record.get("prompt", ""))))
 
-    def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Return points per task, their sums over perception (the headline, of 2000) and cognition (of 800).
-
-        A task scores 100 * accuracy + 100 * accuracy+, the share of pictures with both answers right; missing answers are wrong.
-        """
-        protocol = "yes/no in the first four characters, 100 * accuracy + 100 * accuracy+ per task, sum over the perception tasks"
-        score = Score(self.name, None, "points of 2000", protocol, num_answered=len(answers))
-        folder = self.images.find(data)
-        gold = read_gold(folder) if folder is not None else {}
-        if folder is None or not gold:
-            score.notes.append(self.images.message(data) if folder is None else f"no questions with answers in {folder}; {MME_SOURCE}")
-            return score
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        if score.note_missing_(data, self.images):
+            return
+        folder = self.images.require(data)
+        gold = read_gold(folder)
+        if not gold:
+            score.notes.append(f"no questions with answers in {folder}; {MME_SOURCE}")
+            return
         known = {_key(task, file, question) for task, files in gold.items() for file, questions in files.items() for question in questions}
-        count_answers_(score, answers, known, where=str(folder))
+        score.count_answers_(answers, known, where=folder)
         texts = {key: record["text"] for key, record in answers.items()}
         score.num_unparsed = sum(mme_answer(text) == "other" for key, text in texts.items() if key in known)
         tasks = {task: _mme_rates(task, files, texts) for task, files in gold.items()}
@@ -218,16 +197,15 @@ class Mme(QuestionLines):
         score.values["tasks"] = tasks
         score.headline = score.values["perception"]
         score.files |= {f"mme/{task}.txt": _table(task, files, answers) for task, files in gold.items()}
-        return score
 
 
 def read_gold(folder: Path) -> dict[str, Task]:
-    """Read the answers of MME's release: a folder per task, a text file per picture, a line "question<TAB>Yes" per question.
+    """Read the answers of MME's release: a folder per task, a text file per image, a line "question<TAB>Yes" per question.
 
-    The text files lie beside the pictures or, in some tasks, in `questions_answers_YN`.
+    The text files lie beside the images or, in some tasks, in `questions_answers_YN`.
 
     Raises:
-        ValueError: a line is damaged, or a picture has other than two questions; the message names the file.
+        ValueError: a line is damaged, or an image has other than two questions; the message names the file.
     """
     gold: dict[str, Task] = {}
     for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):

@@ -1,9 +1,83 @@
+"""Normalization and soft accuracy by hand; VQAv2, VizWiz and TextVQA: val splits, submission files, missing and damaged files."""
+
 import json
 
 import pytest
 
 from unicode.metrics.benchmarks.base import Options
-from unicode.metrics.benchmarks.vqa import Vizwiz, Vqav2
+from unicode.metrics.benchmarks.vqa import (
+    ARTICLES,
+    CONTRACTIONS,
+    NUMBER_WORDS,
+    PUNCTUATION,
+    Textvqa,
+    Vizwiz,
+    Vqav2,
+    normalize_answer,
+    question_of,
+    soft_accuracy,
+)
+
+VECTORS = {
+    "A Dog.": "dog",
+    "the cat's": "cat 's",
+    "Two men, one dog": "2 men 1 dog",
+    "1,000": "1000",
+    "12,34": "1234",
+    "3.5": "3.5",
+    "5.": "5",
+    "U.S.A.": "usa",
+    "dont": "don't",
+    "isnt it?": "isn't it",
+    "couldve": "could've",
+    "youve": "you've",
+    "im here": "im here",
+    "coca-cola": "coca cola",
+    "left/right": "left right",
+    "N/A": "n",
+    "a;b": "b",
+    "ok; fine": "ok fine",
+    "x_y": "x y",
+    "@home": "home",
+    "10:30 am": "10:30 am",
+    "$5.00": "$5.00",
+    "50%": "50%",
+    "#1": "#1",
+    '"STOP"': "stop",
+    "what?!": "what",
+    "none": "0",
+    "Ten": "10",
+    "a . b": "b",
+    "it's an apple\nred": "it 's apple red",
+    "the the": "",
+    "A": "",
+    "an": "",
+    " ": "",
+}
+
+
+@pytest.mark.parametrize(("raw", "normalised"), VECTORS.items())
+def test_golden_vectors(raw, normalised):
+    assert normalize_answer(raw) == normalised
+
+
+def test_at_most_32_full_stops_go():
+    assert normalize_answer("x" + "." * 40) == "x" + "." * 8
+
+
+def test_tables_are_whole():
+    assert (len(CONTRACTIONS), len(NUMBER_WORDS), len(ARTICLES), len(PUNCTUATION)) == (120, 12, 3, 21)
+    assert not set("':$%#&.") & set(PUNCTUATION)
+
+
+@pytest.mark.parametrize(("agreeing", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_soft_accuracy(agreeing, expected):
+    assert soft_accuracy("x", ["x"] * agreeing + ["y"] * (10 - agreeing)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_soft_accuracy_of_nobody():
+    assert soft_accuracy("x", []) == 0.0
+
 
 SHORT = "Answer the question using a single word or phrase."
 TEN = [{"answer": "yes"}] * 2 + [{"answer": "no"}] * 8
@@ -84,3 +158,46 @@ def test_damaged_official_files(put, score, tmp_path):
         score(Vqav2(), [], split="val")
     with pytest.raises(ValueError, match="not an annotation file of VizWiz"):
         Vizwiz().read_questions(tmp_path, Options(split="val"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What IS it?\nAnswer the question using a single word or phrase.",
+        "What is it?\nReference OCR token: A, B\nAnswer shortly.",
+        "Reference OCR token: A, B\nWhat is it?\nAnswer shortly.",
+        "OCR tokens: A, B. Question: What is it? Short answer:",
+    ],
+)
+def test_textvqa_questions_of_prompts(prompt):
+    assert question_of(prompt) == "what is it?"
+
+
+@pytest.mark.parametrize("prompt", ["What is it?", "a\nb\nc", "OCR tokens: A", ""])
+def test_textvqa_prompts_without_question(prompt):
+    with pytest.raises(ValueError, match="no question in the prompt"):
+        question_of(prompt)
+
+
+def annotation(number, answer="stop"):
+    return {"question_id": number, "image_id": "i", "question": f"What {number}?", "answers": [answer] * 10}
+
+
+def test_textvqa_missing_answers_and_the_protocol(put, score):
+    put("textvqa/TextVQA_0.5.1_val.json", {"data": [annotation(1), annotation(2)]})
+    result = score(Textvqa(), [{"question_id": "i", "prompt": "What 1?\nShort.", "text": "Stop."}])
+    assert result.headline == 100.0
+    assert result.values["strict"]["accuracy"] == 50.0
+    assert "without OCR tokens" in result.protocol
+    assert (result.num_expected, result.num_answered) == (2, 1)
+
+
+def test_textvqa_question_asked_twice_counts_twice(put, score):
+    put("textvqa/TextVQA_0.5.1_val.json", {"data": [annotation(1), annotation(1), annotation(2)]})
+    records = [{"question_id": "i", "prompt": f"What {number}?\nShort.", "text": text} for number, text in ((1, "stop"), (2, "go"))]
+    assert score(Textvqa(), records).headline == pytest.approx(200 / 3)
+
+
+def test_textvqa_without_answers(put, score):
+    put("textvqa/TextVQA_0.5.1_val.json", {"data": [annotation(1)]})
+    assert score(Textvqa(), []).headline is None

@@ -1,0 +1,458 @@
+"""LLaVA-Bench and MM-Vet: open questions, graded by a chat model behind an OpenAI-compatible endpoint."""
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from unicode.common.files import open_append, read_json, read_jsonl
+from unicode.common.logging import get_logger
+from unicode.metrics.benchmarks.base import (
+    EVAL_ARCHIVE,
+    LONG_TOKENS,
+    Answers,
+    Benchmark,
+    NeededFile,
+    Options,
+    Score,
+    expect,
+    json_lines,
+    percent,
+)
+
+log = get_logger(__name__)
+
+SYSTEM_PROMPT = "You are a helpful and precise assistant for checking the quality of the answer."
+"""The system line that LLaVA's reviews were made with."""
+Pair = tuple[float, float]
+"""Scores of (reference, candidate)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How answers of one category are graded: the word for an answerer, and the task of the grader."""
+
+    role: str
+    prompt: str
+
+
+_TASK = {
+    "conv": "The user asks about a picture that you cannot see; the context above describes it in a few sentences.",
+    "detail": "The user asks for a description of a picture that you cannot see; the context above says in a few sentences what is in it.",
+    "complex": "The user asks a question about a picture that takes reasoning; you cannot see it, the context above describes it.",
+}
+_REQUEST = (
+    "Two assistants have answered. Rate how helpful, relevant, accurate and detailed each answer is, with one number from 1 to 10 each, "
+    "higher for the better answer.\nOn the first line write only these two numbers, for Assistant 1 and then for Assistant 2, with a space "
+    "between them. From the second line on, explain your ratings; do not let the order of the answers or their length sway you."
+)
+DEFAULT_RULES: Mapping[str, Rule] = {name: Rule("Assistant", f"{task} {_REQUEST}") for name, task in _TASK.items()}
+"""Our wording of the three rules, used where LLaVA's rule.json is not in the data folder."""
+
+
+def grading_prompt(*, context: str, question: str, reference: str, candidate: str, rule: Rule) -> str:
+    """Return the text that the grader reads, block by block in LLaVA's order."""
+    blocks = [f"[Context]\n{context}", f"[Question]\n{question}"]
+    for number, answer in enumerate((reference, candidate), 1):
+        blocks.append(f"[{rule.role} {number}]\n{answer}\n\n[End of {rule.role} {number}]")
+    return "\n\n".join([*blocks, f"[System]\n{rule.prompt}\n\n"])
+
+
+@dataclass(frozen=True)
+class Review:
+    """The grader's reply to one question."""
+
+    key: str
+    category: str
+    reply: str
+
+    @property
+    def pair(self) -> Pair | None:
+        """The two numbers of the first line ("8 7", "8,7", "8, 7"), or None for anything else."""
+        pair = _two_numbers(self.reply.split("\n")[0].replace(",", " ").split())
+        return pair if pair is not None and all(map(math.isfinite, pair)) else None
+
+    @property
+    def llava_pair(self) -> Pair:
+        """The same as LLaVA's script reads it: "8, 7" makes three words there, and a line that is not two numbers counts -1 and -1."""
+        return _two_numbers(self.reply.split("\n")[0].replace(",", " ").split(" ")) or (-1.0, -1.0)
+
+
+def _two_numbers(words: Sequence[str]) -> Pair | None:
+    try:
+        first, second = (float(word) for word in words)
+    except ValueError:
+        return None
+    return first, second
+
+
+def grade_all(
+    prompts: Mapping[str, tuple[str, str]], grade: Callable[[str], str], *, workers: int = 1
+) -> tuple[list[Review], ConnectionError | None]:
+    """Send {key: (category, prompt)} to the grader; return the reviews in that order and the error that stopped it, if any.
+
+    After an error nothing more is sent.
+    """
+    error: ConnectionError | None = None
+    reviews: list[Review] = []
+    waiting = iter(prompts.items())
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        while error is None and (batch := list(islice(waiting, max(1, workers)))):
+            futures = [(key, category, pool.submit(grade, prompt)) for key, (category, prompt) in batch]
+            for key, category, future in futures:
+                try:
+                    reviews.append(Review(key, category, future.result()))
+                except ConnectionError as failure:
+                    error = failure
+    return reviews, error
+
+
+def summarize(reviews: Iterable[Review]) -> dict[str, dict[str, Any]]:
+    """Return per category, and for "all", the relative score in percent and ten times the mean scores; unparsed replies are left out."""
+    groups = _by_category((review.category, review.pair) for review in reviews)
+    return {
+        name: {
+            "relative": percent(candidate, reference),
+            "reference_x10": 10 * reference,
+            "candidate_x10": 10 * candidate,
+            "reviews": len(groups[name]),
+        }
+        for name, (reference, candidate) in _means(groups).items()
+    }
+
+
+def summarize_as_llava(reviews: Iterable[Review]) -> dict[str, float | None]:
+    """Return the relative score per category as LLaVA's summary prints it (see `Review.llava_pair`)."""
+    values = {}
+    for name, means in _means(_by_category((review.category, review.llava_pair) for review in reviews)).items():
+        relative = percent(round(means[1], 3), round(means[0], 3))
+        values[name] = None if relative is None else round(relative, 1)
+    return values
+
+
+def _by_category(pairs: Iterable[tuple[str, Pair | None]]) -> dict[str, list[Pair]]:
+    groups: dict[str, list[Pair]] = {"all": []}
+    for category, pair in pairs:
+        if pair is not None:
+            groups["all"].append(pair)
+            groups.setdefault(category, []).append(pair)
+    return groups
+
+
+def _means(groups: Mapping[str, Sequence[Pair]]) -> dict[str, Pair]:
+    """Mean scores by group name, in sorted order; 0 for an empty group."""
+    return {
+        name: (sum(pair[0] for pair in pairs) / max(1, len(pairs)), sum(pair[1] for pair in pairs) / max(1, len(pairs)))
+        for name, pairs in sorted(groups.items())
+    }
+
+
+URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY", "JUDGE_MODEL"
+PRICE_VARIABLES = ("JUDGE_PRICE_IN", "JUDGE_PRICE_OUT")
+LOCAL_HOSTS = frozenset({"localhost", "::1"})
+CHARS_PER_TOKEN = 4
+
+
+class GraderError(ConnectionError):
+    """The grader cannot be reached or refuses; the replies before it are kept."""
+
+
+@dataclass
+class Grader:
+    """Callable: prompt -> reply of a chat model, asked with the openai client. Safe to call from several threads.
+
+    Every reply is kept in a file, and a prompt whose reply is there is not sent again. A redirect is an error, so that the key
+    reaches no other host.
+    """
+
+    base_url: str  # up to /v1
+    model: str
+    cache: Path  # JSON Lines file of replies; made when needed
+    key: str = field(default="", repr=False)
+    prices: tuple[float, float] | None = None  # per million tokens of prompts, of replies
+    temperature: float = 0.2
+    max_tokens: int = 1024
+    timeout: float = 120.0  # seconds per request
+    attempts: int = 5
+    _replies: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the address and read the replies that are there; a line that a killed run left half written is skipped.
+
+        Raises:
+            ValueError: the address is not http(s), no model is named, or the package openai is missing.
+        """
+        self._shown_url = _without_credentials(self.base_url)
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"the grader's address is {self._shown_url!r}; set {URL_VARIABLE} to the http(s) address of an endpoint, up to /v1"
+            )
+        if not self.model:
+            raise ValueError(f"which model is the grader? Set {MODEL_VARIABLE}; it is part of the score's name")
+        if find_spec("openai") is None:
+            raise ValueError("asking a grader needs the package openai: pip install 'unicode-mllm[judge]'")
+        host = urlsplit(self.base_url).hostname or ""
+        if self.base_url.startswith("http://") and host not in LOCAL_HOSTS and not host.startswith("127."):
+            log.warning("%s is not encrypted: the key and the answers can be read on the way; use https://", self._shown_url)
+        if self.cache.is_file():
+            for line in self.cache.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    record = json.loads(line)
+                    self._replies[record["request"]] = record["reply"]
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    @classmethod
+    def from_environment(cls, cache: Path, *, model: str = "") -> "Grader | None":
+        """Return the grader that the environment names, or None where `OPENAI_BASE_URL` is not set.
+
+        Raises:
+            ValueError: no model, or a price that is no number.
+        """
+        base_url = os.environ.get(URL_VARIABLE, "")
+        if not base_url:
+            return None
+        prices = [os.environ.get(name, "") for name in PRICE_VARIABLES]
+        try:
+            pair = (float(prices[0]), float(prices[1])) if all(prices) else None
+        except ValueError:
+            raise ValueError(f"{' and '.join(PRICE_VARIABLES)} are {prices}; expected prices per million tokens, as 2.5 and 10") from None
+        key = os.environ.get(KEY_VARIABLE, "")
+        return cls(base_url, model or os.environ.get(MODEL_VARIABLE, ""), cache, key=key, prices=pair)
+
+    def __call__(self, prompt: str) -> str:
+        """Return the kept reply, or ask. GraderError if the endpoint refuses or cannot be reached after all attempts."""
+        request = self._request(prompt)
+        name = _digest(request)
+        if name not in self._replies:
+            reply = self._ask(request)
+            with self._lock, open_append(self.cache) as file:
+                self._replies[name] = reply
+                file.write(json.dumps({"request": name, "model": self.model, "reply": reply}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return self._replies[name]
+
+    def describe_cost(self, prompts: Iterable[str]) -> str:
+        """Say in one line what asking these prompts would cost at most, before anything is sent; a token counts four characters."""
+        listed = list(prompts)
+        new = [prompt for prompt in listed if _digest(self._request(prompt)) not in self._replies]
+        tokens_in = sum(len(prompt) + len(SYSTEM_PROMPT) for prompt in new) // CHARS_PER_TOKEN
+        tokens_out = len(new) * self.max_tokens
+        price = f"prices unknown ({' and '.join(PRICE_VARIABLES)} per million tokens)"
+        if self.prices is not None:
+            price = f"at most {(tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6:.2f}"
+        return (
+            f"{len(new)} requests to the grader ({len(listed) - len(new)} replies are there already), about {tokens_in} tokens of "
+            f"prompts and at most {tokens_out} of replies: {price}"
+        )
+
+    def _request(self, prompt: str) -> dict[str, Any]:
+        messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}]
+        return {"model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    @cached_property
+    def _client(self) -> Any:
+        """The openai client, which tries again after errors that may pass."""
+        import openai
+
+        return openai.OpenAI(
+            base_url=self.base_url,
+            api_key=self.key or "none",
+            max_retries=self.attempts - 1,
+            timeout=self.timeout,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
+
+    def _ask(self, request: dict[str, Any]) -> str:
+        """Return the reply of the endpoint; what is no chat completion, as a proxy's page, is asked for again."""
+        import openai
+
+        headers = {} if self.key else {"Authorization": openai.Omit()}  # a local server needs no key
+        why = ""
+        try:
+            for _ in range(self.attempts):
+                completion = self._client.chat.completions.create(**request, extra_headers=headers)
+                text = _text_of(completion)
+                if text is not None:
+                    return text
+                why = f"not a chat completion: {self._shown(str(completion))}"
+        except openai.APIStatusError as error:
+            why = f"HTTP {error.status_code}: {self._shown(error.response.text)}"
+            if error.status_code < 500 and error.status_code not in (408, 409, 429):
+                raise GraderError(
+                    f"the grader at {self._shown_url} refused model {self.model!r}: {why}; check {KEY_VARIABLE} and {MODEL_VARIABLE}"
+                ) from error
+        except openai.APIError as error:
+            why = self._shown(str(error.__cause__ or error))
+        raise GraderError(
+            f"the grader at {self._shown_url} did not answer in {self.attempts} attempts, at last: {why}; "
+            f"check {URL_VARIABLE} and run the same command again, replies that came are kept in {self.cache}"
+        )
+
+    def _shown(self, text: str) -> str:
+        """Return the beginning of a text without the key."""
+        return (text.replace(self.key, "***") if self.key else text)[:300]
+
+
+def _without_credentials(url: str) -> str:
+    """Return an address without user, password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _text_of(completion: Any) -> str | None:
+    try:
+        text = completion.choices[0].message.content
+    except (AttributeError, IndexError, TypeError):  # the client passes on what has another form
+        return None
+    return text if isinstance(text, str) else None
+
+
+def _digest(request: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+class Mmvet(Benchmark):
+    """MM-Vet: a file for the official grader, {"v1_<question_id>": answer}."""
+
+    name, title, unit = "mmvet", "MM-Vet", "points of 100, GPT-4 as grader"
+    protocol = "answers for the official grader"
+    max_new_tokens = LONG_TOKENS
+    questions = NeededFile("mm-vet/llava-mm-vet.jsonl", EVAL_ARCHIVE, to_score=True)
+    images = NeededFile("mm-vet/images", "download mm-vet.zip (release v1 of yuweihao/MM-Vet) and put its images there")
+
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        score.notes.append("grade mm-vet.json with the notebook or the Space of MM-Vet (yuweihao/MM-Vet)")
+        score.note_missing_(data, self.questions)
+        questions = self._match_questions(data, answers, options)
+        if questions is not None:
+            score.count_answers_(answers, questions, where=self.questions.find(data))
+        known = answers if questions is None else questions
+        results = {f"v1_{answers[key]['question_id']}": answers[key]["text"] for key in known if key in answers}
+        score.files["mm-vet.json"] = json.dumps(results, indent=2)
+
+
+FOLDER = "llava-bench-in-the-wild"
+LLAVABENCH_SOURCE = "download the data set liuhaotian/llava-bench-in-the-wild and put its files there"
+SET_GRADER = "no grader: set OPENAI_BASE_URL (any OpenAI-compatible endpoint, up to /v1), JUDGE_MODEL and, if it wants one, OPENAI_API_KEY"
+
+
+class Llavabench(Benchmark):
+    """LLaVA-Bench (in the wild): 100 * mean score of the candidate / mean score of the reference, per category and for all (the headline).
+
+    Without a grader, or where it fails on the way, there is no headline.
+    """
+
+    name, title = "llavabench", "LLaVA-Bench (in the wild)"
+    unit = "% of the reference, judge {grader}"
+    protocol = "judged by {grader} with {rules}, replies without two scores left out"
+    max_new_tokens = LONG_TOKENS
+    questions = NeededFile(f"{FOLDER}/questions.jsonl", LLAVABENCH_SOURCE, to_score=True)
+    images = NeededFile(f"{FOLDER}/images", LLAVABENCH_SOURCE)
+    context = NeededFile(f"{FOLDER}/context.jsonl", LLAVABENCH_SOURCE, to_ask=False, to_score=True)
+    references = NeededFile(f"{FOLDER}/answers_gpt4.jsonl", LLAVABENCH_SOURCE, to_ask=False, to_score=True)
+    rules = NeededFile(f"{FOLDER}/rule.json", "llava/eval/table/rule.json of haotian-liu/LLaVA", to_ask=False)
+    answer_key = (context, references, rules)
+
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        rules, rules_name = self._read_rules(data)
+        score.unit = self.unit.format(grader=options.grader_name or "none")
+        score.protocol = self.protocol.format(grader=options.grader_name or "a judge", rules=rules_name)
+        if score.note_missing_(data, self.questions, self.context, self.references):
+            return
+        questions = self._match_questions(data, answers, options)
+        assert questions is not None
+        score.count_answers_(answers, questions, where=self.questions.find(data))
+        prompts = self.grading_prompts(data, answers, rules)
+        score.values["requests"] = len(prompts)
+        if options.grade is None:
+            score.notes.append(SET_GRADER)
+            return
+        reviews, error = grade_all(prompts, options.grade, workers=options.grader_workers)
+        score.num_unparsed = sum(review.pair is None for review in reviews)
+        score.files["reviews.jsonl"] = json_lines(
+            {
+                "id": number,
+                "question_id": review.key,
+                "category": f"llava_bench_{review.category}",
+                "content": review.reply,
+                "tuple": review.pair,
+            }
+            for number, review in enumerate(reviews, 1)
+        )
+        score.values |= {"judged": len(reviews), **summarize(reviews), "llava_minus_one": summarize_as_llava(reviews)}
+        if score.num_unparsed:
+            score.notes.append(f"{score.num_unparsed} of {len(reviews)} replies have no two scores in their first line; see reviews.jsonl")
+        if error is not None:
+            score.notes.append(f"the grader stopped after {len(reviews)} of {len(prompts)} questions: {error}")
+        else:
+            score.headline = score.values["all"]["relative"]
+
+    def grading_prompts(self, data: Path, answers: Answers, rules: Mapping[str, Rule] | None = None) -> dict[str, tuple[str, str]]:
+        """Return {key: (category, the grader's prompt)} of the answered questions, for `Grader.describe_cost` and for grading.
+
+        Raises:
+            ValueError: a question has no reference answer, no description of its image, or a category without a rule.
+        """
+        rules = self._read_rules(data)[0] if rules is None else rules
+        context = {record["image"]: _caption(record) for record in _read(self.context.require(data), ("image", "caption"))}
+        references = {
+            str(record["question_id"]): record["text"] for record in _read(self.references.require(data), ("question_id", "text"))
+        }
+        prompts = {}
+        for question in self.read_questions(data, Options()):
+            if question.key not in answers:
+                continue
+            category = str(question.fields.get("category", ""))
+            needed: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+                ("reference answer", question.key, references),
+                ("context", question.image, context),
+                ("rule", category, rules),
+            )
+            for what, name, table in needed:
+                if name not in table:
+                    raise ValueError(
+                        f"question {question.id} of {self.questions.find(data)} has no {what}: {name!r} is not there; {LLAVABENCH_SOURCE}"
+                    )
+            prompt = grading_prompt(
+                context=context[question.image],
+                question=question.text,
+                reference=references[question.key],
+                candidate=answers[question.key]["text"],
+                rule=rules[category],
+            )
+            prompts[question.key] = (category, prompt)
+        return prompts
+
+    def _read_rules(self, data: Path) -> tuple[Mapping[str, Rule], str]:
+        path = self.rules.find(data)
+        if path is None:
+            return DEFAULT_RULES, "our wording of the rules"
+        with expect(f"{path} has not the three llava_bench rules with role and prompt", f"remove it or take {self.rules.source}"):
+            content = read_json(path)
+            return {name: Rule(**content[f"llava_bench_{name}"]) for name in DEFAULT_RULES}, "LLaVA's rule.json"
+
+
+def _caption(record: Mapping[str, Any]) -> str:
+    caption = record["caption"]
+    return "\n".join(caption) if isinstance(caption, list) else str(caption)
+
+
+def _read(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    records = list(read_jsonl(path))
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict) or any(name not in record for name in fields):
+            raise ValueError(f"{path}, record {number} has no {' and '.join(fields)}; {LLAVABENCH_SOURCE}")
+    return records
