@@ -11,8 +11,8 @@ from unicode.annotations.exports import EXPORTS, LETTER, export_benchmarks, trai
 from unicode.annotations.records import read_record
 from unicode.common.files import read_json, read_jsonl
 from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
+from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Options, Question
-from unicode.metrics.benchmarks.table import BENCHMARKS
 
 CONFIG = ShapesConfig()
 OPTIONS = {name: Options(split="val" if name == "vqav2" else "") for name in EXPORTS}

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unicode.common.files import read_json, read_jsonl, write_json, write_jsonl
-from unicode.metrics.benchmarks.table import BENCHMARKS
+from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.run import benchmark, encode_images
 
 ROOT = Path(__file__).parents[2]
@@ -349,7 +349,7 @@ def damage_table(data: Path) -> None:
     [
         ("pope", lambda data: (data / "pope/llava_pope_test.jsonl").unlink(), "eval.zip"),
         ("sqa", lambda data: (data / "scienceqa/llava_test_CQM-A.json").unlink(), "llava_test_CQM-A.json is not there"),
-        ("pope", lambda data: (data / "pope/val2014/COCO_val2014_1.jpg").unlink(), "1 of 2 pictures are not in"),
+        ("pope", lambda data: (data / "pope/val2014/COCO_val2014_1.jpg").unlink(), "1 of 2 images are not in"),
         ("mmbench", damage_table, "mmbench_dev_20230712.tsv"),
     ],
 )
@@ -407,7 +407,7 @@ def test_another_model_cannot_go_on(
     assert "max_new_tokens" in fails(capsys, "mmvet", *arguments, "--max-new-tokens", "5")
 
 
-class Judge(BaseHTTPRequestHandler):
+class GraderService(BaseHTTPRequestHandler):
     """A language model behind an endpoint: two scores for most answers, none for one, and no service when it is told so."""
 
     asked: ClassVar[list[dict[str, Any]]] = []
@@ -419,6 +419,7 @@ class Judge(BaseHTTPRequestHandler):
         reply = "I cannot say." if "what is it 2?" in body["messages"][1]["content"] else "8 6\nThe first is better."
         content = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
         self.send_response(400 if self.down else 200)
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(b"no service" if self.down else content)
 
@@ -427,46 +428,46 @@ class Judge(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Judge]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[GraderService]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), GraderService)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    monkeypatch.setattr(Judge, "asked", [])
-    yield Judge
+    monkeypatch.setattr(GraderService, "asked", [])
+    yield GraderService
     server.shutdown()
     server.server_close()
 
 
-def test_judge(judge: type[Judge], arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_grader(service: type[GraderService], arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert benchmark.main(["llavabench", *arguments, "--judge", "wise", "--judge-estimate"]) == 0
-    assert "3 requests to the judge" in caplog.text
-    assert not judge.asked
+    assert "3 requests to the grader" in caplog.text
+    assert not service.asked
     assert read_json(tmp_path / "out/llavabench/scores.json")["headline"] is None
-    assert benchmark.main(["llavabench", *arguments, "--judge", "wise"]) == 0
+    assert benchmark.main(["llavabench", *arguments, "--grader", "wise"]) == 0
     report = read_json(tmp_path / "out/llavabench/scores.json")
     assert report["headline"] == pytest.approx(75.0)
     assert report["n_unparsed"] == 1  # reported, not averaged in
     assert "wise" in report["protocol"]
-    assert {body["model"] for body in judge.asked} == {"wise"}
+    assert {body["model"] for body in service.asked} == {"wise"}
     assert benchmark.main(["llavabench", *arguments, "--judge", "wise"]) == 0
-    assert len(judge.asked) == 3  # the replies were kept
+    assert len(service.asked) == 3  # the replies were kept
 
 
-def test_judge_that_is_down_loses_nothing(
-    judge: type[Judge], monkeypatch: pytest.MonkeyPatch, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_grader_that_is_down_loses_nothing(
+    service: type[GraderService], monkeypatch: pytest.MonkeyPatch, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Judge, "down", True)
+    monkeypatch.setattr(GraderService, "down", True)
     assert "refused model" in fails(capsys, "llavabench", *arguments, "--judge", "wise")
     assert len(texts(tmp_path / "out/llavabench/answers.jsonl")) == 3
     assert read_json(tmp_path / "out/llavabench/scores.json")["headline"] is None
-    monkeypatch.setattr(Judge, "down", False)
+    monkeypatch.setattr(GraderService, "down", False)
     assert benchmark.main(["llavabench", *arguments, "--judge", "wise"]) == 0
     assert read_json(tmp_path / "out/llavabench/scores.json")["num_asked"] == 0
 
 
-def test_judge_without_address(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grader_without_address(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert "set OPENAI_BASE_URL" in fails(capsys, "llavabench", *arguments, "--judge", "wise")
 
