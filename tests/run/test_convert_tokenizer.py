@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from unicode import load_tokenizer
-from unicode.run import convert_tokenizer
 from unicode.run.convert_tokenizer import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -51,7 +50,7 @@ def test_what_does_not_read_back_the_same_is_an_error(
 ) -> None:
     other = load_tokenizer(GOLDEN / "hq_pixelshuffle")
     given = iter([load_tokenizer(GOLDEN / "uc_hq_rela"), other])
-    monkeypatch.setattr(convert_tokenizer, "load_tokenizer", lambda path: next(given))
+    monkeypatch.setattr("unicode.tokenizer.load.load_tokenizer", lambda path: next(given))
     assert main(["source", str(tmp_path)]) == 2
     assert "does not give what its source gives" in capsys.readouterr().err
 

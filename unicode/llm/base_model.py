@@ -1,5 +1,7 @@
 """The embedded default language model: text about the shapes world -> a small LLaMA and its tokenizer."""
 
+from __future__ import annotations
+
 import math
 import os
 import shutil
@@ -8,12 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
@@ -21,6 +20,10 @@ from unicode.common.files import read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.images.shapes import ShapesConfig, draw_scene
 from unicode.images.shapes_text import scene_caption, world_text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 log = get_logger(__name__)
 
@@ -85,6 +88,9 @@ def base_text(*, instructions: float, seed: int) -> Iterator[str]:
 
 def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-pair tokenizer on `lines`; it knows the characters of ASCII, any other becomes <unk>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -104,6 +110,8 @@ def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 
 def packed_rows(tokenizer: PreTrainedTokenizerFast, lines: Iterable[str], *, row_tokens: int) -> Iterator[torch.Tensor]:
     """Yield rows of ids, (row_tokens,) int64: the lines one after another, each between <s> and </s>, cut wherever a row is full."""
+    import torch
+
     end: int = tokenizer.eos_token_id
     ids: list[int] = []
     for line in lines:
@@ -115,6 +123,9 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, lines: Iterable[str], *, row
 
 def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Return an untrained LLaMA with tied embeddings; plain attention, which is the fastest at this size on a CPU."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(config.seed)
     settings = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -144,6 +155,8 @@ def learning_rate(step: int, config: BaseConfig) -> float:
 
 def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: BaseConfig) -> float:
     """Train `model` to predict the next token, in place; return the loss in nats a token, a mean over the last tenth of the steps."""
+    import torch
+
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=config.weight_decay)
     losses: list[float] = []
     bar = tqdm(range(config.steps), desc="base model", unit="step", mininterval=2)
@@ -188,6 +201,8 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
     Raises:
         OSError: the disk is full.
     """
+    from safetensors import SafetensorError
+
     lines = base_text(instructions=config.instructions, seed=config.seed)
     tokenizer = train_tokenizer((next(lines) for _ in range(config.tokenizer_lines)), vocab_size=config.vocab_size)
     model = build_model(config, tokenizer)

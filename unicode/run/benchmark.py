@@ -1,5 +1,7 @@
 """LLaVA's twelve benchmarks: ask a model, score the answers or write the submission file; resumable."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import re
@@ -9,25 +11,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from unicode.common.distributed import all_reduce_min_, barrier, is_main, open_job
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json
 from unicode.common.logging import get_logger
-from unicode.generate.answers import AnswerConfig, answer_questions
-from unicode.generate.answers import Question as Asked
-from unicode.generate.jobs import ERROR, AnswerFile, Key, key_of
-from unicode.generate.question_images import ImageReader
 from unicode.ids.store import Store
-from unicode.images.lookup import ImageLookup
 from unicode.llm.load import open_model
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
 from unicode.run.command import command, one_line
+
+if TYPE_CHECKING:
+    from unicode.generate.answers import AnswerConfig
+    from unicode.generate.jobs import Key
+    from unicode.images.lookup import ImageLookup
 
 log = get_logger(__name__)
 ALL = "all"
@@ -187,6 +188,8 @@ class Runner:
 
     def _images(self, benchmark: Benchmark) -> ImageLookup:
         """The image folder of a benchmark; nothing is found where it does not exist."""
+        from unicode.images.lookup import ImageLookup
+
         root = self.args.data / benchmark.image_folder(self._options(benchmark))
         return ImageLookup([root] if root.is_dir() else [])
 
@@ -206,6 +209,11 @@ class Runner:
             ValueError: `path` holds answers of another model, other settings or other questions.
             OSError: the disk is full; what is written stays.
         """
+        from unicode.generate.answers import AnswerConfig, answer_questions
+        from unicode.generate.answers import Question as Asked
+        from unicode.generate.jobs import ERROR, AnswerFile
+        from unicode.generate.question_images import ImageReader
+
         self._check_reading(questions)
         places = set(self._places(questions))
         log.info("%s: %d questions, the answers go to %s", benchmark.title, len(places), path)
@@ -290,6 +298,8 @@ class Runner:
 @contextmanager
 def lock_on_all_ranks(folder: Path) -> Iterator[None]:
     """Lock the folder of one benchmark's results. ValueError on every rank where another process fills it."""
+    import torch
+
     with ExitStack() as stack:
         problem = ""
         try:
@@ -315,6 +325,8 @@ def _recorded(question: Question) -> dict[str, Any]:
 
 
 def _key(question: Question) -> Key:
+    from unicode.generate.jobs import key_of
+
     return key_of({"question_id": question.id, "prompt": question.prompt, **_recorded(question)})
 
 

@@ -3,15 +3,17 @@
 python -m unicode.run.convert_tokenizer published/hqvae outputs/hqvae_converted
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from unicode.common.logging import get_logger
 from unicode.run.command import command
-from unicode.tokenizer.load import load_tokenizer
-from unicode.tokenizer.model import CONFIG_FILE, ImageTokenizer
+
+if TYPE_CHECKING:
+    from unicode.tokenizer.model import ImageTokenizer
 
 log = get_logger(__name__)
 
@@ -47,6 +49,10 @@ def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
     Raises:
         ValueError: it is not the same tokenizer.
     """
+    import torch
+
+    from unicode.tokenizer.load import load_tokenizer
+
     again = load_tokenizer(out)
     size = tokenizer.config.image_size
     images = 2 * torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) - 1
@@ -59,6 +65,9 @@ def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    from unicode.tokenizer.load import load_tokenizer
+    from unicode.tokenizer.model import CONFIG_FILE
+
     args = build_parser().parse_args(argv)
     out = Path(args.out)
     if out.exists() and not out.is_dir():

@@ -3,7 +3,10 @@
 python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/photos --out pictures
 """
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
 from unicode.annotations.build import read_runs
 from unicode.common.distributed import open_job
@@ -11,9 +14,10 @@ from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
 from unicode.run.command import command
-from unicode.tokenizer.decode import DecodeReport, Runs, decode_runs, store_runs
-from unicode.tokenizer.load import load_tokenizer
-from unicode.tokenizer.model import ImageTokenizer
+
+if TYPE_CHECKING:
+    from unicode.tokenizer.decode import DecodeReport, Runs
+    from unicode.tokenizer.model import ImageTokenizer
 
 log = get_logger(__name__)
 
@@ -35,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def open_runs(path: str, tokenizer: ImageTokenizer, *, view: int) -> tuple[Layout, int | None, Runs]:
     """Return the layout, the number where it is known, and the runs of what --ids names: a store, or an annotation file."""
+    from unicode.tokenizer.decode import store_runs
+
     if path.endswith((".json", ".jsonl")):
         return tokenizer.layout, None, read_runs(path, layout=tokenizer.layout, tokenizer=tokenizer.fingerprint)
     store = Store(path)
@@ -50,6 +56,9 @@ def summarize(report: DecodeReport, out: str) -> str:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    from unicode.tokenizer.decode import decode_runs
+    from unicode.tokenizer.load import load_tokenizer
+
     args = build_parser().parse_args(argv)
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)

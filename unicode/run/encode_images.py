@@ -3,19 +3,23 @@
 python -m unicode.run.encode_images --ckpt outputs/hqvae --images photos/ --out outputs/hqvae/ids/photos
 """
 
+from __future__ import annotations
+
 import argparse
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from unicode.common.config import load_config
 from unicode.common.distributed import open_job, world_size
 from unicode.common.logging import get_logger
 from unicode.ids.store import PRECISIONS
-from unicode.images.dataset import DataConfig, ImageDataset, build_dataset, open_images
 from unicode.run.command import command
-from unicode.tokenizer.encode import EncodeConfig, EncodeReport, describe_origin, encode_images
-from unicode.tokenizer.load import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from unicode.images.dataset import DataConfig, ImageDataset
+    from unicode.tokenizer.encode import EncodeReport
 
 log = get_logger(__name__)
 
@@ -46,6 +50,8 @@ def data_setting(text: str) -> str:
 
 def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:
     """Return the data set that the arguments name, and its config."""
+    from unicode.images.dataset import DataConfig, build_dataset, open_images
+
     data = load_config(DataConfig, None, [*args.settings, *([f"root={args.root}"] if args.root and not args.images else [])])
     train = "crop" in args.views.split(",")
     if args.images:
@@ -77,6 +83,9 @@ def summarize(report: EncodeReport, out: str) -> str:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    from unicode.tokenizer.encode import EncodeConfig, describe_origin, encode_images
+    from unicode.tokenizer.load import load_tokenizer
+
     args = build_parser().parse_intermixed_args(argv)
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)

@@ -1,29 +1,31 @@
 """Measure drawn images: FID, inception score, CLIP score; in the shapes world the objects that are recognized."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from unicode.common.distributed import all_reduce_sum_, is_main, open_job, rank, world_size
 from unicode.common.files import read_json, read_jsonl
 from unicode.common.logging import get_logger
-from unicode.generate.images import GenerationConfig
-from unicode.generate.jobs import RESULTS, SETTINGS
-from unicode.images.dataset import ImageDataset, build_dataset, open_images
-from unicode.images.decode import to_float, to_uint8
-from unicode.images.loader import build_loader
 from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
 from unicode.metrics.entry import NotComputed
-from unicode.metrics.generation import GenerationMetrics, Thing, scene_metrics
 from unicode.run.command import command
 from unicode.run.encode_images import default_workers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unicode.generate.images import GenerationConfig
+    from unicode.images.dataset import ImageDataset
+    from unicode.metrics.generation import GenerationMetrics, Thing
 
 
 class Drawn:
@@ -40,6 +42,8 @@ class Drawn:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        from unicode.generate.jobs import RESULTS, SETTINGS
+
         self.folder = Path(folder)
         if not (self.folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} has no {RESULTS}; draw with python -m unicode.run.generate_images --out {folder}")
@@ -59,11 +63,15 @@ class Drawn:
 
     def picture(self, index: int) -> Tensor:
         """Picture `index`, (3, H, W) uint8."""
+        import torch
+
         with Image.open(self.folder / self.records[index]["file"]) as opened:
             return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
 
     def batches(self, size: int) -> Iterator[tuple[int, Tensor, list[str] | None]]:
         """This rank's batches: number of the first picture, (B, 3, H, W) uint8, prompts where every picture has one."""
+        import torch
+
         for start in range(rank() * size, len(self), size * world_size()):
             places = range(start, min(start + size, len(self)))
             prompts = [str(self.records[place].get("prompt", "")) for place in places]
@@ -76,6 +84,8 @@ def open_reference(source: str, config: GenerationConfig, *, side: int, named: b
     Raises:
         FileNotFoundError, ValueError: as `open_images` and `build_dataset`.
     """
+    from unicode.images.dataset import build_dataset, open_images
+
     if source:
         return open_images(source, image_size=side, config=config.data)
     return build_dataset(config.data, image_size=side, train=False) if named else None
@@ -85,6 +95,11 @@ def feed(
     metrics: GenerationMetrics, drawn: Drawn, reference: ImageDataset | None, *, batch_size: int, num_workers: int, device: torch.device
 ) -> int:
     """Add this rank's share of the pictures, where a network is there to look at them; returns how many references all ranks skipped."""
+    import torch
+
+    from unicode.images.decode import to_uint8
+    from unicode.images.loader import build_loader
+
     if not (isinstance(metrics.inception, NotComputed) and isinstance(metrics.clip, NotComputed)):
         for first, images, prompts in tqdm(drawn.batches(batch_size), desc="drawn", unit=" batches", disable=not is_main()):
             metrics.add_drawn(images.to(device), first=first, prompts=prompts)
@@ -102,6 +117,9 @@ def feed(
 
 def judge_drawn(drawn: Drawn) -> dict[str, Any]:
     """Name -> entry of the exact judge for pictures whose prompts came from the shapes world; nothing for others."""
+    from unicode.images.decode import to_float
+    from unicode.metrics.generation import scene_metrics
+
     world = drawn.settings.get("world")
     if not world or drawn.settings.get("task") == "decompress":
         return {}

@@ -1,31 +1,28 @@
 """Measure a tokenizer on images: PSNR, SSIM, L1, L2, LPIPS, rFID, use of the codebook, coarse-only PSNR."""
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, distributed
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from unicode.common.config import load_config
 from unicode.common.distributed import is_main, open_job, rank, world_size
 from unicode.common.files import atomic_write, write_json
 from unicode.common.logging import get_logger
-from unicode.images.dataset import DataConfig, ImageDataset, Skipped, build_dataset
-from unicode.images.decode import to_uint8
-from unicode.images.loader import SkipReport, build_loader
 from unicode.metrics.entry import format_report
-from unicode.metrics.reconstruction import ReconstructionMetrics
 from unicode.run import encode_images
 from unicode.run.command import command
 from unicode.run.encode_images import default_workers
-from unicode.run.metric_networks import load_judges, missing_files
-from unicode.tokenizer.load import load_tokenizer
-from unicode.tokenizer.model import inference_precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unicode.images.dataset import DataConfig, ImageDataset, Skipped
+    from unicode.metrics.reconstruction import ReconstructionMetrics
 
 log = get_logger(__name__)
 
@@ -50,6 +47,12 @@ def feed_metrics(
     Returns:
         The images that could not be read, and the examples: (rows, n, 3, H, W) uint8, originals, reconstructions, coarse level.
     """
+    import torch
+
+    from unicode.images.decode import to_uint8
+    from unicode.images.loader import build_loader
+    from unicode.tokenizer.model import inference_precision
+
     layout = tokenizer.config.layout(dataset.image_size, dataset.image_size)
     share = range(rank(), len(dataset), world_size())
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
@@ -77,6 +80,10 @@ def feed_metrics(
 
 def gather_skipped(skipped: list[Skipped], path: Path) -> int:
     """Collect the skipped images of all ranks, write them to `path` if there are any, and return their number; a collective call."""
+    from torch import distributed
+
+    from unicode.images.loader import SkipReport
+
     everybody: list[Any] = [skipped]
     if distributed.is_initialized() and world_size() > 1:
         everybody = [None] * world_size()
@@ -94,6 +101,9 @@ def gather_skipped(skipped: list[Skipped], path: Path) -> int:
 
 def write_grid(examples: Tensor, path: Path) -> None:
     """Write (rows, n, 3, H, W) uint8 as one PNG, an example per column."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
     picture = to_pil_image(make_grid(examples.flatten(0, 1), nrow=examples.shape[1], padding=2))
     with atomic_write(path, "wb") as file:
         picture.save(file, format="PNG")
@@ -132,6 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:
     """Return the data set that the arguments name, and its config."""
+    from unicode.images.dataset import build_dataset
+
     if not args.data:
         return encode_images.find_images(args, image_size)
     from unicode.train.config import TrainTokenizerConfig  # heavy, and only read here
@@ -145,6 +157,10 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    from unicode.metrics.reconstruction import ReconstructionMetrics
+    from unicode.run.metric_networks import load_judges, missing_files
+    from unicode.tokenizer.load import load_tokenizer
+
     args = build_parser().parse_intermixed_args(argv)
     out = Path(args.out)
     if out.is_dir() or min(args.batch_size - 1, args.limit, args.grid) < 0:

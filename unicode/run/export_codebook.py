@@ -3,13 +3,17 @@
 python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out outputs/tables/vicuna-7b.safetensors
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unicode.codebook.embedding_table import load_table, save_table
 from unicode.common.logging import get_logger
-from unicode.llm.vocabulary import Embedding, load_embedding
 from unicode.run.command import command
+
+if TYPE_CHECKING:
+    from unicode.llm.vocabulary import Embedding
 
 log = get_logger(__name__)
 
@@ -26,6 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
+    from unicode.codebook.embedding_table import load_table, save_table
+    from unicode.llm.vocabulary import load_embedding
+
     arguments = build_parser().parse_args(argv)
     embedding = load_embedding(arguments.model)
     excluded = embedding.excluded_ids()

@@ -1,23 +1,26 @@
 """Draw images with a language model: from prompts, from the first rows of others, or decompressed."""
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicode.common.distributed import is_main, open_job
 from unicode.common.logging import get_logger
-from unicode.generate.drawing_tasks import DrawingTask, ImageTask, PromptTask, read_prompts
-from unicode.generate.images import GenerationConfig
-from unicode.generate.sampling import Sampling
-from unicode.images.dataset import FileImages, Files, ImageDataset, open_images
 from unicode.images.listing import EXTENSIONS, Listing
 from unicode.images.shapes import ShapesConfig
-from unicode.llm.language_model import LanguageModel
-from unicode.metrics.reconstruction import psnr
 from unicode.run.command import command
+
+if TYPE_CHECKING:
+    from unicode.generate.drawing_tasks import DrawingTask
+    from unicode.generate.images import GenerationConfig
+    from unicode.generate.sampling import Sampling
+    from unicode.images.dataset import ImageDataset
+    from unicode.llm.language_model import LanguageModel
 
 
 def world_of(config: GenerationConfig, side: int) -> ShapesConfig:
@@ -32,6 +35,9 @@ def build_task(model: LanguageModel, args: argparse.Namespace, config: Generatio
         FileNotFoundError: no such prompts or pictures.
         ValueError: prompts of no known format, rows that a picture does not have.
     """
+    from unicode.generate.drawing_tasks import ImageTask, PromptTask, read_prompts
+    from unicode.metrics.reconstruction import psnr
+
     side = model.images.config.image_size
     if not (args.complete or args.decompress):
         prompts = read_prompts(config.prompts, world=world_of(config, side), limit=config.limit)
@@ -48,6 +54,8 @@ def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageData
     Raises:
         FileNotFoundError, ValueError: as `open_images`.
     """
+    from unicode.images.dataset import FileImages, Files, open_images
+
     data = replace(config.data, limit=config.limit or config.data.limit)
     path = Path(source)
     if path.is_file() and path.suffix.lower() in EXTENSIONS:

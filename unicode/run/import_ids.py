@@ -1,12 +1,13 @@
 """Import the id files of UniCode-ECCV24 into a store."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path, PurePosixPath
-
-import torch
+from typing import TYPE_CHECKING
 
 from unicode.common.files import read_json, read_list
 from unicode.common.json_lists import read_json_list
@@ -15,6 +16,9 @@ from unicode.ids.layout import Layout
 from unicode.ids.store import Manifest, Origin, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
 from unicode.run.command import command
+
+if TYPE_CHECKING:
+    import torch
 
 SHARD_SIZE = 2048
 TRANSFORM = {"protocol": "imported from UniCode-ECCV24: shorter side resized, center crop"}
@@ -110,6 +114,8 @@ def _read_paths(paths: str | Path) -> dict[str, str]:
 
 def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Names, coarse (images, n) and fine (images, m) ids of one split, checked against each other."""
+    import torch
+
     files = [source / f"{split}_{part}" for part in ("image_list.json", "codes_t.pth", "codes_b.pth")]
     for file in files:
         if not file.is_file():
@@ -141,6 +147,8 @@ def _square(codes: torch.Tensor) -> tuple[int, int]:
 
 def _check_known(codes: torch.Tensor, row_ids: torch.Tensor, keys: Sequence[str]) -> None:
     """ValueError naming the first of the ids (images, N) that is not one of `row_ids`."""
+    import torch
+
     foreign = ~torch.isin(codes, row_ids.to(codes.dtype))
     if foreign.any():
         row, place = (int(value) for value in foreign.nonzero()[0])
