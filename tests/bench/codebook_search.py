@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from vector_quantize_pytorch import VectorQuantize
 
-from unicode.codebook.codebook import CodebookConfig, build_codebook, update_codebooks_
+from unicode.codebook.codebook import CodebookConfig, build_codebooks, update_codebooks_
 from unicode.codebook.quantizers import commitment_loss, straight_through
 
 WANTED_SPEED, WANTED_MEMORY = 4.0, 0.25
@@ -36,14 +36,14 @@ Step = Callable[[torch.Tensor], torch.Tensor]
 def make_ours(table: torch.Tensor) -> Step:
     """Return a step of our codebook: latents (N, E) in, codes (N,) out."""
     config = CodebookConfig(mode="free", num_rows=len(table))
-    codebook = build_codebook(config, None, channels=table.shape[1]).to(table.device).train()
+    codebook = build_codebooks(config, None, channels=[table.shape[1]])[0].to(table.device).train()
     codebook.rows.copy_(table)
     codebook.ema.average.copy_(table)  # type: ignore[operator, union-attr]
 
     def step(latents: torch.Tensor) -> torch.Tensor:
         rows = codebook.training_rows()
         codes = codebook.search(latents, rows)
-        codebook.observe(latents.detach(), codes)
+        codebook.accumulate(latents.detach(), codes)
         vectors = codebook.lookup(codes, rows)
         values = straight_through(latents, vectors)
         (values.mean() + commitment_loss(latents, vectors, beta=1.0)).backward()  # type: ignore[no-untyped-call]

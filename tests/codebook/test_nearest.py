@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from unicode.codebook import search as nearest
-from unicode.codebook.search import half_row_squares, nearest_rows
+from unicode.codebook import search
+from unicode.codebook.search import nearest_rows
 
 
 @pytest.mark.parametrize(("count", "rows", "width"), [(1, 1, 1), (300, 50, 8), (1000, 3, 64)])
@@ -14,12 +14,11 @@ def test_equals_the_smallest_distance(count: int, rows: int, width: int) -> None
     assert torch.equal(nearest_rows(vectors, table), torch.cdist(vectors.double(), table.double()).argmin(1))
 
 
-def test_chunks_and_given_squares_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, table = torch.randn(200, 16), torch.randn(40, 16)
     whole = nearest_rows(vectors, table)
-    monkeypatch.setattr(nearest, "CPU_TILE", (7, 9))
+    monkeypatch.setattr(search, "CPU_TILE", (7, 9))
     assert torch.equal(nearest_rows(vectors, table), whole)
-    assert torch.equal(nearest_rows(vectors, table, half_squares=half_row_squares(table)), whole)
 
 
 def test_runs_in_float32_under_autocast_and_takes_no_vectors() -> None:
@@ -38,6 +37,6 @@ def test_a_row_is_nearest_to_itself() -> None:
 def test_of_equally_close_rows_the_first_is_taken_in_other_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     table = torch.randint(-2, 3, (16, 3)).float()  # whole numbers: equal distances are equal to the last bit
     table = torch.cat([table, table, table])
-    monkeypatch.setattr(nearest, "CPU_TILE", (5, 7))
+    monkeypatch.setattr(search, "CPU_TILE", (5, 7))
     codes = nearest_rows(torch.randint(-2, 3, (50, 3)).float(), table)
     assert codes.max() < 16

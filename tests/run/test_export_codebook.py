@@ -13,7 +13,7 @@ def test_file(tiny_llama, tmp_path, capsys):
     assert first.read_bytes() == second.read_bytes()
     table = load_table(first)
     assert table.rows.shape == (60, 32)
-    assert len(table.eligible_ids()) == 40
+    assert len(table.select_ids(0)) == 40
     with safe_open(first, "pt") as file:
         assert file.metadata() | {"sha256": ""} == {
             "format": "unicode-table-1", "model": "tiny-llama", "vocab_size": "60", "width": "32", "sha256": ""

@@ -32,7 +32,7 @@ def book(num_rows: int, codes: list[int]) -> Codebook:
     """Return a codebook that has seen `codes` in training."""
     config = CodebookConfig(mode="free", num_rows=num_rows)
     codebook = Codebook(torch.randn(num_rows, 2), torch.arange(num_rows), config, learn_scale=False)
-    codebook.observe(torch.zeros(len(codes), 2), torch.tensor(codes))
+    codebook.accumulate(torch.zeros(len(codes), 2), torch.tensor(codes))
     return codebook
 
 

@@ -79,7 +79,7 @@ def test_language_mode_ends_with_the_rows_of_the_language_model(overrides: list[
     run = TokenizerTrainer(load_config(TrainTokenizerConfig, None, [*overrides, "model.codebook.mode=language", "model.codebook.width=0"]))
     tokenizer = load_tokenizer(run.run())
     for codebook in tokenizer.codebooks:
-        assert torch.equal(codebook.rows, run.tokenizer.codebooks[0].target)  # type: ignore[arg-type]
+        assert torch.equal(codebook.rows, run.tokenizer.codebooks[0].target.rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["language", "projected"])

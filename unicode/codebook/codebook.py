@@ -1,7 +1,7 @@
-"""Codebooks: a table of rows with exact search, lookup and EMA statistics, in four modes."""
+"""Codebooks: latents and a table of rows -> codes, rows and their EMA statistics, in four modes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,96 +13,7 @@ from unicode.codebook.search import NORMALIZATIONS, nearest_rows
 from unicode.common.distributed import all_reduce_sum_, rank, world_size
 
 MAX_CANDIDATES = 1024  # latents offered per step to rows that nobody uses
-
-
-class AverageRows(nn.Module):
-    """u_j = decayed sum of latents assigned to j / decayed count of j.
-
-    Kept as the quotient and the count, so that a row that no latent comes to stays where it is however long that lasts.
-
-    Args:
-        start: (K, E) the rows at step 0.
-        decay: share of the old sum and count kept per optimizer step.
-        restart_threshold: rows whose count falls below this share of the mean count are dead and restart at a latent of the
-            current step; 0 turns restarting off.
-    """
-
-    average: torch.Tensor
-    count: torch.Tensor
-
-    def __init__(self, start: torch.Tensor, *, decay: float, restart_threshold: float) -> None:
-        super().__init__()
-        self.decay, self.restart_threshold = decay, restart_threshold
-        self.register_buffer("average", start.clone())
-        self.register_buffer("count", torch.zeros(len(start)))
-        self.steps = 0  # on the host: the draw of restart candidates needs it every step without waiting for the device
-        self.pending: list[torch.Tensor] = []
-        self.calls = 0  # of `observe` in this step: levels that share the rows, micro-batches
-
-    @torch.no_grad()
-    def observe(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
-        """Take down which latents (N, E) went to which rows (N,); may be called several times a step."""
-        latents, size = latents.float(), len(self.count)
-        if not self.pending:
-            candidates = min(size, MAX_CANDIDATES) if self.restart_threshold > 0 else 0
-            self.pending = [torch.zeros_like(self.average), torch.zeros_like(self.count), latents.new_zeros(candidates, latents.shape[1])]
-        sums, counts, offered = self.pending
-        sums.index_add_(0, codes, latents)
-        counts += torch.bincount(codes, minlength=size)
-        self.calls += 1
-        self._offer_(offered, latents)
-
-    def _offer_(self, candidates: torch.Tensor, latents: torch.Tensor) -> None:
-        """Put latents of the global batch at random places of `candidates`; each rank fills in those that it holds.
-
-        The draw depends on the step alone, so the sum over the ranks is the same table of candidates everywhere, and the
-        same as one rank with the whole batch would draw. The c-th call of a step replaces every c-th candidate: each level
-        that shares the rows has its say.
-        """
-        candidates = candidates[:: self.calls]
-        generator = torch.Generator().manual_seed(self.steps * 1009 + self.calls)
-        chosen = torch.randint(len(latents) * world_size(), (len(candidates),), generator=generator)
-        owner, place = chosen // len(latents), chosen % len(latents)
-        mine = (owner == rank()).to(latents.device)
-        candidates.copy_(torch.where(mine[:, None], latents[place.to(latents.device)], 0.0))
-
-    def get_extra_state(self) -> torch.Tensor:
-        """Return the number of updates so far for the state dict."""
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        """Take the number of updates from a state dict."""
-        self.steps = int(state)
-
-    def statistics(self) -> list[torch.Tensor]:
-        """Return what this step has seen, as tensors to be summed over the ranks in place."""
-        return self.pending
-
-    @torch.no_grad()
-    def update_(self) -> None:
-        """Move the rows towards the latents of this step, and restart the dead ones."""
-        if not self.pending:
-            return
-        sums, counts, candidates = self.pending
-        kept = self.count * self.decay
-        self.count.copy_(kept + (1 - self.decay) * counts)
-        seen = self.count.clamp_min(torch.finfo(torch.float32).tiny)
-        share = torch.where(self.count > 0, kept / seen, 1.0)
-        self.average.mul_(share.unsqueeze(1)).add_(sums.mul_(((1 - self.decay) / seen).unsqueeze(1)))
-        if len(candidates):
-            self._restart_(candidates)
-        self.steps += 1
-        self.pending, self.calls = [], 0
-
-    def _restart_(self, candidates: torch.Tensor) -> None:
-        """Give the rows with the smallest counts, where these are below the threshold, a candidate and the mean count."""
-        mean = self.count.mean()
-        smallest, rows = self.count.topk(len(candidates), largest=False)
-        dead = (smallest < self.restart_threshold * mean).unsqueeze(1)
-        self.average[rows] = torch.where(dead, candidates, self.average[rows])
-        self.count[rows] = torch.where(dead.squeeze(1), mean, smallest)
-
-
+DEFAULT_PROJECTED_WIDTH = 16
 MODES = ("free", "frozen", "language", "projected")
 
 
@@ -111,8 +22,8 @@ class CodebookConfig:
     """How latents become rows of a table."""
 
     mode: str = "projected"
-    """`free` (averages of latents), `frozen` (rows of the language model), `language` (averages pulled to these rows) or
-    `projected` (these rows through one learned matrix)."""
+    """`free` (EMA of latents), `frozen` (rows of the language model), `language` (EMA pulled to these rows) or `projected` (these rows
+    through one learned matrix)."""
     table: str = ""
     """File with the language model's table, from `unicode.run.export_codebook`; every mode but `free` needs it."""
     num_rows: int = 0
@@ -129,8 +40,8 @@ class CodebookConfig:
     decay: float = 0.99
     """Share of old statistics kept per optimizer step."""
     restart_threshold: float = 0.03
-    """Modes with averages: a row used less than this share of the mean restarts at a current latent; 0 is never, which `language`
-    does better with on small data."""
+    """Modes with an EMA: a row used less than this share of the mean restarts at a current latent; 0: never, which
+    suits `language` on small data."""
     entropy_weight: float = 0.0
     """`projected`: weight of the term that spreads codes over the rows; more of it raises usage and makes ids harder to predict."""
     entropy_temperature: float = 0.1
@@ -155,9 +66,7 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """A table of rows in the space of the latents, with what all modes share.
-
-    Subclasses give the rows and say how they move: `training_rows`, `observe`, `statistics` and `update_`.
+    """A table of rows in the space of the latents; as it is here, the rows stay fixed (mode `frozen`, and every mode in inference).
 
     Args:
         rows: (K, E) the table at the start.
@@ -175,6 +84,7 @@ class Codebook(nn.Module):
     scale_steps: torch.Tensor
     ratio: torch.Tensor
     strength: torch.Tensor
+    usage: torch.Tensor
 
     def __init__(self, rows: torch.Tensor, row_ids: torch.Tensor, config: CodebookConfig, *, learn_scale: bool) -> None:
         super().__init__()
@@ -186,17 +96,15 @@ class Codebook(nn.Module):
         self.register_buffer("scale_steps", torch.zeros(()))
         self.register_buffer("ratio", torch.zeros(()))
         self.register_buffer("strength", torch.ones(()))
-        self.pending_norm: torch.Tensor | None = None
-        self.pending_usage: torch.Tensor | None = None
+        self.register_buffer("usage", torch.zeros_like(row_ids), persistent=False)
+        self.pending: list[torch.Tensor] = []  # statistics of this step, summed over the ranks by `update_codebooks_`
 
     @property
     def num_rows(self) -> int:
-        """Number of rows K."""
         return len(self.rows)
 
     @property
     def width(self) -> int:
-        """Width E of a row."""
         return self.rows.shape[1]
 
     def training_rows(self) -> torch.Tensor:
@@ -212,66 +120,63 @@ class Codebook(nn.Module):
         """Return (..., E) float32 `s * e_j` for codes (...)."""
         return self.scale * F.embedding(codes, self.rows if rows is None else rows)
 
-    def observe(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
-        """Take down what this training step does: usage per row, lengths of latents. (N, E) latents, (N,) codes."""
-        with torch.no_grad():
-            usage = torch.bincount(codes, minlength=self.num_rows)
-            self.pending_usage = usage if self.pending_usage is None else self.pending_usage + usage
-            if self.learn_scale:
-                lengths = latents.float().norm(dim=1)
-                seen = torch.stack([lengths.sum(), lengths.new_tensor(float(len(lengths)))])
-                self.pending_norm = seen if self.pending_norm is None else self.pending_norm + seen
-
-    def statistics(self) -> list[torch.Tensor]:
-        """Return the float tensors of this step that `update_codebooks_` sums over the ranks in place."""
-        return [] if self.pending_norm is None else [self.pending_norm]
+    @torch.no_grad()
+    def accumulate(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
+        """Add the statistics of latents (N, E) and their codes (N,) to those of this step; may be called several times a step."""
+        self.usage.index_add_(0, codes, torch.ones_like(codes))
+        if self.learn_scale:
+            lengths = latents.float().norm(dim=1)
+            seen = torch.stack([lengths.sum(), torch.full_like(lengths[0], len(lengths))])
+            self.pending = [self.pending[0] + seen] if self.pending else [seen]
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Move the table and the scale by the statistics of this step, then forget them."""
-        if self.pending_norm is None:
+        """Move the scale by the statistics of this step, then forget them; subclasses move their rows first."""
+        if not self.pending:
             return
-        target = self.pending_norm[0] / self.pending_norm[1] / self.rows.norm(dim=1).mean().clamp_min(1e-8)
-        weight = torch.maximum(1 / (self.scale_steps + 1), torch.full_like(self.scale_steps, 1 - self.config.decay))
-        self.scale.lerp_(target, weight)
+        total, count = self.pending[0]
+        target = total / count / self.rows.norm(dim=1).mean().clamp_min(1e-8)
+        self.scale.lerp_(target, (1 / (self.scale_steps + 1)).clamp_min(1 - self.config.decay))
         self.scale_steps += 1
-        self.pending_norm = None
+        self.pending = []
 
     def refresh_(self) -> None:
-        """Bring `rows` up to date after parameters were changed from outside, by averaged weights for instance."""
+        """Bring `rows` up to date after parameters were changed from outside, for example by averaged weights."""
 
     def take_usage(self) -> torch.Tensor:
-        """Return how often each row was used in training on this rank since the last call, (K,) int64, and start anew."""
-        usage, self.pending_usage = self.pending_usage, None
-        return torch.zeros_like(self.row_ids) if usage is None else usage
+        """Return how often each row was used in training on this rank since the last call, (K,) int64, and reset the counts."""
+        usage = self.usage.clone()
+        self.usage.zero_()
+        return usage
 
     def soft_assignment_entropy(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return the entropy term of (B, n, E) latents: mean entropy per latent minus the entropy of the mean, in nats, scalar.
 
         Minimizing it makes each latent sure of its row and the latents together use many rows (Luo et al. 2024, Open-MAGVIT2,
         equation 4). At most `entropy_latents` latents enter, the same places of every image. The mean assignment is taken over
-        all ranks, so the gradient is that of one large batch.
+        all ranks, so the gradient is that of one large batch. It is computed in float32 outside autocast.
         """
         batch, cells = latents.shape[:2]
         keep = min(cells, max(1, self.config.entropy_latents // batch))
         places = torch.linspace(0, cells - 1, keep, device=latents.device).round().long()
-        flat = latents[:, places].flatten(0, 1).float() / self.scale
-        logits = (flat @ rows.float().t() - 0.5 * rows.float().square().sum(1)) / self.config.entropy_temperature
-        log_share = F.log_softmax(logits, dim=1)
-        share = log_share.exp()
-        mean_share = share.mean(0)
-        with torch.no_grad():
-            everywhere = all_reduce_sum_(mean_share.detach().clone()) / world_size()
-            log_everywhere = everywhere.clamp_min(1e-12).log()
-        return -(share * log_share).sum(1).mean() + (mean_share * log_everywhere).sum()
+        with torch.autocast(latents.device.type, enabled=False):
+            flat, rows = latents[:, places].flatten(0, 1).float() / self.scale, rows.float()
+            log_share = F.log_softmax((flat @ rows.t() - 0.5 * rows.square().sum(1)) / self.config.entropy_temperature, dim=1)
+            share = log_share.exp()
+            mean_share = share.mean(0)
+            with torch.no_grad():
+                log_global = (all_reduce_sum_(mean_share.clone()) / world_size()).clamp_min(1e-12).log()
+            return (mean_share * log_global).sum() - (share * log_share).sum(1).mean()
 
 
-def update_codebooks_(parts: list[Codebook | nn.Module]) -> None:
-    """Update every codebook and normalization once, after an optimizer step, by what all ranks saw.
+def update_codebooks_(parts: Iterable[nn.Module]) -> None:
+    """Update codebooks and normalizations once, after an optimizer step, by the statistics of all ranks.
 
-    Everything that has to be summed travels in one all-reduce; afterwards each rank computes the same update.
+    All statistics (the tensors in `pending` of the parts and their submodules) are summed in one all-reduce; afterwards each rank
+    computes the same update.
     """
-    tensors = [tensor for part in parts for tensor in part.statistics()]  # type: ignore[operator]
+    parts = list(parts)
+    tensors = [tensor for part in parts for module in part.modules() for tensor in getattr(module, "pending", ())]
     if tensors and world_size() > 1:
         flat = all_reduce_sum_(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -280,47 +185,111 @@ def update_codebooks_(parts: list[Codebook | nn.Module]) -> None:
         part.update_()  # type: ignore[operator]
 
 
-DEFAULT_PROJECTED_WIDTH = 16
+class RowAverages(nn.Module):
+    """u_j = decayed sum of latents assigned to j / decayed count of j.
 
-
-class AverageCodebook(Codebook):
-    """Rows are averages of the latents assigned to them, and may be pulled to the language model's rows.
-
-    Without a pull this is the codebook of the literature's HQ-VAE and RQ-VAE, at scale 1. With it
-    e_j = (1 - r) u_j + r E_{row_ids[j]} (UniCode, ECCV 2024: C' = l C + (1 - l) C_L): r rises from 0 to 1 over training, and at 1
-    the codebook *is* the language model's table, to the last bit.
-
-    Args:
-        rows: (K, E) the rows at the start.
-        row_ids: (K,) their vocabulary ids.
-        config: decay and restart threshold.
-        pull: whether `rows` stay the target that the averages are pulled to.
+    The state is the quotient and the count, so a row without latents keeps its place. Rows whose count falls below
+    `restart_threshold` of the mean count restart at a latent of the current step; 0 turns restarting off.
     """
 
-    target: torch.Tensor
+    average: torch.Tensor
+    count: torch.Tensor
 
-    def __init__(self, rows: torch.Tensor, row_ids: torch.Tensor, config: CodebookConfig, *, pull: bool) -> None:
-        super().__init__(rows, row_ids, config, learn_scale=pull)
-        self.ema = AverageRows(rows, decay=config.decay, restart_threshold=config.restart_threshold)
-        self.pull = pull
-        if pull:
-            self.register_buffer("target", rows.clone(), persistent=False)
+    def __init__(self, start: torch.Tensor, *, decay: float, restart_threshold: float) -> None:
+        super().__init__()
+        self.decay, self.restart_threshold = decay, restart_threshold
+        self.register_buffer("average", start.clone())
+        self.register_buffer("count", torch.zeros(len(start)))
+        self.steps = 0  # on the host: the choice of restart candidates needs it every step without waiting for the device
+        self.pending: list[torch.Tensor] = []
+        self.calls = 0  # of `accumulate` in this step: levels that share the rows, micro-batches
 
-    def observe(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
-        """Take down what this step does, the sums of latents per row too."""
-        super().observe(latents, codes)
-        self.ema.observe(latents.float() / self.scale, codes)
+    @torch.no_grad()
+    def accumulate(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
+        """Add latents (N, E) and their codes (N,) to the sums and counts of this step."""
+        latents = latents.float()
+        if not self.pending:
+            candidates = min(len(self.count), MAX_CANDIDATES) if self.restart_threshold > 0 else 0
+            self.pending = [torch.zeros_like(self.average), torch.zeros_like(self.count), latents.new_zeros(candidates, latents.shape[1])]
+        sums, counts, candidate_rows = self.pending
+        sums.index_add_(0, codes, latents)
+        counts.index_add_(0, codes, torch.ones_like(latents[:, 0]))
+        self.calls += 1
+        self._fill_(candidate_rows, latents)
 
-    def statistics(self) -> list[torch.Tensor]:
-        """Return what this step has seen, as tensors to be summed over the ranks in place."""
-        return super().statistics() + self.ema.statistics()
+    def _fill_(self, candidates: torch.Tensor, latents: torch.Tensor) -> None:
+        """Put latents of the global batch at random places of `candidates`; each rank fills in its own latents.
+
+        The choice depends on the step alone, so the sum over the ranks is the same table of candidates everywhere, and the
+        same as one rank with the whole batch would choose. The c-th call of a step replaces every c-th candidate, so that each
+        level that shares the rows contributes.
+        """
+        candidates = candidates[:: self.calls]
+        generator = torch.Generator().manual_seed(self.steps * 1009 + self.calls)
+        chosen = torch.randint(len(latents) * world_size(), (len(candidates),), generator=generator)
+        chosen = chosen.to(latents.device, non_blocking=True)
+        own = chosen // len(latents) == rank()
+        candidates.copy_(torch.where(own[:, None], latents[chosen % len(latents)], 0.0))
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.steps = int(state)
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Move the averages, take them (pulled by r) as rows, then move the scale."""
+        """Move the rows towards the latents of this step, and restart the dead ones."""
+        if not self.pending:
+            return
+        sums, counts, candidates = self.pending
+        kept = self.count * self.decay
+        self.count.copy_(kept + (1 - self.decay) * counts)
+        seen = self.count.clamp_min(torch.finfo(torch.float32).tiny)
+        share = torch.where(self.count > 0, kept / seen, 1.0)
+        self.average.mul_(share.unsqueeze(1)).add_(sums.mul_(((1 - self.decay) / seen).unsqueeze(1)))
+        if len(candidates):  # the rows with the smallest counts, where these are below the threshold, get a candidate and the mean count
+            mean = self.count.mean()
+            smallest, rows = self.count.topk(len(candidates), largest=False)
+            dead = smallest < self.restart_threshold * mean
+            self.average[rows] = torch.where(dead.unsqueeze(1), candidates, self.average[rows])
+            self.count[rows] = torch.where(dead, mean, smallest)
+        self.steps += 1
+        self.pending, self.calls = [], 0
+
+
+class FixedRows(nn.Module):
+    """(K, D) rows of the language model that several codebooks share as one submodule; in no checkpoint."""
+
+    rows: torch.Tensor
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows, persistent=False)
+
+
+class EMACodebook(Codebook):
+    """Rows are averages of the latents assigned to them, and may be pulled to the language model's rows.
+
+    Without a target this is the codebook of the literature's HQ-VAE and RQ-VAE, at scale 1. With it
+    e_j = (1 - r) u_j + r E_{row_ids[j]} (UniCode, ECCV 2024: C' = l C + (1 - l) C_L): r rises from 0 to 1 over training, and at 1
+    the codebook *is* the language model's table, to the last bit.
+    """
+
+    def __init__(self, rows: torch.Tensor, row_ids: torch.Tensor, config: CodebookConfig, *, target: FixedRows | None) -> None:
+        super().__init__(rows, row_ids, config, learn_scale=target is not None)
+        self.ema = RowAverages(rows, decay=config.decay, restart_threshold=config.restart_threshold)
+        self.target = target
+
+    def accumulate(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
+        super().accumulate(latents, codes)
+        self.ema.accumulate(latents.float() / self.scale, codes)
+
+    @torch.no_grad()
+    def update_(self) -> None:
         self.ema.update_()
-        if self.pull:  # torch.lerp gives exactly its end at weight 1
-            torch.lerp(self.ema.average, self.target, self.ratio, out=self.rows)
+        if self.target is not None:  # torch.lerp gives exactly its end at weight 1
+            torch.lerp(self.ema.average, self.target.rows, self.ratio, out=self.rows)
         else:
             self.rows.copy_(self.ema.average)
         super().update_()
@@ -329,93 +298,61 @@ class AverageCodebook(Codebook):
 class ProjectedCodebook(Codebook):
     """Rows are the language model's, standardized per column and mapped by one learned matrix W (D, d) to d dimensions, length one.
 
-    All rows move together when W moves, so rows that nobody uses stay near those that are used and usage stays high (Zhu et al.
-    2024, SimVQ; Zhu et al. 2024, VQGAN-LC). Row j belongs to the language model's id from the first step on.
-
-    Args:
-        table_rows: (K, D) rows of the language model.
-        row_ids: (K,) their vocabulary ids.
-        config: the width d.
+    All rows move together when W moves, so unused rows stay near used ones and usage stays high (Zhu et al. 2024, SimVQ; Zhu et al.
+    2024, VQGAN-LC). Row j belongs to the language model's id from the first step on.
     """
 
-    table_rows: torch.Tensor
-
-    def __init__(self, table_rows: torch.Tensor, row_ids: torch.Tensor, config: CodebookConfig) -> None:
-        standardized = (table_rows - table_rows.mean(0)) / table_rows.std(0, correction=0).clamp_min(1e-6)
-        projection = torch.randn(table_rows.shape[1], config.width or DEFAULT_PROJECTED_WIDTH) / math.sqrt(table_rows.shape[1])
-        super().__init__(F.normalize(standardized @ projection, dim=1), row_ids, config, learn_scale=True)
-        self.register_buffer("table_rows", standardized, persistent=False)
+    def __init__(self, table: FixedRows, row_ids: torch.Tensor, config: CodebookConfig) -> None:
+        width = table.rows.shape[1]
+        projection = torch.randn(width, config.width or DEFAULT_PROJECTED_WIDTH) / math.sqrt(width)
+        super().__init__(F.normalize(table.rows @ projection, dim=1), row_ids, config, learn_scale=True)
+        self.table = table
         self.projection = nn.Parameter(projection)
 
     def training_rows(self) -> torch.Tensor:
-        """Return the (K, d) rows under the current projection, with gradient to it."""
         with torch.autocast(self.rows.device.type, enabled=False):
-            return F.normalize(self.table_rows @ self.projection, dim=1)
+            return F.normalize(self.table.rows @ self.projection, dim=1)
 
     @torch.no_grad()
     def refresh_(self) -> None:
-        """Take the rows of the current projection."""
         self.rows.copy_(self.training_rows())
 
     def update_(self) -> None:
-        """Take the rows of the new projection, then move the scale."""
         self.refresh_()
         super().update_()
 
 
-def _language_rows(config: CodebookConfig, table: LanguageTable | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the vocabulary ids (K,) of a codebook and their rows (K, D) of the language model's table."""
+def build_codebooks(config: CodebookConfig, table: LanguageTable | None, *, channels: Sequence[int]) -> list[Codebook]:
+    """Build the codebooks of a stack for training; they share the language model's rows.
+
+    Args:
+        config: mode and numbers.
+        table: the language model's table; None for mode `free`.
+        channels: width of the latents of each codebook, taken by `free` when the config names no width.
+
+    Raises:
+        ValueError: no table, too few eligible rows, or a width that the table does not have.
+    """
+    if config.mode == "free":
+        row_ids = torch.arange(config.num_rows)
+        starts = (torch.randn(config.num_rows, width) / math.sqrt(width) for width in (config.width or each for each in channels))
+        return [EMACodebook(rows, row_ids, config, target=None) for rows in starts]
     if table is None:
         raise ValueError(
             f"model.codebook.mode {config.mode} needs the embedding table of a language model: "
             "set model.codebook.table to a file made by python -m unicode.run.export_codebook --model HF_DIR --out FILE"
         )
     row_ids = table.select_ids(config.num_rows)
-    if config.mode != "projected" and config.width not in (0, table.rows.shape[1]):
+    rows = table.rows[row_ids]
+    if config.mode == "projected":
+        standardized = FixedRows((rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-6))
+        return [ProjectedCodebook(standardized, row_ids, config) for _ in channels]
+    if config.width not in (0, rows.shape[1]):
         raise ValueError(
-            f"model.codebook.width {config.width} differs from the width {table.rows.shape[1]} of the table of {table.model}; "
+            f"model.codebook.width {config.width} differs from the width {rows.shape[1]} of the table of {table.model}; "
             "set model.codebook.width=0, or use model.codebook.mode=projected, which may have any width"
         )
-    return row_ids, table.rows[row_ids]
-
-
-def _free(config: CodebookConfig, table: LanguageTable | None, channels: int) -> Codebook:
-    width = config.width or channels
-    return AverageCodebook(torch.randn(config.num_rows, width) / math.sqrt(width), torch.arange(config.num_rows), config, pull=False)
-
-
-def _frozen(config: CodebookConfig, table: LanguageTable | None, channels: int) -> Codebook:
-    row_ids, rows = _language_rows(config, table)
-    return Codebook(rows, row_ids, config, learn_scale=True)
-
-
-def _language(config: CodebookConfig, table: LanguageTable | None, channels: int) -> Codebook:
-    row_ids, rows = _language_rows(config, table)
-    return AverageCodebook(rows, row_ids, config, pull=True)
-
-
-def _projected(config: CodebookConfig, table: LanguageTable | None, channels: int) -> Codebook:
-    row_ids, rows = _language_rows(config, table)
-    return ProjectedCodebook(rows, row_ids, config)
-
-
-CODEBOOKS: dict[str, Callable[[CodebookConfig, LanguageTable | None, int], Codebook]] = {
-    "free": _free,
-    "frozen": _frozen,
-    "language": _language,
-    "projected": _projected,
-}
-
-
-def build_codebook(config: CodebookConfig, table: LanguageTable | None, *, channels: int) -> Codebook:
-    """Build one codebook for training.
-
-    Args:
-        config: mode and numbers.
-        table: the language model's table; None for mode `free`.
-        channels: width of the latents it will serve, taken by `free` when the config names no width.
-
-    Raises:
-        ValueError: no table, too few eligible rows, or a width that the table does not have.
-    """
-    return CODEBOOKS[config.mode](config, table, channels)
+    if config.mode == "frozen":
+        return [Codebook(rows, row_ids, config, learn_scale=True) for _ in channels]
+    target = FixedRows(rows)
+    return [EMACodebook(rows, row_ids, config, target=target) for _ in channels]

@@ -28,19 +28,15 @@ class LanguageTable:
     model: str
     digest: str
 
-    def eligible_ids(self) -> torch.Tensor:
-        """Return the ids that may stand for a piece of an image, ascending, int64."""
-        eligible = torch.ones(len(self.rows), dtype=torch.bool)
-        eligible[self.excluded_ids] = False
-        return eligible.nonzero().flatten()
-
     def select_ids(self, count: int) -> torch.Tensor:
-        """Return `count` eligible ids, spread evenly over the vocabulary; all of them for 0.
+        """Return `count` ids, ascending int64, that may stand for a piece of an image, spread evenly over the vocabulary; all for 0.
 
         Raises:
             ValueError: the table has fewer eligible rows than asked for.
         """
-        eligible = self.eligible_ids()
+        allowed = torch.ones(len(self.rows), dtype=torch.bool)
+        allowed[self.excluded_ids] = False
+        eligible = allowed.nonzero().flatten()
         if count > len(eligible):
             raise ValueError(
                 f"the table of {self.model} has {len(eligible)} eligible rows of {len(self.rows)}, but {count} were asked for; "

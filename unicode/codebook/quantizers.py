@@ -30,8 +30,8 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor, *, strength
     Unlike `z + (q - z).detach()` the value is `quantized` exactly, so that decoding codes equals the forward pass bit for bit.
 
     Args:
-        latents: (..., E) what the encoder said.
-        quantized: (..., E) the rows chosen for it.
+        latents: (..., E) from the encoder.
+        quantized: (..., E) the rows chosen for them.
         strength: scalar in [0, 1]; the value moves from `latents` (0) to `quantized` (1), for fading quantization in.
     """
     if strength is not None:
@@ -42,8 +42,7 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor, *, strength
 def commitment_loss(latents: torch.Tensor, quantized: torch.Tensor, *, beta: float) -> torch.Tensor:
     """Return `beta * |sg[q] - z|^2 + |q - sg[z]|^2`, means over all elements, float32, scalar.
 
-    The second term moves the rows and is there only where rows take gradients (mode `projected`); the other modes
-    move theirs by averages.
+    The second term moves the rows; it is there only in mode `projected`, whose rows take gradients.
     """
     latents, quantized = latents.float(), quantized.float()
     loss = beta * F.mse_loss(latents, quantized.detach())
@@ -54,7 +53,7 @@ def commitment_loss(latents: torch.Tensor, quantized: torch.Tensor, *, beta: flo
 
 @dataclass
 class Stacked:
-    """What a stacked quantizer makes of a batch.
+    """Output of a stacked quantizer.
 
     Attributes:
         features: (B, C, H, W) for the decoder, with straight-through gradient.
@@ -70,12 +69,7 @@ class Stacked:
 
 
 class Stack(nn.Module):
-    """A stack of codebooks; subclasses say how their levels follow each other.
-
-    Args:
-        codebooks: one per level, or one for all levels.
-        norms: the normalizations before the search.
-    """
+    """Codebooks, one per level or one for all levels, and the normalizations before their search; subclasses chain the levels."""
 
     codebooks: nn.ModuleList
     norms: nn.ModuleList
@@ -88,34 +82,34 @@ class Stack(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> Stacked:
         """Quantize a map of latents (B, C, H, W)."""
-        raise TypeError("a Stack is quantized by its subclasses")
+        raise NotImplementedError
 
     def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
-        """Return the features (B, out_channels, H, W) of codes (B, n) per level; missing last levels count as nothing."""
-        raise TypeError("a Stack is decoded by its subclasses")
+        """Return the features (B, out_channels, H, W) of codes (B, n) per level; missing last levels add nothing."""
+        raise NotImplementedError
 
-    def quantize_cells(self, level: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def codebook(self, level: int) -> Codebook:
+        """Return the codebook of a level."""
+        return self.codebooks[level % len(self.codebooks)]  # type: ignore[return-value]
+
+    def quantize_level(self, level: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return codes (B, n), vectors (B, n, E) and the entropy term of normalized latents (B, n, E) at one level.
 
-        In training the codebook also takes the latents down for its update.
+        In training the codebook also accumulates the statistics of the latents.
         """
-        codebook: Any = self.codebooks[level % len(self.codebooks)]
+        codebook = self.codebook(level)
         rows = codebook.training_rows() if self.training else codebook.rows
         codes = codebook.search(latents, rows)
         entropy = latents.new_zeros((), dtype=torch.float32)
         if self.training:
-            codebook.observe(latents.detach().flatten(0, 1), codes.flatten())
+            codebook.accumulate(latents.detach().flatten(0, 1), codes.flatten())
             if codebook.config.entropy_weight > 0:
                 entropy = codebook.soft_assignment_entropy(latents, rows)
         return codes, codebook.lookup(codes, rows), entropy
 
-    def strength(self, level: int) -> torch.Tensor | None:
-        """Return how far values are quantized at a level; None (fully) outside training."""
-        return self.codebooks[level % len(self.codebooks)].strength if self.training else None  # type: ignore[return-value]
-
-    def beta(self) -> float:
-        """Weight of the commitment loss."""
-        return self.codebooks[0].config.beta  # type: ignore[union-attr, return-value]
+    def straight_through(self, level: int, latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        """Return quantized values with straight-through gradient, in training at the codebook's scheduled strength."""
+        return straight_through(latents, quantized, strength=self.codebook(level).strength if self.training else None)
 
     def update_(self) -> None:
         """Update codebooks and normalizations once, after an optimizer step; the same on every rank."""
@@ -123,20 +117,15 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def set_schedule_(self, *, ratio: float, strength: float) -> None:
-        """Set r of mode `language` and how far values are quantized, both in [0, 1]."""
-        for codebook in self.codebooks:
-            codebook.ratio.fill_(ratio)  # type: ignore[union-attr, operator]
-            codebook.strength.fill_(strength)  # type: ignore[union-attr, operator]
+        """Set r of mode `language` and the strength of quantization, both in [0, 1]."""
+        for level in range(len(self.codebooks)):
+            self.codebook(level).ratio.fill_(ratio)
+            self.codebook(level).strength.fill_(strength)
 
 
-def to_cells(maps: torch.Tensor) -> torch.Tensor:
-    """(B, E, h, w) -> (B, h w, E)."""
-    return rearrange(maps, "b e h w -> b (h w) e")
-
-
-def to_map(cells: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def to_map(latents: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """(B, h w, E) -> (B, E, h, w)."""
-    return rearrange(cells, "b (h w) e -> b e h w", h=grid[0], w=grid[1])
+    return rearrange(latents, "b (h w) e -> b e h w", h=grid[0], w=grid[1])
 
 
 def width_change(channels_in: int, channels_out: int) -> nn.Module:
@@ -149,24 +138,14 @@ COMBINATIONS = ("concat", "sum")
 FACTOR = 2  # cells per side that a coarse cell holds on the next grid
 
 
-class Resample(nn.Module):
-    """The way from one grid to the next coarser one, and back: `down` (B, c, 2h, 2w) -> (B, c', h, w), `up` its counterpart.
-
-    c' is 4 c for `pixelshuffle`, where no value is lost, and c otherwise.
-    """
-
-    def __init__(self, channels: int, *, kind: str) -> None:
-        super().__init__()
-        self.down: nn.Module
-        self.up: nn.Module
-        if kind == "pixelshuffle":
-            self.down, self.up = nn.PixelUnshuffle(FACTOR), nn.PixelShuffle(FACTOR)
-        elif kind == "average":
-            self.down, self.up = nn.AvgPool2d(FACTOR), nn.Upsample(scale_factor=FACTOR, mode="nearest")
-        elif kind == "conv":
-            self.down, self.up = nn.Conv2d(channels, channels, FACTOR, FACTOR), nn.ConvTranspose2d(channels, channels, FACTOR, FACTOR)
-        else:
-            raise ValueError(f"unknown resampling '{kind}'; choose one of {', '.join(RESAMPLINGS)}")
+def resampling(channels: int, *, kind: str) -> nn.ModuleDict:
+    """Return `down` (B, c, 2h, 2w) -> (B, c', h, w) and its counterpart `up`; c' is 4 c for `pixelshuffle`, which is lossless, else c."""
+    if kind == "pixelshuffle":
+        return nn.ModuleDict({"down": nn.PixelUnshuffle(FACTOR), "up": nn.PixelShuffle(FACTOR)})
+    if kind == "average":
+        return nn.ModuleDict({"down": nn.AvgPool2d(FACTOR), "up": nn.Upsample(scale_factor=FACTOR, mode="nearest")})
+    down, up = nn.Conv2d(channels, channels, FACTOR, FACTOR), nn.ConvTranspose2d(channels, channels, FACTOR, FACTOR)
+    return nn.ModuleDict({"down": down, "up": up})
 
 
 def level_channels(channels: int, levels: int, *, resample: str) -> list[int]:
@@ -176,7 +155,9 @@ def level_channels(channels: int, levels: int, *, resample: str) -> list[int]:
 
 
 class HierarchicalQuantizer(Stack):
-    """A codebook per level, coarse to fine.
+    """A codebook per level, coarse to fine; each level quantizes what the coarser ones leave.
+
+    `into` and `out`, the projections to and from the codebooks' width, keep these names in saved weights.
 
     Args:
         channels: channels C of the map that enters.
@@ -188,74 +169,59 @@ class HierarchicalQuantizer(Stack):
 
     def __init__(self, channels: int, codebooks: list[Codebook], norms: list[LatentNorm], *, resample: str, combine: str) -> None:
         super().__init__(codebooks, norms)
-        if combine not in COMBINATIONS:
-            raise ValueError(f"unknown combination '{combine}'; choose one of {', '.join(COMBINATIONS)}")
-        self.num_levels, self.channels, self.combine = len(codebooks), channels, combine
+        self.num_levels, self.combine = len(codebooks), combine
         self.out_channels = channels * len(codebooks) if combine == "concat" else channels
         widths = level_channels(channels, len(codebooks), resample=resample)
         self.into = nn.ModuleList(width_change(width, codebook.width) for width, codebook in zip(widths, codebooks, strict=True))
         self.out = nn.ModuleList(width_change(codebook.width, width) for width, codebook in zip(widths, codebooks, strict=True))
-        self.resamples = nn.ModuleList(Resample(width, kind=resample) for width in widths[1:])
+        self.resamples = nn.ModuleList(resampling(width, kind=resample) for width in widths[1:])
 
     def forward(self, latents: torch.Tensor) -> Stacked:
         """Quantize a map of latents (B, C, H, W), the finest grid; H and W must be divisible by 2^(L-1)."""
         maps = [latents]
         for resample in reversed(self.resamples):
-            maps.insert(0, resample.down(maps[0]))  # type: ignore[operator, union-attr]
-        parts: list[torch.Tensor] = []
-        codes, commitments, entropies = [], [], []
-        said: torch.Tensor | None = None  # what the coarser levels say about this grid
-        for level, here in enumerate(maps):
-            left = here if said is None else here - said
-            cells = self.norms[level](to_cells(self.into[level](left)))
-            level_codes, vectors, entropy = self.quantize_cells(level, cells)
-            values = straight_through(cells, vectors, strength=self.strength(level))
-            part = self.out[level](to_map(values, (here.shape[2], here.shape[3])))
+            maps.insert(0, resample["down"](maps[0]))  # type: ignore[index]
+        parts, codes, commitments, entropies = [], [], [], []
+        coarse_recon: torch.Tensor | None = None  # what the coarser levels give for this grid, upsampled
+        for level, level_map in enumerate(maps):
+            residual = level_map if coarse_recon is None else level_map - coarse_recon
+            normalized = self.norms[level](rearrange(self.into[level](residual), "b e h w -> b (h w) e"))
+            level_codes, vectors, entropy = self.quantize_level(level, normalized)
+            values = self.straight_through(level, normalized, vectors)
+            part = self.out[level](to_map(values, (level_map.shape[2], level_map.shape[3])))
             parts.append(part)
             codes.append(level_codes)
-            commitments.append(commitment_loss(cells, vectors, beta=self.beta()))
+            commitments.append(commitment_loss(normalized, vectors, beta=self.codebook(level).config.beta))
             entropies.append(entropy)
-            said = part.detach() if said is None else said + part.detach()
+            coarse_recon = part.detach() if coarse_recon is None else coarse_recon + part.detach()
             if level < self.num_levels - 1:
-                said = self.resamples[level].up(said).detach()  # type: ignore[operator, union-attr]
+                coarse_recon = self.resamples[level]["up"](coarse_recon).detach()  # type: ignore[index]
         return Stacked(self.assemble(parts), codes, torch.stack(commitments), torch.stack(entropies).mean())
 
     def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
         """Return the features (B, out_channels, H, W) of codes (B, n) per level; missing finer levels count as zeros."""
-        parts = []
-        for level, (level_codes, grid) in enumerate(zip(codes, grids, strict=False)):
-            vectors = self.codebooks[level].lookup(level_codes)  # type: ignore[operator, union-attr]
-            parts.append(self.out[level](to_map(vectors, grid)))
-        return self.assemble(parts)
+        vectors = [self.codebook(level).lookup(level_codes) for level, level_codes in enumerate(codes)]
+        return self.assemble([out(to_map(part, grid)) for out, part, grid in zip(self.out, vectors, grids, strict=False)])
 
     def assemble(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """Bring the levels' maps to the finest grid and combine them; `parts` may end early."""
         if self.combine == "sum":
             total = parts[0]
             for level, resample in enumerate(self.resamples):
-                total = resample.up(total)  # type: ignore[operator, union-attr]
+                total = resample["up"](total)  # type: ignore[index]
                 if level + 1 < len(parts):
                     total = total + parts[level + 1]
             return total
-        finest = [self._to_finest(part, level) for level, part in enumerate(parts)]
-        finest += [torch.zeros_like(finest[0])] * (self.num_levels - len(parts))
-        return torch.cat(finest, dim=1)
-
-    def _to_finest(self, part: torch.Tensor, level: int) -> torch.Tensor:
-        for resample in self.resamples[level:]:  # type: ignore[union-attr]
-            part = resample.up(part)  # type: ignore[operator, union-attr]
-        return part
+        finest = []
+        for level, part in enumerate(parts):
+            for resample in self.resamples[level:]:  # type: ignore[union-attr]
+                part = resample["up"](part)  # type: ignore[index]
+            finest.append(part)
+        return torch.cat(finest + [torch.zeros_like(finest[0])] * (self.num_levels - len(parts)), dim=1)
 
 
 class ResidualQuantizer(Stack):
-    """`depth` passes over one grid.
-
-    Args:
-        channels: channels C of the map that enters and leaves.
-        codebooks: one per pass, or one that all passes share.
-        norm: normalization before the first pass.
-        depth: number of passes D.
-    """
+    """`depth` passes over one grid of `channels`; each quantizes what the passes before leave, with its own codebook or a shared one."""
 
     def __init__(self, channels: int, codebooks: list[Codebook], norm: LatentNorm, *, depth: int) -> None:
         super().__init__(codebooks, [norm])
@@ -266,24 +232,23 @@ class ResidualQuantizer(Stack):
 
     def forward(self, latents: torch.Tensor) -> Stacked:
         """Quantize a map of latents (B, C, h, w)."""
-        cells = self.norms[0](to_cells(self.into(latents)))
-        left, total = cells.float(), torch.zeros((), device=cells.device)
+        normalized = self.norms[0](rearrange(self.into(latents), "b e h w -> b (h w) e"))
+        residual, total = normalized.float(), torch.zeros((), device=normalized.device)
         codes, commitments, entropies = [], [], []
         for level in range(self.num_levels):
-            level_codes, vectors, entropy = self.quantize_cells(level, left)
-            left, total = left - vectors.detach(), total + vectors
+            level_codes, vectors, entropy = self.quantize_level(level, residual)
+            residual, total = residual - vectors.detach(), total + vectors
             codes.append(level_codes)
-            commitments.append(commitment_loss(cells, total, beta=self.beta()))
+            commitments.append(commitment_loss(normalized, total, beta=self.codebook(level).config.beta))
             entropies.append(entropy)
-        values = straight_through(cells, total, strength=self.strength(0))
+        values = self.straight_through(0, normalized, total)
         features = self.out(to_map(values, (latents.shape[2], latents.shape[3])))
         return Stacked(features, codes, torch.stack(commitments), torch.stack(entropies).mean())
 
     def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
         """Return the features (B, C, h, w) of codes (B, n) per pass; missing last passes add nothing."""
-        total: torch.Tensor | None = None
-        for level, level_codes in enumerate(codes):
-            vectors = self.codebooks[level % len(self.codebooks)].lookup(level_codes)  # type: ignore[operator, union-attr]
-            total = vectors if total is None else total + vectors
-        assert total is not None
+        vectors = [self.codebook(level).lookup(level_codes) for level, level_codes in enumerate(codes)]
+        total = vectors[0]
+        for part in vectors[1:]:
+            total = total + part
         return self.out(to_map(total, grids[0]))  # type: ignore[no-any-return]

@@ -10,24 +10,16 @@ NORMALIZATIONS = ("none", "standardize", "match", "sphere", "mean_length")
 
 
 class LatentNorm(nn.Module):
-    """Standardize each channel by running statistics.
+    """Normalize latents before the search.
 
-    `match` then gives each channel the mean and the deviation that the codebook's rows have in it, so that latents lie where the rows
-    lie; `sphere` brings every latent to length one.
-
-    `mean_length` is what UniCode-ECCV24's weights expect: an image whose latents are longer than `length` on average is scaled down
-    to that average. There it was the average of the batch, here it is the image's own; for one image alone they are the same.
+    `standardize` gives each channel mean 0 and deviation 1 by running statistics; `match` then gives it the mean and the deviation of
+    the codebook's rows; `sphere` normalizes every latent to length one. `mean_length` is for UniCode-ECCV24's weights: an image whose
+    latents are longer than `length` on average is scaled down to that average. UniCode-ECCV24 takes the average of the batch; here it
+    is the image's own, which is equal for a batch of one.
 
     The statistics are constants of the forward pass, in training too, and move once per optimizer step together with the
-    codebook. So a code never depends on the other images of the batch, and several ranks, or several micro-batches of one
-    step, give what one large batch gives. Each level has its own: shared between levels, the statistics fit none of them.
-
-    Args:
-        width: channels E of the latents.
-        kind: "none" (identity), "standardize" or "sphere".
-        decay: share of the old statistics kept per step.
-        length: largest mean length for `mean_length`.
-        rows: (K, E) the rows that `match` looks at.
+    codebook. So a code never depends on the other images of the batch, and several ranks or micro-batches of one step are equal to
+    one large batch.
     """
 
     mean: torch.Tensor
@@ -38,10 +30,8 @@ class LatentNorm(nn.Module):
 
     def __init__(self, width: int, *, kind: str, decay: float, length: float = 0.0, rows: torch.Tensor | None = None) -> None:
         super().__init__()
-        if kind not in NORMALIZATIONS:
-            raise ValueError(f"unknown normalization '{kind}'; choose one of {', '.join(NORMALIZATIONS)}")
         self.kind, self.decay, self.length = kind, decay, length
-        self.pending: torch.Tensor | None = None
+        self.pending: list[torch.Tensor] = []  # statistics of this step, summed over the ranks by `update_codebooks_`
         if kind in ("standardize", "match", "sphere"):
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("variance", torch.ones(width))
@@ -52,7 +42,7 @@ class LatentNorm(nn.Module):
             self.register_buffer("row_deviation", rows.std(0, correction=0))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Map (B, n, E) latents to (B, n, E) float32; in training also take their statistics down."""
+        """Map (B, n, E) latents to (B, n, E) float32; in training also accumulate their statistics."""
         if self.kind == "none":
             return latents
         if self.kind == "mean_length":
@@ -60,37 +50,32 @@ class LatentNorm(nn.Module):
             return latents * torch.where(mean >= self.length, self.length / mean, 1.0)
         latents = latents.float()
         if self.training:
-            self._observe(latents.detach().flatten(0, -2))
+            self._accumulate(latents.detach().flatten(0, -2))
         latents = (latents - self.mean) * (self.variance + 1e-5).rsqrt()
         if self.kind == "match":
             return latents * self.row_deviation + self.row_mean
         return F.normalize(latents, dim=-1) if self.kind == "sphere" else latents
 
-    def _observe(self, latents: torch.Tensor) -> None:
-        """Add sums and squares of (N, E) latents to what this step has seen."""
+    def _accumulate(self, latents: torch.Tensor) -> None:
+        """Add sums and squares of (N, E) latents to the statistics of this step."""
         count = torch.full((1, latents.shape[1]), float(len(latents)), device=latents.device)
         # Deviations from the running mean: sums of squares of the raw values would lose digits when the mean is large.
         deviations = latents - self.mean
         seen = torch.cat([count, deviations.sum(0, keepdim=True), deviations.square().sum(0, keepdim=True)])
-        self.pending = seen if self.pending is None else self.pending + seen
-
-    def statistics(self) -> list[torch.Tensor]:
-        """Return what this step has seen, as tensors to be summed over the ranks in place."""
-        return [] if self.pending is None else [self.pending]
+        self.pending = [self.pending[0] + seen] if self.pending else [seen]
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Move the running statistics towards what this step has seen; the first step replaces them."""
-        if self.pending is None:
+        """Move the running statistics towards those of this step; the first step replaces them."""
+        if not self.pending:
             return
-        count, sums, squares = self.pending
+        count, sums, squares = self.pending[0]
         shift = sums / count
-        variance = (squares / count - shift.square()).clamp_min(0)
-        weight = torch.maximum(1 / (self.steps + 1), torch.full_like(self.steps, 1 - self.decay))
+        weight = (1 / (self.steps + 1)).clamp_min(1 - self.decay)
         self.mean += weight * shift
-        self.variance.lerp_(variance, weight)
+        self.variance.lerp_((squares / count - shift.square()).clamp_min(0), weight)
         self.steps += 1
-        self.pending = None
+        self.pending = []
 
 
 # Vectors x rows scored at once: 16 MiB on a CPU (stays near the caches), 512 MiB on a GPU (keeps every multiprocessor busy).
@@ -99,17 +84,16 @@ GPU_TILE = (4096, 32768)
 
 
 @torch.no_grad()
-def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor, *, half_squares: torch.Tensor | None = None) -> torch.Tensor:
+def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return, for each vector, the index of the row with the smallest Euclidean distance.
 
     argmin_j |z - e_j|^2 = argmax_j (z . e_j - |e_j|^2 / 2): the squared length of z is the same for every row, so one fused
     matrix product and a maximum give the exact answer, tile by tile, without a tensor of N x K distances. The search runs
-    in float32 whatever autocast says: in bfloat16 up to one code in six comes out different.
+    in float32 whatever autocast says: in bfloat16 up to one code in six differs.
 
     Args:
         vectors: (N, E), any floating type.
         rows: (K, E), any floating type.
-        half_squares: (K,) |e_j|^2 / 2 in float32, when the caller has it already.
 
     Returns:
         (N,) int64 in [0, K); the lowest index where several rows are equally close.
@@ -117,7 +101,7 @@ def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor, *, half_squares: tor
     assert vectors.ndim == 2 and rows.ndim == 2 and vectors.shape[1] == rows.shape[1], (vectors.shape, rows.shape)
     with torch.autocast(vectors.device.type, enabled=False):
         vectors, rows = vectors.float(), rows.float()
-        offsets = -(half_row_squares(rows) if half_squares is None else half_squares)
+        offsets = rows.square().sum(dim=1).mul_(-0.5)
         num_vectors, num_rows = CPU_TILE if vectors.device.type == "cpu" else GPU_TILE
         # One buffer for all tiles: freed and asked for anew, tiles of this size leave holes in the heap as large as all of them.
         scores = vectors.new_empty(min(num_vectors, len(vectors)) * min(num_rows, len(rows)))
@@ -136,8 +120,3 @@ def _nearest(vectors: torch.Tensor, tiles: Sequence[torch.Tensor], offsets: Sequ
         best, codes = torch.where(better, score, best), torch.where(better, place + first, codes)
         first += len(tile)
     return codes
-
-
-def half_row_squares(rows: torch.Tensor) -> torch.Tensor:
-    """Return (K,) half the squared length of each row of (K, E), in float32."""
-    return rows.float().square().sum(dim=1).mul_(0.5)

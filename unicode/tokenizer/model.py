@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save
 from torch import nn
 
-from unicode.codebook.codebook import Codebook, build_codebook
+from unicode.codebook.codebook import Codebook, build_codebooks
 from unicode.codebook.embedding_table import LanguageTable
 from unicode.codebook.quantizers import HierarchicalQuantizer, ResidualQuantizer, Stack, level_channels
 from unicode.codebook.search import LatentNorm
@@ -47,7 +47,7 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
         widths: widths E of the rows per codebook, given when `training` is off.
 
     Raises:
-        ValueError: see `build_codebook`; or another number of widths than of codebooks.
+        ValueError: see `build_codebooks`; or another number of widths than of codebooks.
     """
     channels, book = config.map_channels, config.codebook
     if config.type == "hqvae":
@@ -55,7 +55,7 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
     else:
         channel_list = [channels] * (1 if config.share_codebook else config.depth)
     if training:
-        codebooks = [build_codebook(book, table, channels=width) for width in channel_list]
+        codebooks = build_codebooks(book, table, channels=channel_list)
     else:
         if widths is None or len(widths) != len(channel_list):
             raise ValueError(f"widths {widths} of codebooks, but the config describes {len(channel_list)} codebooks")

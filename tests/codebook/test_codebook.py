@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unicode.codebook.codebook import Codebook, CodebookConfig, build_codebook, update_codebooks_
+from unicode.codebook.codebook import Codebook, CodebookConfig, build_codebooks, update_codebooks_
 from unicode.codebook.embedding_table import LanguageTable
 from unicode.codebook.quantizers import commitment_loss, straight_through
 
@@ -14,7 +14,7 @@ ALL = ("free", "frozen", "language", "projected")
 def build(mode: str, table: LanguageTable, **changes: object) -> Codebook:
     torch.manual_seed(0)
     values = {"mode": mode, "num_rows": 40, "width": 24 if mode == "free" else 0} | changes
-    return build_codebook(CodebookConfig(**values), table, channels=24)  # type: ignore[arg-type]
+    return build_codebooks(CodebookConfig(**values), table, channels=[24])[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ALL)
@@ -59,7 +59,7 @@ def test_average_is_the_decayed_sum_over_the_decayed_count(table: LanguageTable)
     for step in range(5):
         latents = torch.randn(30, 24, generator=torch.Generator().manual_seed(step))
         codes = codebook.search(latents)
-        codebook.observe(latents, codes)
+        codebook.accumulate(latents, codes)
         update_codebooks_([codebook])
         sums, counts = sums * 0.99, counts * 0.99
         sums.index_add_(0, codes, 0.01 * latents)
@@ -69,13 +69,13 @@ def test_average_is_the_decayed_sum_over_the_decayed_count(table: LanguageTable)
         assert torch.equal(codebook.rows[~used], start[~used])
 
 
-def test_several_observations_of_a_step_are_one(table: LanguageTable) -> None:
+def test_several_batches_of_a_step_are_one(table: LanguageTable) -> None:
     once, twice = build("free", table, restart_threshold=0.0), build("free", table, restart_threshold=0.0)
     latents = torch.randn(64, 24)
     codes = once.search(latents)
-    once.observe(latents, codes)
+    once.accumulate(latents, codes)
     for part, part_codes in zip(latents.chunk(2), codes.chunk(2), strict=True):
-        twice.observe(part, part_codes)
+        twice.accumulate(part, part_codes)
     update_codebooks_([once])
     update_codebooks_([twice])
     assert torch.allclose(once.rows, twice.rows, atol=1e-6)
@@ -86,7 +86,7 @@ def test_language_rows_equal_the_table_to_the_last_bit_at_ratio_one(table: Langu
     for ratio in (0.0, 0.4, 1.0):
         codebook.ratio.fill_(ratio)
         latents = torch.randn(50, 24)
-        codebook.observe(latents, codebook.search(latents))
+        codebook.accumulate(latents, codebook.search(latents))
         update_codebooks_([codebook])
         language = table.rows[codebook.row_ids]
         expected = (1 - ratio) * codebook.ema.average + ratio * language  # type: ignore[union-attr, operator]
@@ -104,7 +104,7 @@ def test_projected_rows_are_standardized_projected_and_of_length_one(table: Lang
 def test_scale_is_the_running_mean_of_lengths_and_constant_in_use(table: LanguageTable) -> None:
     codebook = build("frozen", table)
     latents = 7 * torch.randn(200, 24)
-    codebook.observe(latents, codebook.search(latents))
+    codebook.accumulate(latents, codebook.search(latents))
     update_codebooks_([codebook])
     expected = latents.norm(dim=1).mean() / codebook.rows.norm(dim=1).mean()
     assert torch.allclose(codebook.scale, expected, rtol=1e-5)
@@ -119,7 +119,7 @@ def test_dead_rows_restart_at_latents_with_sum_and_count(table: LanguageTable) -
     codebook = build("free", table, restart_threshold=0.1)
     latents = torch.full((64, 24), 9.0) + 0.01 * torch.randn(64, 24)
     for _ in range(3):
-        codebook.observe(latents, codebook.search(latents))
+        codebook.accumulate(latents, codebook.search(latents))
         update_codebooks_([codebook])
     distances = torch.cdist(codebook.rows, latents).min(1).values
     assert (distances < 0.5).all()
@@ -130,7 +130,7 @@ def test_usage_is_counted_once_and_entropy_prefers_spread(table: LanguageTable) 
     codebook = build("projected", table, width=6)
     latents = torch.randn(4, 5, 6)
     codes = codebook.search(latents)
-    codebook.observe(latents.flatten(0, 1), codes.flatten())
+    codebook.accumulate(latents.flatten(0, 1), codes.flatten())
     assert codebook.take_usage().sum() == 20
     assert codebook.take_usage().sum() == 0
     spread = codebook.rows[:20].view(4, 5, 6)
@@ -155,6 +155,6 @@ def test_nonsense_is_rejected(changes: dict[str, object], message: str) -> None:
 
 def test_missing_table_and_wrong_width_name_the_remedy(table: LanguageTable) -> None:
     with pytest.raises(ValueError, match="export_codebook"):
-        build_codebook(CodebookConfig(mode="language"), None, channels=8)
+        build_codebooks(CodebookConfig(mode="language"), None, channels=[8])
     with pytest.raises(ValueError, match=r"width 7 differs.*projected"):
-        build_codebook(CodebookConfig(mode="frozen", width=7), table, channels=8)
+        build_codebooks(CodebookConfig(mode="frozen", width=7), table, channels=[8])
