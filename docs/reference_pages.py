@@ -96,7 +96,16 @@ def field_tables(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def field_notes(kind: type) -> dict[str, str]:
-    """Return field -> what its class says of it: the text below the field, or the comments above it and behind it."""
+    """Return field -> what its class, or a class it inherits from, says of it."""
+    notes: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if is_dataclass(base):
+            notes |= _own_notes(base)
+    return notes
+
+
+def _own_notes(kind: type) -> dict[str, str]:
+    """Return field -> the text below it, or the comments above it and behind it, of the fields in the body of a class."""
     source = textwrap.dedent(getsource(kind))
     comments: dict[int, str] = {}
     alone: set[int] = set()

@@ -39,7 +39,7 @@ from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer
 from unicode.train.llm_trainer import Collator
 from unicode.train.loss import combine, target_losses
-from unicode.train.samplers import ConversationSampler, padding_share
+from unicode.train.samplers import ConversationSampler
 
 MATRIX_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 operations/s of the data sheets
 WARM_UP = 2
@@ -159,7 +159,8 @@ class Step:
     def padding(self, group_by: str) -> float:
         """Share of positions without a token in an epoch of the run's order."""
         lengths = np.array([len(example) for example in self.examples])
-        return padding_share(lengths, self._order(group_by, len(lengths) // self.args.batch))
+        batches = self._order(group_by, len(lengths) // self.args.batch)
+        return 1 - sum(lengths[batch].sum() for batch in batches) / sum(len(batch) * lengths[batch].max() for batch in batches)
 
     def step(self) -> float:
         """Do one step; return its seconds."""

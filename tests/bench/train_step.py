@@ -78,7 +78,7 @@ def build_trainer(args: argparse.Namespace, folder: Path) -> TokenizerTrainer:
     ]
     config = load_config(TrainTokenizerConfig, args.config, [*settings, *args.overrides])
     trainer = TokenizerTrainer(config)
-    trainer.monitor = TokenizerMonitor(folder, trainer.accelerator, steps=1000, start_step=0, batch_size=args.batch, usage_alarm=0.0)
+    trainer.monitor = TokenizerMonitor(folder, trainer.device, batch_size=args.batch, usage_alarm=0.0)
     return trainer
 
 
@@ -142,7 +142,7 @@ def main() -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(measured.step() for _ in range(args.steps))
-    missing = PARTS - trainer.monitor.sums.keys()
+    missing = PARTS - {name for group in trainer.monitor.sums for name in group}
     layout, model = trainer.tokenizer.layout, config.model
     switches = f"{args.precision}{' compiled' * args.compile}{' channels-last' * args.channels_last}"
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"

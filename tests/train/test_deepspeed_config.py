@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from unicode.common.config import load_config
-from unicode.train.arguments import read_deepspeed, settle, zero_stage
 from unicode.train.config import TrainLlmConfig
+from unicode.train.runtime import Runtime, read_deepspeed, resolve_runtime
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
 
 
 def setting(path: Path, *changes: str):
     words = [f"run.deepspeed={path}", "train.batch_size=16", "train.micro_batch_size=4", "run.device=cpu"]
-    return settle(load_config(TrainLlmConfig, None, [*words, *changes]))
+    return resolve_runtime(load_config(TrainLlmConfig, None, [*words, *changes]))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_those_of_the_project_fit(path: Path) -> None:
     found = setting(path)
-    assert found.zero == (3 if "3" in path.stem else 2)
+    assert found.zero_stage == (3 if "3" in path.stem else 2)
     assert ("offload" in path.stem) == ("offload_optimizer" in found.deepspeed["zero_optimization"])
     assert (found.micro, found.accumulation) == (4, 4)
 
@@ -52,4 +52,4 @@ def test_no_json(tmp_path: Path) -> None:
         read_deepspeed(tmp_path / "ds.json", expected={})
     with pytest.raises(FileNotFoundError, match="no DeepSpeed config"):
         read_deepspeed(tmp_path / "none.json", expected={})
-    assert zero_stage(None) == 0
+    assert Runtime(cpu=True, bf16=False, accumulation=1, micro=1).zero_stage == 0

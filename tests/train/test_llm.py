@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from warm import run_ranks
 
+from unicode.common.checkpoint import newest_checkpoint
 from unicode.common.config import load_config
 from unicode.llm.card import read_card
 from unicode.llm.load import open_model
 from unicode.train.config import TrainLlmConfig
 from unicode.train.llm import LlmTraining
-from unicode.train.resume import newest_whole
 
 ROOT = Path(__file__).parents[2]
 MODULE = "unicode.run.train_llm"
@@ -157,7 +157,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     whole = train(settings, f"run.dir={tmp_path / 'whole'}")
     command = [sys.executable, "-m", MODULE, str(empty_config), *settings, "train.save_every=2"]
     process = subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
-    while newest_whole(tmp_path / "llm") is None:
+    while newest_checkpoint(tmp_path / "llm") is None:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -170,13 +170,13 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_checkpoint(llm_overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    run = train(llm_overrides)
+    run = train(llm_overrides, "train.keep=3")
     whole = load_file(run / ADAPTER)
     (run / "summary.json").unlink()
-    (run / "checkpoint-12" / "whole.json").unlink()  # as if killed before the mark
+    (run / "checkpoint-12" / "manifest.json").unlink()  # as if killed before it was written
     (run / "checkpoint-8" / "optimizer.pt").write_bytes(b"")  # as if the disk had lost it
     with caplog.at_level("WARNING"):
-        train(llm_overrides)
+        train(llm_overrides, "train.keep=3")
     assert "checkpoint-8 is damaged (optimizer.pt has 0 bytes" in caplog.text
     assert largest_difference(whole, load_file(run / ADAPTER)) == 0.0
 
@@ -204,7 +204,7 @@ def test_a_broken_loss_stops_the_run_and_names_the_step(llm_overrides: list[str]
     training.model.forward = poisoned
     with pytest.raises(ValueError, match=r"NaN or infinite at step 7; .* Lower optimizer\.lr"):
         training.run()
-    newest = newest_whole(training.folder)
+    newest = newest_checkpoint(training.folder)
     assert newest is not None
     assert newest.name == "checkpoint-4"
 

@@ -1,12 +1,13 @@
 """The order of conversations: the same for all splits, as often as weights say, alike in length and modality."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 import pytest
 
-from unicode.train.samplers import WINDOW, ConversationSampler, occurrences, padding_share
+from unicode.train.samplers import WINDOW, ConversationSampler, occurrences
 
 LENGTHS = np.random.default_rng(0).integers(20, 400, size=1000)
 
@@ -14,6 +15,12 @@ LENGTHS = np.random.default_rng(0).integers(20, 400, size=1000)
 def sampler(**changes: object) -> ConversationSampler:
     settings = {"batch_size": 8, "stop_step": 200, "seed": 3, "group_by": "length"}
     return ConversationSampler(LENGTHS, **settings | changes)  # type: ignore[arg-type]
+
+
+def padding_share(lengths: np.ndarray, micro_batches: Sequence[Sequence[int]]) -> float:
+    """Share of the positions of padded micro-batches that hold no token."""
+    padded = sum(len(batch) * int(lengths[list(batch)].max()) for batch in micro_batches)
+    return 1 - sum(int(lengths[list(batch)].sum()) for batch in micro_batches) / padded
 
 
 @pytest.mark.parametrize("group_by", ["none", "length", "modality"])

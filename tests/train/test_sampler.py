@@ -1,23 +1,21 @@
 """The data order is a function of the step: ranks, micro-batches and restarts do not change it."""
 
-from itertools import chain
-
 import pytest
 
 from unicode.images.dataset import AugmentedIndex
-from unicode.train.samplers import StepSampler
+from unicode.train.samplers import AugmentedSampler
 
 
 def stream(world: int, accumulation: int, start: int = 0) -> list[AugmentedIndex]:
     """All draws of steps `start` to 9 in global order."""
     ranks = [
-        StepSampler(37, batch_size=8, accumulation=accumulation, rank=rank, world_size=world, seed=3, start_step=start, stop_step=10)
+        AugmentedSampler(37, batch_size=8, accumulation=accumulation, rank=rank, world_size=world, seed=3, start_step=start, stop_step=10)
         for rank in range(world)
     ]
     lists = [list(sampler) for sampler in ranks]
     assert all(len(batches) == len(sampler) for batches, sampler in zip(lists, ranks, strict=True))
     steps = range(10 - start)
-    return [draw for step in steps for batches in lists for draw in chain(*batches[step * accumulation : (step + 1) * accumulation])]
+    return [draw for micro in range(len(steps) * accumulation) for batches in lists for draw in batches[micro]]
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1)])

@@ -132,7 +132,7 @@ def launch_two_ranks(port: int, *words: str) -> str:
 def test_checkpoints_all_damaged_are_an_error_and_not_a_new_start(overrides: list[str], tmp_path: Path) -> None:
     newest = train(overrides, "train.steps=4")
     (newest / STATE_FILE).unlink()
-    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; delete that folder"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; delete them"):
         train(overrides, "train.steps=4")
 
 
@@ -195,7 +195,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(overrides: l
         step(number, micro)
 
     trainer.train_step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"loss.*NaN or infinite at step 10; .*checkpoint is kept"):
+    with pytest.raises(ValueError, match=r"loss.*NaN or infinite at step 10; checkpoints of earlier steps are kept"):
         trainer.run()
     newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert newest is not None

@@ -1,103 +1,146 @@
-"""Checkpoints that are whole or do not count: folders named by step, with the size and checksum of each file beside them."""
+"""Checkpoints named by step: written to a hidden folder, listed in a manifest with sizes and checksums, then renamed."""
 
+import re
 import shutil
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from unicode.common.files import atomic_write, read_json, write_json
+from unicode.common.distributed import barrier, is_main
+from unicode.common.files import read_json, sync, write_json
 from unicode.common.logging import get_logger
 
 MANIFEST = "manifest.json"
+OLD_MANIFEST = "whole.json"
+"""What version 0.1 wrote into the checkpoints of language models: file -> size."""
+UNFINISHED = ".unfinished"
+_NAME = re.compile(r"(?:step_|checkpoint-)(\d+)")
 logger = get_logger(__name__)
 
 
-def save_checkpoint(folder: str | Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Write a checkpoint folder `step_00001234` and drop the oldest beyond `keep`.
+def save_checkpoint(target: str | Path, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Write the checkpoint folder `target`, then remove old checkpoints beside it; call on every rank.
 
-    The files go to a hidden folder, are listed with size and checksum, and the folder is renamed when everything is on disk. A
-    failure leaves the checkpoints that were there as they were.
+    The files go to a hidden folder and are listed with size and checksum; the folder is renamed when everything is on disk. A failure
+    leaves the checkpoints that were there as they were.
 
     Args:
-        folder: where the checkpoints of a run lie.
-        step: number of finished optimizer steps.
-        write: writes the files into the folder that it is given.
+        target: the folder, named step_N or checkpoint-N after the number of finished optimizer steps.
+        write: writes the files into the folder that it is given; called on every rank.
         keep: how many checkpoints to keep, at least 1.
 
     Raises:
         OSError: the disk is full.
     """
-    folder = Path(folder)
-    target, hidden = folder / f"step_{step:08d}", folder / f".step_{step:08d}"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
+    target = Path(target)
+    hidden = target.parent / UNFINISHED / target.name
     try:
+        if is_main():
+            shutil.rmtree(hidden.parent, ignore_errors=True)
+            hidden.mkdir(parents=True)
+        barrier()
         write(hidden)
-        files = {str(path.relative_to(hidden)): _describe(path) for path in sorted(hidden.rglob("*")) if path.is_file()}
-        write_json(hidden / MANIFEST, files)
-        shutil.rmtree(target, ignore_errors=True)
-        hidden.rename(target)
-    except BaseException as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = f"could not save the checkpoint of step {step}: {error.strerror or error}; older checkpoints are whole"
-            raise OSError(error.errno, reason, str(target)) from error
+        barrier()
+        if is_main():
+            write_manifest(hidden)
+            shutil.rmtree(target, ignore_errors=True)
+            hidden.rename(target)
+            sync(target.parent)
+            prune_checkpoints(target, keep=keep)
+        barrier()
+    except Exception as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's writer fails again while it closes
+        if isinstance(cause, OSError) or "PytorchStreamWriter" in str(error):
+            found = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
+            reason = f"could not save the checkpoint ({found}); make room there and start again, older checkpoints are complete"
+            raise OSError(getattr(cause, "errno", None), reason, str(target)) from error
         raise
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if is_main():
+            shutil.rmtree(hidden.parent, ignore_errors=True)
     return target
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """Return the newest whole checkpoint, or None; damaged ones are named in a warning and passed over."""
-    for candidate in sorted(Path(folder).glob("step_*"), reverse=True):
-        fault = _find_fault(candidate)
+    """Return the newest complete checkpoint of a folder, None if there is none; warn about damaged ones.
+
+    Raises:
+        ValueError: there are checkpoints, and every one is damaged.
+    """
+    damaged = 0
+    for checkpoint in reversed(list_checkpoints(folder)):
+        fault = find_fault(checkpoint)
         if fault is None:
-            return candidate
-        logger.warning("checkpoint %s is damaged (%s); taking the one before it", candidate, fault)
+            return checkpoint
+        damaged += (checkpoint / MANIFEST).exists() or (checkpoint / OLD_MANIFEST).exists()  # else it was not written to its end
+        logger.warning("checkpoint %s is damaged (%s); trying the one before it", checkpoint, fault)
+    if damaged:
+        raise ValueError(f"every checkpoint in {folder} is damaged; delete them to start the run anew")
     return None
 
 
+def prune_checkpoints(newest: Path, *, keep: int) -> None:
+    """Keep `newest` and the sound ones before it, `keep` together, and remove all older ones.
+
+    Checkpoints of later steps are of a run that was resumed before them; they are replaced when the run comes to their steps.
+    """
+    before = [path for path in list_checkpoints(newest.parent) if checkpoint_step(path) < checkpoint_step(newest)]
+    sound = [path for path in before if find_fault(path, checksums=False) is None]
+    kept = sound[len(sound) - (keep - 1) :] if keep > 1 else []
+    oldest = checkpoint_step(kept[0] if kept else newest)
+    for path in before:
+        if checkpoint_step(path) < oldest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the folders named like checkpoints, by step, whatever their state."""
+    return sorted((path for path in Path(folder).glob("*") if _NAME.fullmatch(path.name)), key=checkpoint_step)
+
+
 def checkpoint_step(path: Path) -> int:
-    """Return the step that a checkpoint folder's name gives."""
-    return int(path.name.removeprefix("step_"))
+    """Return the step in the name of a checkpoint folder."""
+    found = _NAME.fullmatch(path.name)
+    assert found, path
+    return int(found[1])
 
 
-def save_tensors(path: str | Path, content: Any) -> None:
-    """Write a structure of plain tensors, numbers, strings, lists and dictionaries, atomically."""
-    with atomic_write(path, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's writer stumbles over a full disk once more while it ends
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+def write_manifest(checkpoint: Path) -> None:
+    """List the files of a checkpoint with size and checksum, each flushed to disk."""
+    names = [path.relative_to(checkpoint).as_posix() for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor() as pool:
+        described = pool.map(lambda name: _describe(checkpoint / name), names)
+        write_json(checkpoint / MANIFEST, dict(zip(names, described, strict=True)))
 
 
-def _describe(path: Path) -> dict[str, int]:
-    """Return size and CRC-32 of a file."""
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            checksum = zlib.crc32(block, checksum)
-    return {"bytes": path.stat().st_size, "crc32": checksum}
-
-
-def _find_fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None."""
+def find_fault(checkpoint: Path, *, checksums: bool = True) -> str | None:
+    """Return what is wrong with a checkpoint, None if it is complete; `checksums=False` compares names and sizes only."""
+    old = (checkpoint / OLD_MANIFEST).is_file() and not (checkpoint / MANIFEST).is_file()
     try:
-        files = read_json(checkpoint / MANIFEST)
+        content = read_json(checkpoint / (OLD_MANIFEST if old else MANIFEST))
     except (OSError, ValueError):
         return f"no readable {MANIFEST}"
+    files = {name: {"bytes": value} if old else value for name, value in content.items()}
     for name, described in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != described["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, expected {described['bytes']}"
-        if _describe(path) != described:
-            return f"{name} has other content than was saved"
+    if checksums and not old:
+        with ThreadPoolExecutor() as pool:
+            for name, found in zip(files, pool.map(lambda name: _describe(checkpoint / name), files), strict=True):
+                if found != files[name]:
+                    return f"{name} has other content than was saved"
     return None
+
+
+def _describe(path: Path) -> dict[str, int]:
+    """Flush a file; return its size and CRC-32."""
+    sync(path)
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return {"bytes": path.stat().st_size, "crc32": checksum}

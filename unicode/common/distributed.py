@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+DAY = 24 * 60.0
 
 
 def process_group() -> ModuleType | None:
@@ -61,16 +65,31 @@ def barrier() -> None:
         dist.barrier()
 
 
-PATIENCE = timedelta(days=14)  # ranks that wait for the slowest one must not give up on it
+def on_main(compute: Callable[[], T]) -> T:
+    """Call `compute` on the main rank only; return its result, or raise its error, on every rank."""
+    dist = process_group()
+    if dist is None or dist.get_world_size() == 1:
+        return compute()
+    box: list[Any] = [None, None]
+    if is_main():
+        try:
+            box[0] = compute()
+        except Exception as error:
+            box[1] = error
+    dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]  # type: ignore[no-any-return]
 
 
-def open_job(device: str = "auto") -> torch.device:
+def open_job(device: str = "auto", *, timeout_minutes: float = DAY) -> torch.device:
     """Join the other ranks, if a launcher (torchrun, deepspeed) started this process with some, and return the device to use.
 
     The ranks speak through gloo, on CPU tensors; `unicode.run.command` leaves the group at the end.
 
     Args:
         device: "auto" for this rank's GPU or, without one, the CPU; otherwise a device as torch names it.
+        timeout_minutes: how long a rank waits for the others; a day, since they may work for hours between two exchanges.
 
     Raises:
         ValueError: no such device.
@@ -79,7 +98,7 @@ def open_job(device: str = "auto") -> torch.device:
     import torch.distributed as dist
 
     if world_size() > 1 and process_group() is None:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_minutes))
     if device == "auto":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:

@@ -8,13 +8,92 @@ from unicode.llm.lora import LoraSettings
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.losses import ObjectiveConfig
 
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+QUANTIZATIONS = ("none", "nf4", "int8")
+SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+GROUPINGS = ("none", "length", "modality")
+
 
 @dataclass
-class OptimizerConfig:
-    """AdamW of the generator and of the discriminator."""
+class AdamWConfig:
+    """What both trainings set of AdamW."""
 
     lr: float = 1e-4
-    """Peak learning rate of the generator."""
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's decay rates."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 is unlimited."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr {self.lr} must be positive")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas {list(self.betas)} must be two numbers in [0, 1)")
+        if self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("optimizer.weight_decay and clip cannot be negative")
+
+
+@dataclass
+class StepsConfig:
+    """What both trainings set of the loop."""
+
+    steps: int = 0
+    """Optimizer steps of the run; 0 takes `epochs`."""
+    epochs: float = 0.0
+    """Passes over the data, when `steps` is 0."""
+    batch_size: int = 128
+    """Images or conversations per optimizer step, all ranks and micro-batches together; the run is the same however they are split."""
+    micro_batch_size: int = 0
+    """Images or conversations per forward pass and rank; 0 means batch_size / ranks. Smaller ones are accumulated."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl; losses are checked for NaN at the same steps and before every checkpoint."""
+    eval_every: int = 1000
+    """Steps between measurements on held-out data; 0 is only at the end."""
+    save_every: int = 1000
+    """Steps between checkpoints; 0 is only at the end."""
+    keep: int = 3
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0 and self.epochs <= 0:
+            raise ValueError("set train.steps or train.epochs to a positive number")
+        if self.batch_size < 1 or self.micro_batch_size < 0 or self.log_every < 1 or self.keep < 1:
+            raise ValueError("train.batch_size, log_every and keep must be at least 1, micro_batch_size at least 0")
+        if self.eval_every < 0 or self.save_every < 0:
+            raise ValueError("train.eval_every and save_every cannot be negative")
+
+
+@dataclass
+class ComputeConfig:
+    """What both trainings set of the machine."""
+
+    dir: str = ""
+    """Run folder. The same folder resumes."""
+    seed: int = 0
+    """Seed of new weights, data order, augmentation and dropout."""
+    device: str = "auto"
+    """`auto` (GPUs where there are any), `cpu` or `cuda`."""
+    precision: str = "auto"
+    """`bf16`, `float32`, or `auto`: bf16 on GPUs that have it. Codebooks of a tokenizer are float32 always."""
+    threads: int = 0
+    """CPU threads of each rank; 0 leaves the library's choice."""
+    timeout_minutes: float = 60.0
+    """How long a rank waits for the others in one exchange before the run is ended as hanging."""
+
+    def __post_init__(self) -> None:
+        _check_word("run.device", self.device, ("auto", "cpu", "cuda"))
+        _check_word("run.precision", self.precision, ("auto", "bf16", "float32"))
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"run.timeout_minutes {self.timeout_minutes} must be positive")
+
+
+@dataclass
+class OptimizerConfig(AdamWConfig):
+    """AdamW of the generator and of the discriminator."""
+
     min_lr: float = 0.0
     """Learning rate of the last step."""
     discriminator_lr: float = 1e-4
@@ -23,33 +102,19 @@ class OptimizerConfig:
     """Steps of linear warm-up."""
     betas: list[float] = field(default_factory=lambda: [0.5, 0.9])
     """Adam's decay rates."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled decay."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 is unlimited."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
-        if self.lr <= 0 or self.min_lr < 0 or self.min_lr > self.lr:
-            raise ValueError(f"optimizer.lr {self.lr} must be positive and min_lr {self.min_lr} between 0 and it")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas {list(self.betas)} must be two numbers in [0, 1)")
+        super().__post_init__()
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"optimizer.min_lr {self.min_lr} must be between 0 and lr {self.lr}")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps {self.warmup_steps} cannot be negative")
 
 
 @dataclass
-class LoopConfig:
+class LoopConfig(StepsConfig):
     """How long, how large, how often."""
 
-    steps: int = 0
-    """Optimizer steps of the run; 0 takes `epochs`."""
-    epochs: float = 0.0
-    """Passes over the data, when `steps` is 0."""
-    batch_size: int = 128
-    """Images per optimizer step, all ranks and micro-batches together; the run is the same however they are split."""
-    micro_batch_size: int = 0
-    """Images per forward pass and rank; 0 means batch_size / ranks. Smaller ones are accumulated."""
     language_tail: float = 0.1
     """Mode `language`: share of the steps at the end during which r = 1."""
     fade_in: float = 0.0
@@ -58,58 +123,31 @@ class LoopConfig:
     """Decay of the moving average of the weights that is evaluated and saved; 0 is off."""
     num_workers: int = 8
     """Processes per rank that read and decode images; 0 does it in the training process."""
-    log_every: int = 50
-    """Steps between lines of metrics.jsonl; losses are checked for NaN at the same steps."""
-    eval_every: int = 1000
-    """Steps between validations and pictures; 0 is only at the end."""
     val_split: str = "val"
     """Split of the data that is validated on; empty for none."""
     val_images: int = 2000
     """Images of a validation; 0 is all."""
     val_batch_size: int = 32
     """Images per forward pass of a validation."""
-    save_every: int = 1000
-    """Steps between checkpoints; 0 is only at the end."""
-    keep: int = 3
-    """Checkpoints kept."""
     usage_alarm: float = 0.01
     """Warn when a level uses less than this share of the rows it could have used between two log lines."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
-        if self.steps <= 0 and self.epochs <= 0:
-            raise ValueError("set train.steps or train.epochs to a positive number")
-        if self.batch_size < 1 or self.micro_batch_size < 0 or self.log_every < 1 or self.keep < 1:
-            raise ValueError("train.batch_size, log_every and keep must be at least 1, micro_batch_size at least 0")
+        super().__post_init__()
         if not 0 <= self.language_tail < 1 or not 0 <= self.fade_in <= 1 or not 0 <= self.average_decay < 1:
             raise ValueError("train.language_tail, fade_in and average_decay are shares between 0 and 1")
 
 
 @dataclass
-class RunConfig:
+class RunConfig(ComputeConfig):
     """Where the run lives and how it computes."""
 
     dir: str = "outputs/tokenizer"
     """Run folder: config.yaml, metrics.jsonl, checkpoints/, pictures/, TensorBoard files. The same folder resumes."""
-    seed: int = 0
-    """Seed of weights, data order and augmentation."""
-    device: str = "auto"
-    """`auto` (GPUs where there are any), `cpu` or `cuda`."""
-    precision: str = "auto"
-    """`bf16`, `float32`, or `auto`: bf16 on GPUs that have it. Codebooks are float32 always."""
     compile: bool = False
     """Compile encoder, decoder, discriminator and perceptual network."""
     channels_last: bool = False
     """Keep images and convolutions in NHWC memory order, faster on tensor cores."""
-    threads: int = 0
-    """CPU threads of each rank; 0 leaves the library's choice."""
-
-    def __post_init__(self) -> None:
-        """Reject unknown words."""
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"run.device '{self.device}' is unknown; choose auto, cpu or cuda")
-        if self.precision not in ("auto", "bf16", "float32"):
-            raise ValueError(f"run.precision '{self.precision}' is unknown; choose auto, bf16 or float32")
 
 
 @dataclass
@@ -124,25 +162,19 @@ class TrainTokenizerConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def split_batch(config: LoopConfig, world_size: int) -> int:
+def split_batch(loop: StepsConfig, world_size: int) -> int:
     """Return the number of micro-batches per step and rank.
 
     Raises:
         ValueError: the batch cannot be split evenly.
     """
-    micro = config.micro_batch_size or config.batch_size // world_size
-    if micro < 1 or config.batch_size % (micro * world_size):
+    micro = loop.micro_batch_size or loop.batch_size // world_size
+    if micro < 1 or loop.batch_size % (micro * world_size):
         raise ValueError(
-            f"train.batch_size {config.batch_size} cannot be split over {world_size} ranks in micro-batches of {micro}; "
+            f"train.batch_size {loop.batch_size} cannot be split over {world_size} ranks in micro-batches of {micro}; "
             f"make it a multiple of {max(1, micro) * world_size}"
         )
-    return config.batch_size // (micro * world_size)
-
-
-ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-QUANTIZATIONS = ("none", "nf4", "int8")
-SCHEDULES = ("cosine", "linear", "constant_with_warmup")
-GROUPINGS = ("none", "length", "modality")
+    return loop.batch_size // (micro * world_size)
 
 
 @dataclass
@@ -167,7 +199,6 @@ class ModelConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        """Reject unknown words."""
         _check_word("model.attention", self.attention, ATTENTIONS)
         _check_word("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_word("model.quantize", self.quantize, QUANTIZATIONS)
@@ -198,14 +229,13 @@ class LlmDataConfig:
     """Processes per rank that tokenize ahead; 0 does it in the training process."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
         if self.max_length < 0 or self.num_workers < 0:
             raise ValueError(f"data.max_length {self.max_length} and num_workers {self.num_workers} cannot be negative")
         _check_weights("data.task_weights", self.task_weights)
 
 
 @dataclass
-class LlmOptimizerConfig:
+class LlmOptimizerConfig(AdamWConfig):
     """AdamW, its schedule, and the weights of the parts of the loss."""
 
     lr: float = 2e-4
@@ -218,12 +248,8 @@ class LlmOptimizerConfig:
     """`cosine`, `linear` or `constant_with_warmup`."""
     warmup: float = 0.03
     """Steps of linear warm-up; below 1 a share of all steps."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Adam's decay rates."""
     weight_decay: float = 0.0
     """AdamW's decoupled decay; never on biases, normalizations and marker rows."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 is unlimited."""
     text_weight: float = 1.0
     """Weight of the mean loss over the text targets of a step."""
     image_weight: float = 1.0
@@ -232,13 +258,9 @@ class LlmOptimizerConfig:
     """Task -> weight of its targets in those means; 1 for tasks that are not named."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
-        if self.lr <= 0 or self.projector_lr < 0 or self.marker_lr < 0:
-            raise ValueError(f"optimizer.lr {self.lr} must be positive, projector_lr and marker_lr 0 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas {list(self.betas)} must be two numbers in [0, 1)")
-        if self.warmup < 0 or self.weight_decay < 0 or self.clip < 0:
-            raise ValueError("optimizer.warmup, weight_decay and clip cannot be negative")
+        super().__post_init__()
+        if self.projector_lr < 0 or self.marker_lr < 0 or self.warmup < 0:
+            raise ValueError("optimizer.projector_lr, marker_lr and warmup cannot be negative")
         if self.text_weight < 0 or self.image_weight < 0 or self.text_weight + self.image_weight == 0:
             raise ValueError("optimizer.text_weight and image_weight must be 0 or more, and one of them positive")
         _check_word("optimizer.schedule", self.schedule, SCHEDULES)
@@ -246,17 +268,11 @@ class LlmOptimizerConfig:
 
 
 @dataclass
-class LlmLoopConfig:
+class LlmLoopConfig(StepsConfig):
     """How long, how large, how often."""
 
-    steps: int = 0
-    """Optimizer steps of the run; 0 takes `epochs`."""
     epochs: float = 1.0
     """Passes over the weighted data, when `steps` is 0."""
-    batch_size: int = 128
-    """Conversations per optimizer step, all ranks and micro-batches together; the run is the same however they are split."""
-    micro_batch_size: int = 0
-    """Conversations per forward pass and rank; 0 means batch_size / ranks. Smaller ones are accumulated."""
     group_by: str = "length"
     """What the conversations of a batch have in common: `length`, `modality` (images or none, then length), or `none`."""
     log_every: int = 10
@@ -273,37 +289,20 @@ class LlmLoopConfig:
     """Checkpoints kept."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
-        if self.steps <= 0 and self.epochs <= 0:
-            raise ValueError("set train.steps or train.epochs to a positive number")
-        if self.batch_size < 1 or self.micro_batch_size < 0 or self.log_every < 1 or self.keep < 1:
-            raise ValueError("train.batch_size, log_every and keep must be at least 1, micro_batch_size at least 0")
-        if min(self.eval_every, self.eval_batch_size, self.eval_samples, self.save_every) < 0:
-            raise ValueError("train.eval_every, eval_batch_size, eval_samples and save_every cannot be negative")
+        super().__post_init__()
+        if self.eval_batch_size < 0 or self.eval_samples < 0:
+            raise ValueError("train.eval_batch_size and eval_samples cannot be negative")
         _check_word("train.group_by", self.group_by, GROUPINGS)
 
 
 @dataclass
-class LlmRunConfig:
+class LlmRunConfig(ComputeConfig):
     """Where the run lives and how it computes."""
 
     dir: str = "outputs/llm"
     """Run folder: config.yaml, metrics.jsonl, checkpoint-N/, tensorboard/, and at the end the adapter or model. The same folder resumes."""
-    seed: int = 0
-    """Seed of new weights, data order and dropout."""
-    device: str = "auto"
-    """`auto` (GPUs where there are any), `cpu` or `cuda`."""
-    precision: str = "auto"
-    """`bf16`, `float32`, or `auto`: bf16 on GPUs that have it."""
     deepspeed: str = ""
     """A DeepSpeed JSON file, as configs/deepspeed/zero2.json; empty: one process or DDP."""
-    threads: int = 0
-    """CPU threads of each rank; 0 leaves the library's choice."""
-
-    def __post_init__(self) -> None:
-        """Reject unknown words."""
-        _check_word("run.device", self.device, ("auto", "cpu", "cuda"))
-        _check_word("run.precision", self.precision, ("auto", "bf16", "float32"))
 
 
 @dataclass
@@ -319,7 +318,6 @@ class TrainLlmConfig:
     run: LlmRunConfig = field(default_factory=LlmRunConfig)
 
     def __post_init__(self) -> None:
-        """Reject what does not fit together."""
         if self.vision.projector_only and self.lora.enabled:
             raise ValueError("vision.projector_only=true trains no adapter; set lora.enabled=false")
         if self.vision.enabled and self.data.stores:

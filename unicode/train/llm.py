@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from unicode.common.checkpoint import checkpoint_step, newest_checkpoint
 from unicode.common.config import save_config
-from unicode.common.distributed import barrier, is_main, rank, world_size
-from unicode.common.files import read_json, write_json
+from unicode.common.distributed import barrier, is_main, on_main, rank, world_size
+from unicode.common.files import lock_folder, read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base, write_card
 from unicode.llm.examples import preview
@@ -18,11 +19,10 @@ from unicode.llm.lora import add_lora_, count_parameters, freeze_table_, marker_
 from unicode.llm.model import fit_embeddings_, open_base, open_description, table_rows
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import choose_markers
-from unicode.train.arguments import build_arguments, set_steps_, settle
 from unicode.train.config import TrainLlmConfig
 from unicode.train.llm_data import check_tasks, open_vision, read_data
 from unicode.train.llm_trainer import Collator, LlmTrainer, keeps_logits, sum_inputs_
-from unicode.train.resume import check_same_run, checkpoint_step, newest_whole, remove_unfinished
+from unicode.train.runtime import build_arguments, check_resumable, choose_dtype, resolve_runtime, set_steps_
 from unicode.train.samplers import ConversationSampler
 
 SUMMARY = "summary.json"
@@ -47,8 +47,8 @@ class LlmTraining:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         check_tasks("optimizer.task_weights", config.optimizer.task_weights)
-        self.setting = settle(config)
-        self.markers_train = marker_rows_train(config.lora, zero_stage=self.setting.zero)
+        self.runtime = resolve_runtime(config)
+        self.markers_train = marker_rows_train(config.lora, zero_stage=self.runtime.zero_stage)
         model_config, self.text_tokenizer = open_description(config.model.path)
         self.markers = choose_markers(self.text_tokenizer, table_rows=table_rows(model_config))
         self.template = get_template(config.model.template, self.text_tokenizer)
@@ -65,8 +65,8 @@ class LlmTraining:
             self.vision.check(self.data.train)
         loop = config.train
         self.steps = loop.steps or max(1, round(loop.epochs * self.data.epoch_length / loop.batch_size))
-        check_same_run(config, self.folder, fixed=FIXED)
-        self.args = build_arguments(config, self.setting)
+        check_resumable(config, self.folder, fixed=FIXED)
+        self.args = build_arguments(config, self.runtime)
         set_steps_(self.args, steps=self.steps, warmup=config.optimizer.warmup)
         torch.manual_seed(config.run.seed)
         self.model: Any = self._build_model()
@@ -74,8 +74,9 @@ class LlmTraining:
     def _build_model(self) -> Any:
         """The base model, with what is to learn made ready."""
         config, model = self.config, self.config.model
-        device = "cpu" if self.setting.cpu else "cuda"
-        base, _ = open_base(model.path, dtype=self.setting.dtype, attention=model.attention, quantize=model.quantize, device=device)
+        device = "cpu" if self.runtime.cpu else "cuda"
+        dtype = choose_dtype(config, bf16=self.runtime.bf16)
+        base, _ = open_base(model.path, dtype=dtype, attention=model.attention, quantize=model.quantize, device=device)
         fit_embeddings_(base, self.markers)
         self.keeps_logits = keeps_logits(base)
         base.config.use_cache = False
@@ -110,36 +111,34 @@ class LlmTraining:
     def preview(self, count: int) -> None:
         """Print the first conversations of the run's order, learned and masked tokens told apart."""
         sampler = self._sampler()
-        places = [index for step in range(self.steps) for index in sampler.batch(step)[:count].tolist()][:count]
+        places = [index for step in range(self.steps) for index in sampler.batch(step)[:count]][:count]
         preview((self.data.train[index] for index in places), self.text_tokenizer, count=count)
 
     def run(self) -> Path:
-        """Train from the newest whole checkpoint, or from the start, to the end; write the run folder; return it.
+        """Train from the newest complete checkpoint, or from the start, to the end; write the run folder; return it.
 
         Raises:
-            ValueError: the loss became NaN or infinite, or every checkpoint is damaged.
+            ValueError: the loss became NaN or infinite, every checkpoint is damaged, or another process trains there.
             OSError: the disk is full; the checkpoints that were there stay.
         """
-        if self._is_finished():
-            logger.info("%s has finished its %d steps", self.folder, self.steps)
+        with lock_folder(self.folder, "training"):
+            if self._is_finished():
+                logger.info("%s has finished its %d steps", self.folder, self.steps)
+                return self.folder
+            checkpoint = on_main(lambda: newest_checkpoint(self.folder))
+            on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
+            if checkpoint is not None:
+                logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
+            trainer, begun = self._trainer(), time.perf_counter()
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                seconds = time.perf_counter() - begun
+                if self.data.val is not None and trainer.monitor.evaluated_at < self.steps:
+                    trainer.evaluate()
+                self._finish(trainer, seconds=seconds)
+            finally:  # an error message must not land on the bar's line
+                trainer.monitor.close()
             return self.folder
-        remove_unfinished(self.folder)
-        checkpoint = newest_whole(self.folder)
-        if is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.folder / "config.yaml")
-        if checkpoint is not None:
-            logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
-        trainer, begun = self._trainer(), time.perf_counter()
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            seconds = time.perf_counter() - begun
-            if self.data.val is not None and trainer.monitor.evaluated_at < self.steps:
-                trainer.evaluate()
-            self._finish(trainer, seconds=seconds)
-        finally:  # an error message must not land on the bar's line
-            trainer.monitor.close()
-        return self.folder
 
     def _trainer(self) -> LlmTrainer:
         pad = self.text_tokenizer.pad_token_id
@@ -148,7 +147,7 @@ class LlmTraining:
             pack=self.config.data.pack,
             sums=self.sums,
             keep_logits=self.keeps_logits,
-            mask_dtype=torch.bfloat16 if self.setting.bf16 else torch.float32,
+            mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32,
             task_weights=dict(self.config.optimizer.task_weights),
             add_images=self.vision.reader if self.vision else None,
         )
@@ -169,7 +168,7 @@ class LlmTraining:
             weights=self.data.weights,
             modalities=self.data.modalities,
             batch_size=self.config.train.batch_size,
-            accumulation=self.setting.accumulation,
+            accumulation=self.runtime.accumulation,
             rank=rank(),
             world_size=world_size(),
             seed=self.config.run.seed,
@@ -195,8 +194,8 @@ class LlmTraining:
                 {
                     "steps": self.steps,
                     "seconds": round(seconds, 2),
-                    "tokens": trainer.pace.total * world_size(),
-                    "tokens_per_second": round(trainer.pace.total * world_size() / max(seconds, 1e-9), 1),
+                    "tokens": trainer.monitor.tokens * world_size(),
+                    "tokens_per_second": round(trainer.monitor.tokens * world_size() / max(seconds, 1e-9), 1),
                     "peak_memory_bytes": peak_memory(self.device),
                     "parameters": total,
                     "parameters_learned": learning,

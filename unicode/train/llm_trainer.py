@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from unicode.annotations.records import TASKS
+from unicode.common.checkpoint import save_checkpoint
 from unicode.common.distributed import all_reduce_sum_, is_main, rank, world_size
 from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example
@@ -22,8 +24,7 @@ from unicode.llm.llava import LlavaModel
 from unicode.llm.lora import is_marker_row
 from unicode.train.config import TrainLlmConfig
 from unicode.train.loss import LossTable, combine, find_targets, target_losses
-from unicode.train.monitor import LlmMonitor, LossGuard, Pace
-from unicode.train.resume import MarkWhole
+from unicode.train.monitor import LlmMonitor
 from unicode.train.samplers import ConversationSampler
 
 Batch = dict[str, Any]
@@ -98,17 +99,6 @@ def keeps_logits(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-_STEP_SEED = 1_000_003
-
-
-class SeedStep(TrainerCallback):
-    """Seeds chance (dropout) by the step, so that a resumed run needs no random state and ends with the same bits."""
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called after Trainer has put back a random state of its own."""
-        torch.manual_seed((args.seed * _STEP_SEED + state.global_step) * 4099 + rank())
-
-
 class LlmTrainer(Trainer):
     """Trains a language model on conversations.
 
@@ -135,7 +125,8 @@ class LlmTrainer(Trainer):
         collator: Collator,
         text_tokenizer: Any,
     ) -> None:
-        self.monitor, self.guard, self.pace = LlmMonitor(Path(str(args.output_dir))), LossGuard(), Pace()
+        self.folder = self.checkpoint_folder = Path(str(args.output_dir))
+        self.monitor = LlmMonitor(self.folder, args.device)
         super().__init__(
             model=model,
             args=args,
@@ -143,7 +134,7 @@ class LlmTrainer(Trainer):
             train_dataset=train_set,
             eval_dataset=val_set,
             processing_class=text_tokenizer,
-            callbacks=[SeedStep(), self.monitor, self.guard, MarkWhole()],
+            callbacks=[self.monitor],
         )
         self.remove_callback(PrinterCallback)
         self.settings, self.sampler, self.collator = config, sampler, collator
@@ -162,13 +153,17 @@ class LlmTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """The micro-batches of one step on this rank, and the weights of text and image targets in the whole step, (2,)."""
+        """Return the micro-batches of one step on this rank, and the weights of text and image targets in the whole step, (2,).
+
+        Dropout is seeded by the step, so that a resumed run needs no random state and ends with the same bits.
+        """
         samples = [next(epoch_iterator) for _ in range(num_batches)]
         counts = torch.zeros(3, dtype=torch.float64)
         for batch in samples:
             counts[:2] += batch["targets"].total_weights()
             counts[2] += batch["num_tokens"]
-        self.pace.add(int(counts[2]))
+        self.monitor.tokens += int(counts[2])
+        torch.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 4099 + rank())
         return samples, all_reduce_sum_(counts[:2].to(device=self.args.device, dtype=torch.float32))
 
     def compute_loss(
@@ -183,7 +178,7 @@ class LlmTrainer(Trainer):
         nll, targets = self._forward(model, inputs)
         self.losses.add(nll, targets)
         loss = combine(nll, targets, totals=num_items_in_batch, kind_weights=self.kind_weights)
-        self.guard.watch(loss.detach(), self.state.global_step + 1)
+        self.monitor.watch(loss.detach(), self.state.global_step + 1)
         loss = loss * world_size()
         return (loss, None) if return_outputs else loss
 
@@ -225,14 +220,14 @@ class LlmTrainer(Trainer):
         metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - begun
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.pace.take()  # the time of the measurement belongs to no step
+        self.monitor.tokens_per_second()  # the time of the measurement belongs to no step
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses by kind and task, and tokens per second, to a training log."""
         if "loss" in logs:
             logs |= self.losses.take()
-            logs["tokens_per_second"] = self.pace.take() * world_size()
+            logs["tokens_per_second"] = self.monitor.tokens_per_second()
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -246,9 +241,26 @@ class LlmTrainer(Trainer):
         tuned = not adapted and any(parameter.requires_grad for parameter in inner.parameters())
         state = self.accelerator.get_state_dict(self.model_wrapped) if tuned else gather_trainable(model)
         if is_main():
-            folder = output_dir or str(self.args.output_dir)
+            folder = output_dir or str(self.folder)
             model.save_pretrained(folder, state_dict=state, **({"save_embedding_layers": False} if adapted else {}))
             self.text_tokenizer.save_pretrained(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer puts the folder checkpoint-N."""
+        return str(self.checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as `unicode.common.checkpoint` does, whatever engine writes the files."""
+
+        def write(folder: Path) -> None:
+            self.checkpoint_folder = folder.parent
+            super(LlmTrainer, self)._save_checkpoint(model, trial)
+            self.checkpoint_folder = self.folder
+
+        save_checkpoint(self.folder / f"checkpoint-{self.state.global_step}", write, keep=self.settings.train.keep)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Not saved: put back after the seed of a step is set, it would undo it."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Fill the model from a checkpoint; a LLaVA model, which transformers does not know, from what `save_model` wrote."""
@@ -287,18 +299,12 @@ class LlmTrainer(Trainer):
 
 
 def gather_trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Name -> trainable weight on the CPU, whole also where ZeRO-3 has split it; call on every rank."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    with whole([parameter for _, parameter in named]):
-        return {name: parameter.detach().cpu().clone() for name, parameter in named}
+    """Return name -> trainable weight on the CPU, complete also where ZeRO-3 has split it; call on every rank."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gathered: Any = nullcontext()
+    if any(hasattr(parameter, "ds_id") for parameter in named.values()):
+        import deepspeed
 
-
-def whole(parameters: list[nn.Parameter]) -> Any:
-    """A block in which parameters that ZeRO-3 has split are whole."""
-    from contextlib import nullcontext
-
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters)
+        gathered = deepspeed.zero.GatheredParameters(list(named.values()))
+    with gathered:
+        return {name: parameter.detach().cpu().clone() for name, parameter in named.items()}

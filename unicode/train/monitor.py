@@ -1,4 +1,4 @@
-"""Metrics of a training run: averages, codebook usage -> metrics.jsonl, TensorBoard, progress bar."""
+"""Metrics of a training run: values of each step -> lines of metrics.jsonl, TensorBoard, a progress bar; NaN ends the run."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
@@ -19,122 +18,80 @@ from unicode.common.distributed import all_reduce_min_, all_reduce_sum_, is_main
 from unicode.common.files import name_errors, write_list
 from unicode.common.logging import get_logger
 
+HIDDEN = ("epoch", "total_flos", "train_")
+"""What Trainer logs and nobody needs: its epoch is the whole run, its sums at the end count the time of saving."""
 logger = get_logger(__name__)
 
 
-class TokenizerMonitor:
-    """Collects on the device, asks for numbers only at log lines.
+class Monitor:
+    """What both trainings share. Every rank calls everything; the main rank writes.
 
     Args:
         folder: run folder.
-        accelerator: gives TensorBoard.
-        steps: length of the run.
-        start_step: where the bar starts.
-        batch_size: images per step, for images/s.
-        usage_alarm: share of usable rows below which a level raises the alarm.
+        device: where losses are watched.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, steps: int, start_step: int, batch_size: int, usage_alarm: float) -> None:
-        self.folder, self.accelerator, self.batch_size, self.usage_alarm = folder, accelerator, batch_size, usage_alarm
-        pace = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a person
-        self.bar = tqdm(total=steps, initial=start_step, disable=not is_main(), unit="step", smoothing=0.05, mininterval=pace)
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.steps_seen, self.since, self.alarmed = 0, time.perf_counter(), set[int]()
-        self.step, self.first_broken = start_step, torch.full((), math.inf, device=accelerator.device)
-        forget_lines_after(folder / "metrics.jsonl", start_step)
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        self.folder = folder
+        self.bar: tqdm[Any] | None = None
+        self.writer: SummaryWriter | None = None
+        self.first_broken = torch.full((), math.inf, device=device)
 
-    def add(self, parts: dict[str, torch.Tensor]) -> None:
-        """Take the scalars of one micro-batch; they stay on the device."""
-        for name, part in parts.items():
-            value = part.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-            # Remembered on the device: asking it every step whether all is well would make the host wait every step.
-            self.first_broken = torch.where(value.isfinite(), self.first_broken, self.first_broken.clamp_max(self.step + 1))
-
-    def tick(self) -> None:
-        """Count one finished step."""
-        self.steps_seen += 1
-        self.step += 1
-        self.bar.update()
-
-    def flush(self, step: int, codebooks: list[Codebook], *, extra: dict[str, float]) -> dict[str, float]:
-        """Write the averages since the last call, over all ranks, and the usage of each codebook; call on every rank.
-
-        Raises:
-            ValueError: a loss is NaN or infinite; the message names the step.
-        """
-        names = list(self.sums)
-        averages = torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.zeros(0)
-        values = (all_reduce_sum_(averages) / world_size()).tolist()
-        line = dict(zip(names, values, strict=True)) | extra
-        broken = [name for name, value in line.items() if not math.isfinite(value)]
-        if broken:
-            first = int(all_reduce_min_(self.first_broken))
-            raise ValueError(
-                f"{', '.join(broken)} became NaN or infinite at step {first}; the last good checkpoint is kept. Lower optimizer.lr, "
-                "lengthen optimizer.warmup_steps, or set run.precision=float32, and start the command again"
-            )
-        for level, codebook in enumerate(codebooks):
-            line |= self._usage(level, codebook)
-        seconds = time.perf_counter() - self.since
-        line["images_per_second"] = self.steps_seen * self.batch_size / max(seconds, 1e-9)
-        self.write(step, line)
-        self.bar.set_postfix({"loss": f"{line.get('loss', math.nan):.4f}", "images/s": f"{line['images_per_second']:.0f}"}, refresh=False)
-        self.sums, self.counts, self.steps_seen, self.since = {}, {}, 0, time.perf_counter()
-        return line
-
-    def _usage(self, level: int, codebook: Codebook) -> dict[str, float]:
-        """Return usage and perplexity of one codebook since the last line, over all ranks; warn when it has collapsed."""
-        usage = all_reduce_sum_(codebook.take_usage()).double()
-        total = usage.sum().clamp_min(1)
-        share = usage / total
-        used, entropy = int((usage > 0).sum()), float(-(share * share.clamp_min(1e-300).log()).sum())
-        possible = min(codebook.num_rows, int(total))
-        if used < max(2, self.usage_alarm * possible) and level not in self.alarmed and is_main():
-            self.alarmed.add(level)
-            logger.warning(
-                "usage alarm: codebook %d uses %d of %d rows. It has collapsed; try model.codebook.mode=projected, "
-                "a larger model.codebook.entropy_weight, train.fade_in=0.1 or a lower optimizer.lr",
-                level,
-                used,
-                possible,
-            )
-        elif used >= max(2, self.usage_alarm * possible):
-            self.alarmed.discard(level)
-        return {f"usage_{level}": used / codebook.num_rows, f"perplexity_{level}": math.exp(entropy)}
-
-    def write(self, step: int, line: dict[str, float]) -> None:
-        """Append one line to metrics.jsonl and TensorBoard, on the main rank."""
+    def open(self, *, step: int, steps: int) -> None:
+        """Begin at finished step `step` of `steps`: drop the lines of later steps, show the bar."""
+        drop_lines_after(self.folder / "metrics.jsonl", step)
         if is_main():
-            path = self.folder / "metrics.jsonl"
-            with name_errors(path), open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | {name: round(value, 6) for name, value in line.items()}) + "\n")
-        with name_errors(self.folder / "tensorboard"):
-            self.accelerator.log(line, step=step)
+            interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a person
+            self.bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05, mininterval=interval)
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
-    def picture(self, step: int, rows: list[torch.Tensor]) -> None:
-        """Write a grid to pictures/ and TensorBoard: `rows` of (B, 3, H, W) in [-1, 1], originals first, then more and more levels."""
+    def advance(self) -> None:
+        """Move the bar by one step."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def watch(self, values: torch.Tensor, step: int) -> None:
+        """Remember `step` (from 1) if one of the losses `values` is NaN or infinite and no step before it was.
+
+        The device remembers; asking it in every step would make the host wait for it.
+        """
+        self.first_broken = torch.where(values.isfinite().all(), self.first_broken, self.first_broken.clamp_max(step))
+
+    def stop_if_broken(self, what: str, warmup: str) -> None:
+        """ValueError that names the step if a loss of any rank was NaN or infinite."""
+        step = float(all_reduce_min_(self.first_broken.clone()))
+        if math.isfinite(step):
+            raise ValueError(
+                f"{what} became NaN or infinite at step {int(step)}; checkpoints of earlier steps are kept. Lower optimizer.lr, "
+                f"lengthen optimizer.{warmup}, or set run.precision=float32, and start the command again"
+            )
+
+    def write(self, step: int, values: dict[str, float], *, shown: dict[str, str] | None = None) -> None:
+        """Append one line to metrics.jsonl and TensorBoard; put `shown` beside the bar."""
         if not is_main():
             return
-        pixels = torch.cat([row.float().cpu().clamp(-1, 1) for row in rows])
-        grid = make_grid(pixels, nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        path = self.folder / "pictures" / f"step_{step:08d}.png"
-        with name_errors(path):
-            save_image(grid, path)
-        for tracker in self.accelerator.trackers:
-            tracker.writer.add_image("originals, coarse to all levels", grid, step)  # type: ignore[attr-defined]
+        path = self.folder / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rounded = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
+        with name_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | rounded) + "\n")
+        if self.writer is not None:
+            with name_errors(self.folder / "tensorboard"):
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
+        if self.bar is not None and shown:
+            self.bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:
-        """End the bar and the TensorBoard files."""
-        self.bar.close()
-        self.accelerator.end_training()
+        """End the bar and the TensorBoard file."""
+        for opened in (self.bar, self.writer):
+            if opened is not None:
+                opened.close()
+        self.bar = self.writer = None
 
 
-def forget_lines_after(path: Path, step: int) -> None:
-    """Drop lines of steps that a resumed run will do again."""
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run does again."""
     if is_main() and path.is_file():
         lines = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -147,124 +104,144 @@ def forget_lines_after(path: Path, step: int) -> None:
         write_list(path, lines)
 
 
-NOT_WRITTEN = ("epoch", "total_flos", "train_")
-"""Beginnings of names of what Trainer logs and nobody needs: its epoch is the whole run, its sums at the end count the time of saving."""
-
-
-class LlmMonitor(TrainerCallback):
-    """Writes every log of the trainer to metrics.jsonl and TensorBoard and moves the bar; only the main rank writes.
+class TokenizerMonitor(Monitor):
+    """Averages losses on the device and measures codebook usage between two lines.
 
     Args:
         folder: run folder.
+        device: of the losses.
+        batch_size: images per step, for images/s.
+        usage_alarm: share of usable rows below which a level raises the alarm.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bar: tqdm[Any] | None = None
-        self.writer: SummaryWriter | None = None
+    def __init__(self, folder: Path, device: torch.device | str, *, batch_size: int, usage_alarm: float) -> None:
+        super().__init__(folder, device)
+        self.batch_size, self.usage_alarm = batch_size, usage_alarm
+        self.sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
+        self.since, self.since_step, self.step = time.perf_counter(), 0, 0
+        self.alarmed: set[int] = set()
+
+    def open(self, *, step: int, steps: int) -> None:
+        super().open(step=step, steps=steps)
+        self.step = self.since_step = step
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        """Take the scalars of one micro-batch; they stay on the device."""
+        names, values = tuple(parts), torch.stack([part.detach().float() for part in parts.values()])
+        self.sums[names] = self.sums[names] + values if names in self.sums else values
+        self.counts[names] = self.counts.get(names, 0) + 1
+        self.watch(values, self.step + 1)
+
+    def tick(self) -> None:
+        """Count one finished step."""
+        self.step += 1
+        self.advance()
+
+    def flush(self, codebooks: list[Codebook], *, extra: dict[str, float]) -> dict[str, float]:
+        """Write the averages since the last call, over all ranks, and the usage of each codebook; call on every rank.
+
+        Raises:
+            ValueError: a loss is NaN or infinite; the message names the step.
+        """
+        totals: dict[str, Any] = {}
+        for group, sums in self.sums.items():
+            for name, value in zip(group, sums, strict=True):
+                total, count = totals.get(name, (0.0, 0))
+                totals[name] = total + value, count + self.counts[group]
+        names = list(totals)
+        averages = torch.stack([total / count for total, count in totals.values()]) if names else torch.zeros(0)
+        values = (all_reduce_sum_(averages) / world_size()).tolist()
+        line = dict(zip(names, values, strict=True)) | extra
+        broken = [name for name, value in line.items() if not math.isfinite(value)]
+        if broken:
+            self.stop_if_broken(", ".join(broken), "warmup_steps")
+        for level, codebook in enumerate(codebooks):
+            line |= self._usage(level, codebook)
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        line["images_per_second"] = (self.step - self.since_step) * self.batch_size / seconds
+        shown = {"loss": f"{line.get('loss', math.nan):.4f}", "images/s": f"{line['images_per_second']:.0f}"}
+        self.write(self.step, line, shown=shown)
+        self.sums, self.counts, self.since_step, self.since = {}, {}, self.step, time.perf_counter()
+        return line
+
+    def _usage(self, level: int, codebook: Codebook) -> dict[str, float]:
+        """Return usage and perplexity of one codebook since the last line, over all ranks; warn when it has collapsed."""
+        usage = all_reduce_sum_(codebook.take_usage()).double()
+        total = usage.sum().clamp_min(1)
+        share = usage / total
+        used, entropy = int((usage > 0).sum()), float(-(share * share.clamp_min(1e-300).log()).sum())
+        possible = min(codebook.num_rows, int(total))
+        collapsed = used < max(2, self.usage_alarm * possible)
+        if collapsed and level not in self.alarmed and is_main():
+            logger.warning(
+                "usage alarm: codebook %d uses %d of %d rows. It has collapsed; try model.codebook.mode=projected, "
+                "a larger model.codebook.entropy_weight, train.fade_in=0.1 or a lower optimizer.lr",
+                level,
+                used,
+                possible,
+            )
+        self.alarmed = self.alarmed | {level} if collapsed else self.alarmed - {level}
+        return {f"usage_{level}": used / codebook.num_rows, f"perplexity_{level}": math.exp(entropy)}
+
+    def picture(self, step: int, rows: list[torch.Tensor]) -> None:
+        """Write a grid to pictures/ and TensorBoard: `rows` of (B, 3, H, W) in [-1, 1], originals first, then more and more levels."""
+        if not is_main():
+            return
+        pixels = torch.cat([row.float().cpu().clamp(-1, 1) for row in rows])
+        grid = make_grid(pixels, nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
+        path = self.folder / "pictures" / f"step_{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        with name_errors(path):
+            save_image(grid, path)
+        if self.writer is not None:
+            self.writer.add_image("originals, coarse to all levels", grid, step)
+
+
+class LlmMonitor(Monitor, TrainerCallback):
+    """The callback of transformers' Trainer that writes its logs, measures tokens per second and stops at NaN.
+
+    Attributes:
+        last: the newest value of everything that was logged.
+        evaluated_at: step of the newest held-out loss.
+        tokens: tokens of this rank so far.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        super().__init__(folder, device)
         self.last: dict[str, float] = {}
-        """The newest value of everything that was logged."""
         self.evaluated_at = -1
-        """Step of the newest held-out loss."""
+        self.tokens, self.since, self.since_tokens = 0, time.perf_counter(), 0
+
+    def tokens_per_second(self) -> float:
+        """Return the pace of all ranks since the last call."""
+        now = time.perf_counter()
+        pace = (self.tokens - self.since_tokens) * world_size() / max(now - self.since, 1e-9)
+        self.since, self.since_tokens = now, self.tokens
+        return pace
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the bar at the step the run resumes from and drop lines of steps that will be done again."""
-        forget_lines_after(self.folder / "metrics.jsonl", state.global_step)
-        if is_main():
-            pace = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a person
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", smoothing=0.05, mininterval=pace)
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=state.global_step + 1)
+        self.open(step=state.global_step, steps=state.max_steps)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
+        """Move the bar; before a log line, a checkpoint or a measurement, stop if the loss or, for a checkpoint, a weight is broken."""
+        self.advance()
+        if control.should_log or control.should_save or control.should_evaluate or control.should_training_stop:
+            if control.should_save and not weights_are_finite(model):
+                self.first_broken.clamp_max_(state.global_step)
+            self.stop_if_broken("the loss", "warmup")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Write one line."""
-        values = {key: value for key, value in (logs or {}).items() if not key.startswith(NOT_WRITTEN) and isinstance(value, int | float)}
-        if not values:
-            return
-        self.last |= values
-        self.evaluated_at = state.global_step if "eval_loss" in values else self.evaluated_at
-        if not is_main():
-            return
-        path = self.folder / "metrics.jsonl"
-        with name_errors(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step} | {name: shorten(value) for name, value in values.items()}) + "\n")
-        if self.writer is not None:
-            with name_errors(self.folder / "tensorboard"):
-                for name, value in values.items():
-                    self.writer.add_scalar(name, value, state.global_step)
-        if self.bar is not None:
+        values = {key: value for key, value in (logs or {}).items() if not key.startswith(HIDDEN) and isinstance(value, int | float)}
+        if values:
+            self.last |= values
+            self.evaluated_at = state.global_step if "eval_loss" in values else self.evaluated_at
             shown = {name: f"{values[name]:.4g}" for name in ("loss", "eval_loss", "tokens_per_second") if name in values}
-            self.bar.set_postfix(shown, refresh=False)
-
-    def close(self) -> None:
-        """End the bar and the TensorBoard file."""
-        for opened in (self.bar, self.writer):
-            if opened is not None:
-                opened.close()
-        self.bar = self.writer = None
-
-
-class LossGuard(TrainerCallback):
-    """Stops a run whose loss or weights became NaN or infinite, at the next log line and before anything is saved.
-
-    Every step only remembers on the device, so that the host never waits for it.
-    """
-
-    def __init__(self) -> None:
-        self.first_broken: torch.Tensor | None = None
-
-    def watch(self, loss: torch.Tensor, step: int) -> None:
-        """Remember `step` (from 1) if `loss` is broken and no step before it was."""
-        if self.first_broken is None:
-            self.first_broken = torch.full((), math.inf, device=loss.device)
-        self.first_broken = torch.where(loss.isfinite(), self.first_broken, self.first_broken.clamp_max(step))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
-        """Ask the device, where an answer is due. ValueError that names the step."""
-        if not (control.should_log or control.should_save or control.should_evaluate or control.should_training_stop):
-            return
-        if self.first_broken is None:
-            return
-        first = self.first_broken.clone()
-        if control.should_save and not weights_are_finite(model):
-            first.clamp_max_(state.global_step)
-        step = float(all_reduce_min_(first))
-        if math.isfinite(step):
-            raise ValueError(
-                f"the loss became NaN or infinite at step {int(step)}; checkpoints of earlier steps are whole. Lower optimizer.lr, "
-                "lengthen optimizer.warmup, or set run.precision=float32, and start the command again"
-            )
+            self.write(state.global_step, values, shown=shown)
 
 
 def weights_are_finite(model: Any) -> bool:
     """Whether all trainable weights are finite; under ZeRO-3 those that this rank holds."""
     parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters() if parameter.requires_grad]
     return all(bool(part.isfinite().all()) for part in parts)
-
-
-class Pace:
-    """Tokens per second between two log lines, all ranks together."""
-
-    def __init__(self) -> None:
-        self.tokens, self.total, self.since, self.begun = 0, 0, time.perf_counter(), time.perf_counter()
-
-    def add(self, tokens: int) -> None:
-        """Count the tokens of one step."""
-        self.tokens += tokens
-        self.total += tokens
-
-    def take(self) -> float:
-        """Return tokens per second since the last call, and begin anew."""
-        now = time.perf_counter()
-        pace = self.tokens / max(now - self.since, 1e-9)
-        self.tokens, self.since = 0, now
-        return pace
-
-
-def shorten(value: float) -> float:
-    """Seven significant digits, enough for a curve."""
-    return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -1,6 +1,8 @@
 """The order of the training data as a function of the step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -9,45 +11,73 @@ from unicode.images.dataset import AugmentedIndex
 from unicode.train.config import GROUPINGS
 
 _MIX = 0x9E3779B97F4A7C15  # odd constant of a multiplicative hash
+WINDOW = 64
+"""Batches that are sorted by length together: enough to make neighbours alike, few enough to keep the order random."""
+_EPOCH, _WINDOW = 1, 2  # what a stream of random numbers is for
+Item = TypeVar("Item")
 
 
-class StepSampler:
-    """Lists of `AugmentedIndex`, one per forward pass of this rank, from one endless shuffled stream that all ranks share.
+class StepSampler(ABC, Generic[Item]):
+    """Lists of what a data set is indexed by, one per forward pass of this rank, from one endless stream that all ranks share.
 
-    Optimizer step t takes draws t B ... (t + 1) B - 1 of the stream; rank r has the r-th part of them, cut into micro-batches.
-    Epoch e is a permutation of the data set seeded by (seed, e); no picture is left out between epochs. Nothing has to be saved:
-    the position follows from the step.
+    Step t takes B items; micro-batches go to the ranks in turn. Nothing has to be saved: the position follows from the step.
 
     Args:
-        length: pictures of the data set.
-        batch_size: draws B per optimizer step, all ranks together.
+        batch_size: items B per optimizer step, all ranks together.
         accumulation: micro-batches per step and rank.
         rank: index of this rank.
         world_size: number of ranks.
-        seed: seed of the permutations and of every picture's augmentation.
+        seed: seed of the order.
         start_step: first step to give.
         stop_step: step to end before.
     """
 
     def __init__(
-        self, length: int, *, batch_size: int, accumulation: int, rank: int, world_size: int, seed: int, start_step: int, stop_step: int
+        self,
+        *,
+        batch_size: int,
+        stop_step: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
     ) -> None:
         assert batch_size % (world_size * accumulation) == 0, (batch_size, world_size, accumulation)
-        self.length, self.batch_size, self.accumulation = length, batch_size, accumulation
-        self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.start_step, self.stop_step = start_step, stop_step
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self.batch_size, self.accumulation, self.rank, self.world_size = batch_size, accumulation, rank, world_size
+        self.seed, self.start_step, self.stop_step = seed, start_step, stop_step
 
-    def __iter__(self) -> Iterator[list[AugmentedIndex]]:
-        share = self.batch_size // self.world_size
-        micro = share // self.accumulation
+    @abstractmethod
+    def batch(self, step: int) -> list[Item]:
+        """Return the B items of one step."""
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        micro = self.batch_size // (self.world_size * self.accumulation)
         for step in range(self.start_step, self.stop_step):
-            first = step * self.batch_size + self.rank * share
-            for begin in range(first, first + share, micro):
-                yield [self._draw(number) for number in range(begin, begin + micro)]
+            batch = self.batch(step)
+            for index in range(self.accumulation):
+                begin = (index * self.world_size + self.rank) * micro
+                yield batch[begin : begin + micro]
 
     def __len__(self) -> int:
         return (self.stop_step - self.start_step) * self.accumulation
+
+
+class AugmentedSampler(StepSampler[AugmentedIndex]):
+    """Pictures with the seed of their augmentation. Epoch e is a permutation of the data set seeded by (seed, e), none is left out.
+
+    Args:
+        length: pictures of the data set.
+        options: as `StepSampler`.
+    """
+
+    def __init__(self, length: int, **options: int) -> None:
+        super().__init__(**options)
+        self.length = length
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def batch(self, step: int) -> list[AugmentedIndex]:
+        return [self._draw(number) for number in range(step * self.batch_size, (step + 1) * self.batch_size)]
 
     def _draw(self, number: int) -> AugmentedIndex:
         epoch, place = divmod(number, self.length)
@@ -57,31 +87,19 @@ class StepSampler:
         return AugmentedIndex(int(self._order[place]), ((number + 1) * _MIX + self.seed) % 2**63)
 
 
-WINDOW = 64
-"""Batches that are sorted by length together: enough to make neighbours alike, few enough to keep the order random."""
-_EPOCH, _WINDOW = 1, 2  # what a stream of random numbers is for
+class ConversationSampler(StepSampler[int]):
+    """Conversations, weighted, shuffled and grouped.
 
-
-class ConversationSampler:
-    """Lists of indices, one per forward pass of this rank, from one endless weighted and shuffled stream that all ranks share.
-
-    In an epoch a record of weight w occurs w times on average, always floor(w) or ceil(w) times. Step t learns from one batch of B
-    records. With grouping, the stream is cut into windows of `WINDOW` batches, each window sorted (by modality, then length), cut into
-    batches, and the batches shuffled; inside a batch, micro-batches of equal length go to the ranks at the same time.
-    Nothing has to be saved: the position follows from the step.
+    In an epoch a record of weight w occurs w times on average, always floor(w) or ceil(w) times. With grouping, the stream is cut into
+    windows of `WINDOW` batches; each window is sorted (by modality, then length), cut into batches, and the batches are shuffled. Inside
+    a batch, micro-batches of equal length go to the ranks at the same time.
 
     Args:
         lengths: tokens of each record.
         weights: how often each record occurs in an epoch; None: once.
         modalities: a number per record, the same for records that may share a batch; None: all alike.
-        batch_size: records B per optimizer step, all ranks together.
-        accumulation: micro-batches per step and rank.
-        rank: index of this rank.
-        world_size: number of ranks.
-        seed: of the order.
         group_by: "none", "length" or "modality".
-        start_step: first step to give.
-        stop_step: step to end before.
+        options: as `StepSampler`.
     """
 
     def __init__(
@@ -90,22 +108,14 @@ class ConversationSampler:
         *,
         weights: np.ndarray | None = None,
         modalities: np.ndarray | None = None,
-        batch_size: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
         group_by: str = "length",
-        start_step: int = 0,
-        stop_step: int,
+        **options: int,
     ) -> None:
-        assert batch_size % (world_size * accumulation) == 0, (batch_size, world_size, accumulation)
+        super().__init__(**options)
         assert group_by in GROUPINGS, group_by
-        self.lengths = np.asarray(lengths)
+        self.lengths, self.group_by = np.asarray(lengths), group_by
         self.modalities = np.zeros(len(self.lengths), np.int64) if modalities is None or group_by == "length" else modalities
         self.cumulated = occurrences(np.ones(len(self.lengths)) if weights is None else weights)
-        self.batch_size, self.accumulation, self.rank, self.world_size = batch_size, accumulation, rank, world_size
-        self.seed, self.group_by, self.start_step, self.stop_step = seed, group_by, start_step, stop_step
         self._epoch, self._order = -1, np.empty(0, np.int64)
         self._window, self._batches = -1, np.empty((0, 0), np.int64)
 
@@ -114,25 +124,14 @@ class ConversationSampler:
         """Records of one epoch, repetitions counted."""
         return int(self.cumulated[-1])
 
-    def __iter__(self) -> Iterator[list[int]]:
-        micro = self.batch_size // (self.world_size * self.accumulation)
-        for step in range(self.start_step, self.stop_step):
-            batch = self.batch(step)
-            for index in range(self.accumulation):
-                begin = (index * self.world_size + self.rank) * micro
-                yield batch[begin : begin + micro].tolist()
-
-    def __len__(self) -> int:
-        return (self.stop_step - self.start_step) * self.accumulation
-
-    def batch(self, step: int) -> np.ndarray:
-        """(B,) indices of one step; under grouping sorted by modality and length."""
+    def batch(self, step: int) -> list[int]:
+        """Return the indices of one step; under grouping sorted by modality and length."""
         if self.group_by == "none":
-            return self._draw(step * self.batch_size, self.batch_size)
+            return self._draw(step * self.batch_size, self.batch_size).tolist()
         window, place = divmod(step, WINDOW)
         if window != self._window:
             self._window, self._batches = window, self._sort_window(window)
-        return self._batches[place]
+        return self._batches[place].tolist()
 
     def _sort_window(self, window: int) -> np.ndarray:
         """(batches, B) indices of the steps of a window."""
@@ -179,9 +178,3 @@ def occurrences(weights: np.ndarray) -> np.ndarray:
     cumulated = np.cumsum(weights, dtype=np.float64) * (whole / total)
     cumulated[-1] = whole
     return cumulated
-
-
-def padding_share(lengths: np.ndarray, micro_batches: Sequence[Sequence[int]]) -> float:
-    """Share of the positions of padded micro-batches that hold no token."""
-    padded = sum(len(batch) * int(lengths[list(batch)].max()) for batch in micro_batches)
-    return 1 - sum(int(lengths[list(batch)].sum()) for batch in micro_batches) / padded

@@ -3,19 +3,20 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from unicode.codebook.embedding_table import load_table
-from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint, save_tensors
+from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint
 from unicode.common.config import save_config
-from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
-from unicode.common.files import read_tensors
+from unicode.common.distributed import all_reduce_sum_, is_main, on_main, rank, world_size
+from unicode.common.files import lock_folder, read_tensors
 from unicode.common.logging import get_logger
 from unicode.common.schedules import language_ratio, learning_rate, quantization_strength
 from unicode.images.dataset import build_dataset
@@ -24,10 +25,10 @@ from unicode.tokenizer.discriminator import LeCam, PatchDiscriminator, discrimin
 from unicode.tokenizer.load import TOKENIZER_FOLDER
 from unicode.tokenizer.losses import Objective, image_psnr
 from unicode.tokenizer.model import ImageTokenizer
-from unicode.train.config import TrainTokenizerConfig, split_batch
+from unicode.train.config import TrainTokenizerConfig
 from unicode.train.monitor import TokenizerMonitor
-from unicode.train.resume import check_same_run
-from unicode.train.samplers import StepSampler
+from unicode.train.runtime import Runtime, check_resumable, resolve_runtime
+from unicode.train.samplers import AugmentedSampler
 
 
 class WeightAverage:
@@ -87,17 +88,18 @@ class TokenizerTrainer:
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
         self.config, self.folder = config, Path(config.run.dir)
-        self.accelerator = build_accelerator(config)
+        self.runtime = resolve_runtime(config)
+        self.accumulation = self.runtime.accumulation
+        self.accelerator = build_accelerator(config, self.runtime)
         self.device = self.accelerator.device
-        self.accumulation = split_batch(config.train, world_size())
         torch.manual_seed(config.run.seed)
         book = config.model.codebook
         table = load_table(book.table) if book.mode != "free" and book.table else None
         self.tokenizer = ImageTokenizer(config.model, table).to(self.device)
         self.objective = Objective(config.objective, entropy_weight=book.entropy_weight).to(self.device)
-        judge = config.objective.discriminator
-        self.discriminator = PatchDiscriminator(judge).to(self.device) if judge.enabled else None
-        self.lecam = LeCam(decay=judge.lecam_decay).to(self.device) if judge.enabled and judge.lecam_weight > 0 else None
+        options = config.objective.discriminator
+        self.discriminator = PatchDiscriminator(options).to(self.device) if options.enabled else None
+        self.lecam = LeCam(decay=options.lecam_decay).to(self.device) if options.enabled and options.lecam_weight > 0 else None
         self.dataset = build_dataset(config.data, image_size=config.model.image_size, train=True)
         split = config.train.val_split
         self.val = build_dataset(replace(config.data, split=split), image_size=config.model.image_size, train=False) if split else None
@@ -122,25 +124,36 @@ class TokenizerTrainer:
         decay = options.weight_decay
         self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, betas=betas, weight_decay=decay, fused=True)
         self.generator: nn.Module = self.accelerator.prepare_model(self.tokenizer)
-        self.judge: nn.Module | None = None
         if self.discriminator is not None:
-            self.judge_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=options.discriminator_lr, betas=betas, fused=True)
-            self.judge = self.accelerator.prepare_model(self.discriminator)
+            parameters = self.discriminator.parameters()
+            self.discriminator_optimizer = torch.optim.AdamW(parameters, lr=options.discriminator_lr, betas=betas, fused=True)
+            self.prepared_discriminator: nn.Module = self.accelerator.prepare_model(self.discriminator)
 
     def run(self) -> Path:
-        """Train from the newest whole checkpoint, or from the start, to the end; return the folder of the last checkpoint.
+        """Train from the newest complete checkpoint, or from the start, to the end; return the folder of the last checkpoint.
 
         Raises:
-            ValueError: a loss became NaN or infinite, or the run folder belongs to another architecture.
+            ValueError: a loss became NaN or infinite, the run folder belongs to another architecture, or another process trains there.
             OSError: the disk is full; the checkpoints that were there stay.
         """
-        checkpoint = self._open_folder()
-        start = checkpoint_step(checkpoint) if checkpoint else 0
-        if checkpoint and start >= self.steps:
-            logger.info("%s has finished its %d steps", self.folder, self.steps)
-            return checkpoint
-        loop = self.config.train
-        sampler = StepSampler(
+        with lock_folder(self.folder, "training"):
+            checkpoint = self._open_folder()
+            start = checkpoint_step(checkpoint) if checkpoint else 0
+            if checkpoint and start >= self.steps:
+                logger.info("%s has finished its %d steps", self.folder, self.steps)
+                return checkpoint
+            loop = self.config.train
+            self.monitor = TokenizerMonitor(self.folder, self.device, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm)
+            try:
+                self.monitor.open(step=start, steps=self.steps)
+                return self._train(start)
+            finally:  # an error message must not land on the bar's line
+                self.monitor.close()
+
+    def _train(self, start: int) -> Path:
+        """Do the steps from `start` to the end; return the last checkpoint."""
+        loop, checkpoint = self.config.train, None
+        sampler = AugmentedSampler(
             len(self.dataset),
             batch_size=loop.batch_size,
             accumulation=self.accumulation,
@@ -151,46 +164,42 @@ class TokenizerTrainer:
             stop_step=self.steps,
         )
         batches = iter(build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device))
-        self.monitor = TokenizerMonitor(
-            self.folder, self.accelerator, steps=self.steps, start_step=start, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm
-        )
-        try:
-            for step in range(start, self.steps):
-                micro = [next(batches) for _ in range(self.accumulation)]
-                if step == 0:
-                    self._warm_up(micro)
-                self.train_step(step, micro)
-                done = step + 1
-                if done % loop.log_every == 0 or done == self.steps or (loop.save_every and done % loop.save_every == 0):
-                    self.monitor.flush(done, self.tokenizer.codebooks, extra={"lr": self.optimizer.param_groups[0]["lr"]})
-                if done == self.steps or (loop.save_every and done % loop.save_every == 0):
-                    checkpoint = self._save(done)
-                if done == self.steps or (loop.eval_every and done % loop.eval_every == 0):
-                    self._validate(done)
-        finally:  # an error message must not land on the bar's line
-            self.monitor.close()
+
+        def due(step: int, every: int) -> bool:
+            return step == self.steps or bool(every and step % every == 0)
+
+        for step in range(start, self.steps):
+            micro = [next(batches) for _ in range(self.accumulation)]
+            if step == 0:
+                self._warm_up(micro)
+            self.train_step(step, micro)
+            done = step + 1
+            if due(done, loop.log_every) or due(done, loop.save_every):
+                self.monitor.flush(self.tokenizer.codebooks, extra={"lr": self.optimizer.param_groups[0]["lr"]})
+            if due(done, loop.save_every):
+                checkpoint = self._save(done)
+            if due(done, loop.eval_every):
+                self._validate(done)
         assert checkpoint is not None
         return checkpoint
 
     def train_step(self, step: int, micro: list[Batch]) -> None:
         """One optimizer step: the generator runs forward once per micro-batch, the discriminator reuses its detached pictures."""
         self._set_schedules(step)
-        judge_config, judging = self.config.objective.discriminator, False
-        if self.discriminator is not None:
-            judging = discriminator_trains(step, judge_config)
+        options = self.config.objective.discriminator
+        trains_discriminator = self.discriminator is not None and discriminator_trains(step, options)
         for index, batch in enumerate(micro):
             self.skipped.add(batch.skipped)
             images = self._arrange(batch.images)
             with self._sync(self.generator, index):
-                fakes = self._backward_generator(images, weight=generator_weight(step, judge_config))
-            if judging:
-                assert self.judge is not None
-                with self._sync(self.judge, index):
+                fakes = self._backward_generator(images, weight=generator_weight(step, options))
+            if trains_discriminator:
+                with self._sync(self.prepared_discriminator, index):
                     self._backward_discriminator(images, fakes)
         self._step_optimizer(self.optimizer, self.tokenizer, "generator")
-        if judging:
+        if trains_discriminator:
             assert self.discriminator is not None
-            self._step_optimizer(self.judge_optimizer, self.discriminator, "discriminator")
+            self._step_optimizer(self.discriminator_optimizer, self.discriminator, "discriminator")
         self.tokenizer.stack.update_()
         if self.average is not None:
             self.average.update_()
@@ -212,9 +221,8 @@ class TokenizerTrainer:
 
     def _backward_discriminator(self, images: torch.Tensor, fakes: torch.Tensor) -> None:
         """Add the discriminator's gradients of one micro-batch of pictures and their reconstructions."""
-        assert self.judge is not None
         with self.accelerator.autocast():
-            real, fake = self.judge(torch.cat([images, fakes.to(images.dtype)])).float().chunk(2)
+            real, fake = self.prepared_discriminator(torch.cat([images, fakes.to(images.dtype)])).float().chunk(2)
             loss = discriminator_loss(real, fake)
             if self.lecam is not None:
                 loss = loss + self.config.objective.discriminator.lecam_weight * self.lecam(real, fake)
@@ -235,7 +243,10 @@ class TokenizerTrainer:
         """Seed the step; set learning rates, r and the strength of quantization."""
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 4099 + rank())
         options, loop = self.config.optimizer, self.config.train
-        for optimizer, peak in [(self.optimizer, options.lr)] + ([(self.judge_optimizer, options.discriminator_lr)] if self.judge else []):
+        peaks = [(self.optimizer, options.lr)]
+        if self.discriminator is not None:
+            peaks.append((self.discriminator_optimizer, options.discriminator_lr))
+        for optimizer, peak in peaks:
             minimum = options.min_lr * peak / options.lr
             rate = learning_rate(step, peak=peak, minimum=minimum, warmup_steps=options.warmup_steps, steps=self.steps)
             for group in optimizer.param_groups:
@@ -296,44 +307,39 @@ class TokenizerTrainer:
         return self.accelerator.no_sync(module) if index < self.accumulation - 1 else nullcontext()
 
     def _open_folder(self) -> Path | None:
-        """Prepare the run folder; load its newest whole checkpoint, if there is one, and return it."""
-        checkpoint = newest_checkpoint(self.folder / "checkpoints")
-        if checkpoint is None and list((self.folder / "checkpoints").glob("step_*")):
-            raise ValueError(f"every checkpoint in {self.folder / 'checkpoints'} is damaged; delete that folder to start the run anew")
+        """Prepare the run folder; load its newest complete checkpoint, if there is one, and return it."""
+        checkpoint = on_main(lambda: newest_checkpoint(self.folder / "checkpoints"))
         if checkpoint is not None:
-            check_same_run(self.config, self.folder, fixed=("model.",), loose=("model.codebook.table",))
+            check_resumable(self.config, self.folder, fixed=("model.",), loose=("model.codebook.table",))
             self._load(checkpoint)
             logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
-        barrier()
-        if is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.folder / "config.yaml")
-        self.accelerator.init_trackers("tensorboard")
+        on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
         return checkpoint
 
-    def _save(self, step: int) -> Path | None:
-        """Write a checkpoint on the main rank: everything that training depends on, and the tokenizer ready for use."""
+    def _save(self, step: int) -> Path:
+        """Write a checkpoint: everything that training depends on, and the tokenizer ready for use."""
 
         def write(folder: Path) -> None:
+            if not is_main():
+                return
             state: dict[str, Any] = {"step": step, "model": self.tokenizer.state_dict(), "optimizer": self.optimizer.state_dict()}
             state["table_sha256"] = self.tokenizer.table_digest
             if self.discriminator is not None:
-                state |= {"discriminator": self.discriminator.state_dict(), "discriminator_optimizer": self.judge_optimizer.state_dict()}
+                state["discriminator"] = self.discriminator.state_dict()
+                state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
             if self.lecam is not None:
                 state["lecam"] = self.lecam.state_dict()
             if self.average is not None:
                 state["average"] = self.average.averages
-            save_tensors(folder / STATE_FILE, state)
+            with open(folder / STATE_FILE, "wb") as file:
+                torch.save(state, file)
             with self.average.applied() if self.average else nullcontext():
                 self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
 
-        path = self.folder / "checkpoints" / f"step_{step:08d}"
-        if is_main():
-            path = save_checkpoint(path.parent, step, write, keep=self.config.train.keep)
-            if len(self.skipped):
-                self.skipped.write(self.folder / "skipped.jsonl")
-                logger.warning("%s", self.skipped.summary())
-        barrier()
+        path = save_checkpoint(self.folder / "checkpoints" / f"step_{step:08d}", write, keep=self.config.train.keep)
+        if is_main() and len(self.skipped):
+            self.skipped.write(self.folder / "skipped.jsonl")
+            logger.warning("%s", self.skipped.summary())
         return path
 
     def _load(self, checkpoint: Path) -> None:
@@ -347,7 +353,7 @@ class TokenizerTrainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.discriminator is not None:
                 self.discriminator.load_state_dict(state["discriminator"])
-                self.judge_optimizer.load_state_dict(state["discriminator_optimizer"])
+                self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
             if self.lecam is not None:
                 self.lecam.load_state_dict(state["lecam"])
             if self.average is not None:
@@ -357,14 +363,10 @@ class TokenizerTrainer:
             raise ValueError(f"{checkpoint} does not fit this config: {reason}; choose another run.dir") from error
 
 
-def build_accelerator(config: TrainTokenizerConfig) -> Accelerator:
+def build_accelerator(config: TrainTokenizerConfig, runtime: Runtime) -> Accelerator:
     """Return the accelerator of a run: device, precision, DDP without buffer broadcasts (codebooks are kept equal by their update)."""
-    cpu = config.run.device == "cpu" or (config.run.device == "auto" and not torch.cuda.is_available())
-    if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device is cuda, but there is no GPU here; set run.device=auto")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    precision = "bf16" if bf16 else "no"
-    return Accelerator(cpu=cpu, mixed_precision=precision, log_with="tensorboard", project_dir=config.run.dir, kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=timedelta(minutes=config.run.timeout_minutes))
+    return Accelerator(cpu=runtime.cpu, mixed_precision="bf16" if runtime.bf16 else "no", kwargs_handlers=[ddp, group])

@@ -1,0 +1,216 @@
+"""A run's config -> devices, precision, ranks, DeepSpeed, the arguments of transformers' Trainer, and whether a run folder may go on."""
+
+import math
+import os
+import socket
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import distributed
+from transformers import TrainingArguments
+
+from unicode.common.distributed import world_size
+from unicode.common.files import read_json
+from unicode.common.logging import get_logger
+from unicode.train.config import TrainLlmConfig, TrainTokenizerConfig, split_batch
+
+DEEPSPEED_FILES = "configs/deepspeed/zero2.json, zero3.json, zero2_offload.json or zero3_offload.json"
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What follows from a config and the machine.
+
+    Attributes:
+        cpu: whether to compute on the CPU.
+        bf16: whether to compute in bfloat16.
+        accumulation: micro-batches per step and rank.
+        micro: images or conversations per micro-batch.
+        deepspeed: content of the DeepSpeed file; None without.
+    """
+
+    cpu: bool
+    bf16: bool
+    accumulation: int
+    micro: int
+    deepspeed: dict[str, Any] | None = None
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage, 0 without DeepSpeed."""
+        return int(self.deepspeed["zero_optimization"]["stage"]) if self.deepspeed else 0
+
+
+def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
+    """Decide on device, precision and batches.
+
+    Raises:
+        FileNotFoundError: no DeepSpeed file of that name.
+        ValueError: no GPU where one is asked for, a batch that cannot be split, or a DeepSpeed file that contradicts the run.
+    """
+    run, loop = config.run, config.train
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device is cuda, but there is no GPU here; set run.device=auto")
+    cpu = run.device == "cpu" or not torch.cuda.is_available()
+    bf16 = run.precision == "bf16" or (run.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+    accumulation = split_batch(loop, world_size())
+    micro = loop.batch_size // (accumulation * world_size())
+    deepspeed = None
+    if isinstance(config, TrainLlmConfig) and config.run.deepspeed:
+        expected = {
+            "train_micro_batch_size_per_gpu": ("train.micro_batch_size", micro),
+            "gradient_accumulation_steps": ("train.batch_size", accumulation),
+            "train_batch_size": ("train.batch_size", loop.batch_size),
+            "gradient_clipping": ("optimizer.clip", config.optimizer.clip),
+            "bf16.enabled": ("run.precision", bf16),
+            "fp16.enabled": ("run.precision", False),
+        }
+        deepspeed = read_deepspeed(config.run.deepspeed, expected=expected)
+    return Runtime(cpu, bf16, accumulation, micro, deepspeed)
+
+
+def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Return the content of a DeepSpeed config.
+
+    Args:
+        path: the JSON file.
+        expected: dotted key of DeepSpeed -> the run's setting that means the same, and its value.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, no ZeRO section, a value that contradicts the run, or an optimizer or schedule of its own.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no DeepSpeed config {path}; run.deepspeed takes {DEEPSPEED_FILES}")
+    content = read_json(path)
+    values = _flatten(content)
+    stage = values.get("zero_optimization.stage")
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"{path}: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3; take {DEEPSPEED_FILES}")
+    for section in ("optimizer", "scheduler"):
+        if section in content:
+            raise ValueError(f"{path}: remove the section '{section}'; optimizer.* of the run's config replaces it")
+    for key, (setting, value) in expected.items():
+        if values.get(key) not in (None, "auto", value):
+            found = f"{key} is {values[key]!r}, but {setting} makes it {value!r}"
+            raise ValueError(f'{path}: {found}; write "auto" there, or change the setting')
+    return content  # type: ignore[no-any-return]
+
+
+def choose_dtype(config: TrainLlmConfig, *, bf16: bool) -> str:
+    """Return the type of the weights in memory: frozen ones may be bfloat16; trained ones need an exact copy somewhere."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if bf16 and (config.lora.enabled or bool(config.run.deepspeed)) else "float32"
+
+
+def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArguments:
+    """Return the arguments of a run, its number of steps still open (see `set_steps_`); joins the other ranks.
+
+    With ZeRO-3, models that are opened while these arguments live are split over the ranks at once.
+    """
+    loop, options, run = config.train, config.optimizer, config.run
+    timeout = timedelta(minutes=run.timeout_minutes)
+    join_ranks(runtime, timeout=timeout)
+    args = TrainingArguments(
+        output_dir=run.dir,
+        max_steps=max(1, loop.steps),
+        per_device_train_batch_size=runtime.micro,
+        per_device_eval_batch_size=loop.eval_batch_size or runtime.micro,
+        gradient_accumulation_steps=runtime.accumulation,
+        learning_rate=options.lr,
+        lr_scheduler_type=options.schedule,
+        weight_decay=options.weight_decay,
+        adam_beta1=options.betas[0],
+        adam_beta2=options.betas[1],
+        max_grad_norm=options.clip,
+        logging_strategy="steps",
+        logging_steps=loop.log_every,
+        logging_nan_inf_filter=False,  # it would wait for the device in every micro-batch; the monitor checks for NaN
+        eval_strategy="steps" if config.data.val_files and loop.eval_every else "no",
+        eval_steps=loop.eval_every or None,
+        save_strategy="steps" if loop.save_every else "no",
+        save_steps=loop.save_every or 500,
+        seed=run.seed,
+        bf16=runtime.bf16,
+        use_cpu=runtime.cpu,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="warning",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=int(timeout.total_seconds()),
+        deepspeed=runtime.deepspeed,
+    )
+    assert args.device is not None  # asking for it joins the process group
+    return args
+
+
+def set_steps_(args: TrainingArguments, *, steps: int, warmup: float) -> None:
+    """Set the number of steps and of those that warm up, a share of them below 1."""
+    args.max_steps = steps
+    args.warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+
+
+def join_ranks(runtime: Runtime, *, timeout: timedelta) -> None:
+    """Join the other ranks, in an environment where Trainer does what the config says.
+
+    ACCELERATE_USE_CPU, which the scripts set on machines without GPU, silently turns DeepSpeed off; `use_cpu` has the same effect without
+    that. A process that no launcher started becomes a job of one rank, where DeepSpeed needs a job and where Trainer would otherwise split
+    each batch over all GPUs it sees.
+    """
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = runtime.deepspeed is not None
+    if "RANK" not in os.environ and (deepspeed or (torch.cuda.device_count() > 1 and not runtime.cpu)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if deepspeed and runtime.cpu:  # on a GPU transformers does it
+        import deepspeed as engine
+
+        engine.init_distributed(dist_backend="gloo", timeout=timeout, auto_mpi_discovery=False, verbose=False)
+    elif runtime.cpu and world_size() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=timeout)
+
+
+def check_resumable(config: Any, folder: Path, *, fixed: tuple[str, ...], loose: tuple[str, ...] = ()) -> None:
+    """Compare a config with the `config.yaml` of a run folder; name in a warning the settings that differ.
+
+    Args:
+        config: dataclass of the command.
+        folder: run folder; without config.yaml nothing is compared.
+        fixed: beginnings of dotted keys whose values a run keeps.
+        loose: beginnings of dotted keys below `fixed` that may change all the same.
+
+    Raises:
+        ValueError: a setting of `fixed` differs.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    before, now = _flatten(OmegaConf.to_container(OmegaConf.load(path))), _flatten(asdict(config))
+    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith("run.dir")]
+    for key in changed:
+        if key.startswith(fixed) and not key.startswith(loose):
+            values = f"{key}={before[key]}, this one has {now[key]}"
+            raise ValueError(f"{folder} holds a run with {values}; choose another run.dir or take the old value")
+    if changed:
+        settings = ", ".join(f"{key}={now[key]} (was {before[key]})" for key in changed)
+        logger.warning("continuing %s under other settings: %s", folder, settings)
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix[:-1]: list(values) if isinstance(values, tuple) else values}
+    return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}
