@@ -1,9 +1,9 @@
 #!/bin/sh
-# Draws pictures with a tuned model on all GPUs of this machine or on the CPU: OUT/pictures, results.jsonl, contact_sheet.png.
+# Draws images with a tuned model on all GPUs of this machine or on the CPU: OUT/pictures, results.jsonl, contact_sheet.png.
 #   bash scripts/generate_images.sh MODEL PROMPTS OUT [KEY=VALUE ...] [options of unicode.run.generate_images]
 # PROMPTS   a file (.txt, .jsonl, LLaVA .json), shapes:val, unconditional:100,
 #           or a protocol of configs/generation: shapes, imagenet, cc3m, lsun_cat, lsun_church, lsun_bedroom
-# The same command draws what a stopped one left out. Pictures are measured where a protocol is named.
+# The same command resumes. With a protocol the images are measured too.
 cd "$(dirname "$0")/.." || exit 1
 . scripts/launch.sh
 model=${1:?is missing; give a model, prompts and a folder: bash scripts/generate_images.sh outputs/unicode_visual_text shapes:val outputs/drawn}

@@ -1,8 +1,8 @@
 # Sourced by the training and encoding scripts, from the root of the repository. Defines
 #   launch MODULE ARGS...
-# which replaces the shell by `python -m MODULE ARGS...`, once for each GPU that CUDA_VISIBLE_DEVICES leaves visible.
+# which replaces the shell by `python -m MODULE ARGS...`, one process for each visible GPU (CUDA_VISIBLE_DEVICES).
 #   no GPU                     one process on the CPU, or NUM_RANKS of them
-#   several machines           NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT say which; started once on each of them
+#   several machines           set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT; start the script once on each
 
 . scripts/environment.sh
 

@@ -1,10 +1,10 @@
-# Sourced by the scripts beside it, which set BENCHMARK: asks a model the questions of one benchmark and scores the answers, on all GPUs.
+# Sourced by the scripts beside it, which set BENCHMARK: runs one benchmark with a model and scores its answers, on all GPUs.
 #   bash scripts/llava_eval/NAME.sh MODEL [BASE] [options of unicode.run.benchmark]
-#   bash scripts/llava_eval/NAME.sh --answers ANSWERS.jsonl --out FOLDER          scores answers that are there, without a model
-# MODEL      folder of a trained model; BASE the language model below it, where another one than it was trained on is meant
-# DATA_ROOT  folder of the data sets; the benchmarks lie in DATA_ROOT/eval (EVALUATION.md; default: datasets/llava)
-# OUT        folder of the results (default: MODEL/eval); --data and --out win over both
-# The same command goes on where a stopped one was.
+#   bash scripts/llava_eval/NAME.sh --answers ANSWERS.jsonl --out FOLDER          scores existing answers, without a model
+# MODEL      folder of a trained model; BASE its base model, if it has moved since the training
+# DATA_ROOT  folder of the data sets; the benchmarks are in DATA_ROOT/eval (EVALUATION.md; default: datasets/llava)
+# OUT        folder of the results (default: MODEL/eval); the options --data and --out come first
+# The same command resumes.
 cd "$(dirname "$0")/../.." || exit 1
 . scripts/launch.sh
 model='' base=''

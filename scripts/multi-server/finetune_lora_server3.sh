@@ -1,5 +1,5 @@
 #!/bin/sh
-# Server 3 of several that tune one language model together; scripts/vae_train/multi-server/server.sh says which variables they need.
+# Server 3 of several that tune one language model together; variables: see scripts/vae_train/multi-server/server.sh.
 #   sh scripts/multi-server/finetune_lora_server3.sh [CONFIG.yaml] [key.sub=value ...]
 cd "$(dirname "$0")/../.." || exit 1
 SERVER=3 SCRIPT=scripts/finetune_lora.sh

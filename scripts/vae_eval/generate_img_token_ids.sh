@@ -1,9 +1,9 @@
 #!/bin/sh
-# Encodes the images of all LLaVA sets below DATA_ROOT into CKPT/ids/NAME; the same command finishes what a stopped one began.
+# Encodes the images of all LLaVA sets below DATA_ROOT into CKPT/ids/NAME; the same command resumes.
 #   bash scripts/vae_eval/generate_img_token_ids.sh CKPT [GPU[,GPU...]] [DATASET] [options of unicode.run.encode_images]
 # GPU       which to use; all of them if left out or "", the CPU where there is none
 # DATASET   llava_laion558k or llava_mix665k (both if left out), or another one below DATA_ROOT: imagenet, cc3m, ffhq, coco
-# DATA_ROOT folder of the annotation files, from which the image paths in them start (DATA_VAE.md; default: datasets/llava)
+# DATA_ROOT folder of the annotation files, where the image paths in them start (DATA_VAE.md; default: datasets/llava)
 cd "$(dirname "$0")/../.." || exit 1
 . scripts/launch.sh
 if [ ! -e "${1:-}" ]; then

@@ -1,6 +1,6 @@
-# Sourced by the scripts of single servers with SERVER=1..4 set: checks what several machines need to find each other, then trains.
+# Sourced by the scripts of single servers with SERVER=1..4 set: checks the variables that connect the servers, then trains.
 #   MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 NNODES=2 NCCL_SOCKET_IFNAME=eth0 sh .../train_hqvae_server1.sh [CONFIG.yaml] [key.sub=value ...]
-# Every server is given the same values and the same arguments; the server of number 1 is the one at MASTER_ADDR.
+# Give every server the same values and arguments; server 1 is the one at MASTER_ADDR.
 # SCRIPT names what each server runs (default: scripts/vae_train/train_hqvae.sh).
 
 script=${SCRIPT:-scripts/vae_train/train_hqvae.sh}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Server 1 of several that train one HQ-VAE together; server.sh beside this file says which variables they need.
+# Server 1 of several that train one HQ-VAE together; variables: see server.sh beside this file.
 #   sh scripts/vae_train/multi-server/train_hqvae_server1.sh [CONFIG.yaml] [key.sub=value ...]
 cd "$(dirname "$0")/../../.." || exit 1
 SERVER=1
