@@ -10,7 +10,7 @@ import pytest
 
 from unicode.annotations.build import ImageIds, open_image_ids
 from unicode.ids.layout import Layout
-from unicode.ids.store import Origin, hash_keys
+from unicode.ids.store import StoreSpec, hash_keys
 from unicode.ids.store_writer import StoreWriter
 
 LAYOUT = Layout("hierarchical", ((4, 2), (8, 4)))
@@ -28,12 +28,12 @@ def make_store(
     skip: Sequence[str] = (),
 ) -> np.ndarray:
     """Write a store of random ids and return them: (images, views, N)."""
-    origin = Origin(tokenizer, layout, {"image_size": 32}, "float32", views, VOCAB, len(keys), hash_keys(keys), 64)
+    spec = StoreSpec(tokenizer, layout, {"image_size": 32}, "float32", views, VOCAB, len(keys), hash_keys(keys), 64)
     ids = np.random.default_rng(seed).integers(0, VOCAB, (len(keys), len(views), layout.num_codes))
-    with StoreWriter(folder, origin) as writer:
+    with StoreWriter(folder, spec) as writer:
         writer.prepare(keys)
         for shard in writer.missing():
-            rows = origin.shard_rows(shard)
+            rows = spec.shard_rows(shard)
             writer.put(shard, ids[rows.start : rows.stop], [(row, keys[row], "truncated") for row in rows if keys[row] in skip])
         writer.close()
         writer.finish(keys)

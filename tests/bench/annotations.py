@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from unicode.common.files import read_json  # noqa: E402
 from unicode.common.json_lists import write_json_list  # noqa: E402
 from unicode.ids.layout import Layout  # noqa: E402
-from unicode.ids.store import Origin, Store, hash_keys  # noqa: E402
+from unicode.ids.store import Store, StoreSpec, hash_keys  # noqa: E402
 from unicode.ids.store_writer import StoreWriter  # noqa: E402
 
 LIMIT = 1.5 * 2**30
@@ -44,11 +44,11 @@ def write_inputs(folder: Path, count: int) -> None:
 
     write_json_list(folder / ANNOTATION, map(record, range(count)))
     layout = Layout("hierarchical", ((8, 8), (16, 16)))
-    origin = Origin("0123456789abcdef", layout, {}, "float32", ("whole",), VOCAB, count, hash_keys(keys), SHARD_SIZE)
-    with StoreWriter(folder / "ids", origin) as writer:
+    spec = StoreSpec("0123456789abcdef", layout, {}, "float32", ("whole",), VOCAB, count, hash_keys(keys), SHARD_SIZE)
+    with StoreWriter(folder / "ids", spec) as writer:
         writer.prepare(keys)
         for shard in writer.missing():
-            writer.put(shard, rng.integers(0, VOCAB, origin.shard_shape(shard)))
+            writer.put(shard, rng.integers(0, VOCAB, spec.shard_shape(shard)))
         writer.close()
         writer.finish(keys)
 

@@ -105,7 +105,7 @@ def test_runs_inside_an_annotation_file(folder: Path, tmp_path: Path, suffix: st
     for key in store:
         turns = [f"Draw {key}", f"{write_run(store[key])}.", f"again {write_run(store[key][:20])}", "<vistok></vistok> and no more"]
         record = {"id": key, "conversations": [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(turns)]}
-        records.append({**record, "layout": store.layout.describe(), "tokenizer": store.origin.tokenizer})
+        records.append({**record, "layout": store.layout.describe(), "tokenizer": store.spec.tokenizer})
     path = tmp_path / f"anno{suffix}"
     path.write_text(json.dumps(records) if suffix == ".json" else "\n".join(map(json.dumps, records)))
     assert run(folder, tmp_path / "out", ids=path) == 0

@@ -65,7 +65,7 @@ def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     top, bottom = write(tmp_path / "in", PATHS)
     known = torch.cat([top.flatten(), bottom.flatten()]).long().unique()
     write_published(read_published(tmp_path / "in", row_ids=known), tmp_path / "out", fingerprint="a" * 16)
-    assert Store(tmp_path / "out").origin.tokenizer == "a" * 16
+    assert Store(tmp_path / "out").spec.tokenizer == "a" * 16
     with pytest.raises(ValueError, match=f"{top[0, 0]} is no image id of the tokenizer"):
         read_published(tmp_path / "in", row_ids=known[known != top[0, 0]])
 

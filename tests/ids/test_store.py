@@ -11,38 +11,38 @@ import numpy as np
 import pytest
 
 from unicode.ids.layout import Layout
-from unicode.ids.store import FILES, KeyIndex, Origin, Store, check_keys, hash_keys, write_keys
+from unicode.ids.store import KEY_FILES, KeyIndex, Store, StoreSpec, check_keys, hash_keys, write_keys
 from unicode.ids.store_writer import StoreWriter
 
 LAYOUT = Layout("hierarchical", ((1, 2), (2, 4)))
 KEYS = [f"part {number % 3}/bild-ü{number:03d}.jpg" for number in range(25)]
 
 
-def origin_of(keys: list[str], **changes: object) -> Origin:
-    base = Origin("0123456789abcdef", LAYOUT, {"image_size": 32}, "float32", ("whole",), 500, len(keys), hash_keys(keys), 10)
+def spec_of(keys: list[str], **changes: object) -> StoreSpec:
+    base = StoreSpec("0123456789abcdef", LAYOUT, {"image_size": 32}, "float32", ("whole",), 500, len(keys), hash_keys(keys), 10)
     return replace(base, **changes)
 
 
-def ids_of(origin: Origin) -> np.ndarray:
-    shape = (origin.num_images, len(origin.views), LAYOUT.num_codes)
-    return np.random.default_rng(0).integers(0, origin.vocab_size, shape)
+def ids_of(spec: StoreSpec) -> np.ndarray:
+    shape = (spec.num_images, len(spec.views), LAYOUT.num_codes)
+    return np.random.default_rng(0).integers(0, spec.vocab_size, shape)
 
 
-def make(path: Path, keys: list[str] = KEYS, *, skip: tuple[int, ...] = (), stop_after: int | None = None, **changes: object) -> Origin:
+def make(path: Path, keys: list[str] = KEYS, *, skip: tuple[int, ...] = (), stop_after: int | None = None, **changes: object) -> StoreSpec:
     """Fill a store, or leave it after some shards as a killed process would."""
-    origin = origin_of(keys, **changes)
-    ids = ids_of(origin)
-    with StoreWriter(path, origin) as writer:
+    spec = spec_of(keys, **changes)
+    ids = ids_of(spec)
+    with StoreWriter(path, spec) as writer:
         writer.prepare(keys)
         for done, shard in enumerate(writer.missing()):
             if done == stop_after:
                 break
-            rows = origin.shard_rows(shard)
+            rows = spec.shard_rows(shard)
             writer.put(shard, ids[rows.start : rows.stop], [(row, keys[row], "truncated") for row in skip if row in rows])
         writer.close()
         if stop_after is None:
             writer.finish(keys)
-    return origin
+    return spec
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -51,10 +51,10 @@ def content(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("vocab_size", [500, 65535, 65536, 151_000])
 def test_ids_by_key(tmp_path: Path, vocab_size: int) -> None:
-    origin = make(tmp_path, vocab_size=vocab_size)
-    store, ids = Store(tmp_path), ids_of(origin)
-    assert store.origin == origin
-    assert origin.dtype == (np.uint16 if vocab_size < 65536 else np.int32)
+    spec = make(tmp_path, vocab_size=vocab_size)
+    store, ids = Store(tmp_path), ids_of(spec)
+    assert store.spec == spec
+    assert spec.dtype == (np.uint16 if vocab_size < 65536 else np.int32)
     assert len(store) == 25
     for row, key in enumerate(KEYS):
         assert store[key].dtype == np.int64
@@ -69,9 +69,9 @@ def test_ids_by_key(tmp_path: Path, vocab_size: int) -> None:
 
 
 def test_views_are_an_axis(tmp_path: Path) -> None:
-    origin = make(tmp_path, views=("whole", "flip", "crop"))
+    spec = make(tmp_path, views=("whole", "flip", "crop"))
     for view in range(3):
-        np.testing.assert_array_equal(Store(tmp_path).ids(KEYS[11], view=view), ids_of(origin)[11, view])
+        np.testing.assert_array_equal(Store(tmp_path).ids(KEYS[11], view=view), ids_of(spec)[11, view])
 
 
 @pytest.mark.parametrize("vocab_size", [500, 151_000])
@@ -130,13 +130,13 @@ def test_missing_truncated_and_damaged_shards(tmp_path: Path) -> None:
         ({"tokenizer": "f" * 16}, "another tokenizer: 0123456789abcdef there, ffffffffffffffff now"),
         ({"transform": {"image_size": 64}}, "another transform"),
         ({"precision": "bf16"}, "another precision"),
-        ({"layout": replace(LAYOUT, order="rows")}, "another order of ids: .*'nested' there, .*'rows' now"),
+        ({"layout": replace(LAYOUT, order="rows")}, "another layout: .*'nested' there, .*'rows' now"),
         ({"image_list": "0" * 64}, "not the list"),
-        ({"shard_size": 5}, "another shard size: 10 there, 5 now"),
+        ({"shard_size": 5}, "another shard_size: 10 there, 5 now"),
         ({"views": ("whole", "flip")}, "another views"),
     ],
 )
-def test_another_origin_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+def test_another_spec_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
     make(tmp_path, stop_after=1)
     before = content(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -146,17 +146,17 @@ def test_another_origin_is_refused(tmp_path: Path, changes: dict, message: str) 
 
 def test_another_list_is_refused(tmp_path: Path) -> None:
     make(tmp_path)
-    with pytest.raises(ValueError, match="another list of images"):
+    with pytest.raises(ValueError, match="another image_list"):
         make(tmp_path, [*KEYS[:-1], "other.jpg"])
-    with pytest.raises(ValueError, match="another number of images"):
+    with pytest.raises(ValueError, match="another num_images"):
         make(tmp_path, KEYS[:-1])
 
 
 def test_two_processes_do_not_fill_one_store(tmp_path: Path) -> None:
-    origin = origin_of(KEYS)
-    with StoreWriter(tmp_path, origin) as first:
+    spec = spec_of(KEYS)
+    with StoreWriter(tmp_path, spec) as first:
         first.prepare(KEYS)
-        with pytest.raises(ValueError, match="is in use: encoding by process"), StoreWriter(tmp_path, origin) as second:
+        with pytest.raises(ValueError, match="is in use: encoding by process"), StoreWriter(tmp_path, spec) as second:
             second.prepare(KEYS)
     make(tmp_path)
 
@@ -172,8 +172,8 @@ def test_reader_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_ids_out_of_range_never_reach_the_disk(tmp_path: Path) -> None:
-    origin = origin_of(KEYS)
-    with StoreWriter(tmp_path, origin) as writer:
+    spec = spec_of(KEYS)
+    with StoreWriter(tmp_path, spec) as writer:
         writer.prepare(KEYS)
         writer.put(0, np.full((10, 1, LAYOUT.num_codes), 500))
         with pytest.raises(ValueError, match="outside the vocabulary of 500"):
@@ -203,12 +203,17 @@ def test_foreign_and_damaged_manifests(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(ValueError, match=message):
             Store(tmp_path)
+    for file in ("/etc/hostname", "../x.npy", "shards/../../x.npy", 3):  # outside of the folder, or no path
+        changed = manifest | {"shards": [shard | {"file": file} for shard in manifest["shards"]]}
+        (tmp_path / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="is damaged"):
+            Store(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": ')
     with pytest.raises(ValueError, match=r"not valid JSON.*encode the images again"):
         Store(tmp_path)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", KEY_FILES)
 @pytest.mark.parametrize("length", [None, 0, 70])
 def test_damaged_key_index(tmp_path: Path, name: str, length: int | None) -> None:
     """The message says what to do, and that helps."""
@@ -272,11 +277,11 @@ def test_keys_with_equal_hashes_and_odd_names(tmp_path: Path, monkeypatch: pytes
 def test_a_large_store_opens_at_once(tmp_path: Path) -> None:
     """200,000 images: less than a second to open and less than a millisecond for each look-up."""
     keys = [f"{number // 1000:05d}/{number:09d}.jpg" for number in range(200_000)]
-    origin = origin_of(keys, shard_size=2048)
-    with StoreWriter(tmp_path, origin) as writer:
+    spec = spec_of(keys, shard_size=2048)
+    with StoreWriter(tmp_path, spec) as writer:
         writer.prepare(keys)
         for shard in writer.missing():
-            writer.put(shard, np.full(origin.shard_shape(shard), shard))
+            writer.put(shard, np.full(spec.shard_shape(shard), shard))
         writer.close()
         writer.finish(keys)
     start = time.perf_counter()

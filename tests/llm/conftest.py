@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from unicode.ids.layout import Layout
-from unicode.ids.store import Origin, hash_keys
+from unicode.ids.store import StoreSpec, hash_keys
 from unicode.ids.store_writer import StoreWriter
 
 LINES = [
@@ -100,9 +100,9 @@ def make_store() -> Callable[..., dict[str, np.ndarray]]:
     """Write a store of random ids, (20,) for each key, and return them by key."""
 
     def make(folder: Path, keys: Sequence[str], *, layout: Layout = LAYOUT, tokenizer: str = "0123456789abcdef", skip: Sequence[str] = ()):
-        origin = Origin(tokenizer, layout, {"image_size": 16}, "float32", ("whole",), STORE_VOCAB, len(keys), hash_keys(keys), 64)
+        spec = StoreSpec(tokenizer, layout, {"image_size": 16}, "float32", ("whole",), STORE_VOCAB, len(keys), hash_keys(keys), 64)
         ids = np.random.default_rng(0).integers(60, STORE_VOCAB, (len(keys), 1, layout.num_codes))
-        with StoreWriter(folder, origin) as writer:
+        with StoreWriter(folder, spec) as writer:
             writer.prepare(keys)
             writer.put(0, ids, [(row, key, "truncated") for row, key in enumerate(keys) if key in skip])
             writer.close()

@@ -20,8 +20,7 @@ from unicode.common.files import read_jsonl, write_json
 from unicode.common.json_lists import dump_line, open_json_list, read_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
-from unicode.ids.store import FILE as MANIFEST
-from unicode.ids.store import Store
+from unicode.ids.store import MANIFEST, Store
 
 log = get_logger(__name__)
 NUM_EXAMPLES = 5
@@ -237,11 +236,11 @@ class ImageIds:
         self.stores, self.view, self.seed = list(stores), view, seed
         for store in stores[1:]:
             stores[0].layout.check_same(store.layout)
-        made_by = {store.origin.tokenizer: store.path for store in stores}
+        made_by = {store.spec.tokenizer: store.path for store in stores}
         if len(made_by) > 1:
             named = ", ".join(f"{path} by {fingerprint or 'an unknown one'}" for fingerprint, path in made_by.items())
             raise ValueError(f"the stores were made by different tokenizers: {named}; their ids do not mix")
-        self.tokenizer = stores[0].origin.tokenizer
+        self.tokenizer = stores[0].spec.tokenizer
         self.fields = {"layout": self.layout.describe(), **({"tokenizer": self.tokenizer} if self.tokenizer else {})}
         """What a record with such ids says about them."""
 
@@ -275,14 +274,14 @@ class ImageIds:
         return found
 
     def _read(self, store: Store, key: str) -> np.ndarray | None:
-        num_views = len(store.origin.views)
+        num_views = len(store.spec.views)
         if self.view == "first" or num_views == 1:
             ids = store.get(key)
         else:
             ids = store.ids(key, view=draw(num_views, self.seed, "view", key)) if key in store else None
-        if ids is not None and (ids.min() < 0 or ids.max() >= store.origin.vocab_size):
+        if ids is not None and (ids.min() < 0 or ids.max() >= store.spec.vocab_size):
             found = f"'{key}' has ids {ids.min()} to {ids.max()} in {store.path}"
-            raise RefusedError(BAD_IDS, f"{found}, the vocabulary has {store.origin.vocab_size}")
+            raise RefusedError(BAD_IDS, f"{found}, the vocabulary has {store.spec.vocab_size}")
         return ids
 
     def _why_missing(self, key: str) -> str:

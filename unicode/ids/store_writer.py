@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json, write_jsonl
-from unicode.ids.store import FILES, Manifest, Origin, Shard, check_keys, checksum, hash_keys, write_keys
+from unicode.ids.store import KEY_FILES, Manifest, Shard, StoreSpec, check_keys, checksum, hash_keys, write_keys
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +21,15 @@ QUEUE = 4  # shards that may wait for the disk before encoding waits too
 
 
 class StoreWriter:
-    """Writes shards from a background thread. In a job of several ranks each has one, and `main` is true on exactly one.
+    """Writes shards from a background thread. In a job of several ranks each has one.
 
     Inside a `with`: `prepare` on the main rank, then `missing` and `put` on all ranks, `close`, then `finish` on the main rank, with
     a barrier after the first and before the last step.
     """
 
-    def __init__(self, path: str | Path, origin: Origin) -> None:
+    def __init__(self, path: str | Path, spec: StoreSpec) -> None:
         self.path = Path(path)
-        self.origin = origin
+        self.spec = spec
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._waiting: deque[Future[None]] = deque()
         self._lock = ExitStack()
@@ -39,7 +39,7 @@ class StoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._pool.shutdown(wait=True)  # what is on its way to the disk gets there even after an error
+            self._pool.shutdown(wait=True)  # shards that were handed over are written even after an error
             if kind is None:
                 self.close()
         finally:
@@ -53,22 +53,22 @@ class StoreWriter:
                 the keys are no relative, unique paths.
         """
         check_keys(keys)
-        if hash_keys(keys) != self.origin.image_list or len(keys) != self.origin.num_images:
-            raise ValueError(f"the {len(keys)} keys are not the list of {self.origin.num_images} images that the store is for")
+        if hash_keys(keys) != self.spec.image_list or len(keys) != self.spec.num_images:
+            raise ValueError(f"the {len(keys)} keys are not the list of {self.spec.num_images} images that the store is for")
         for folder in (self.path / "shards", self.path / "keys"):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(lock_folder(self.path, "encoding"))
         if (self.path / "manifest.json").is_file():
-            Manifest.load(self.path).origin.check_same(self.origin, self.path)
+            Manifest.load(self.path).spec.check_same(self.spec, self.path)
         else:
-            Manifest(self.origin).save(self.path)
+            Manifest(self.spec).save(self.path)
         for pattern in ("shards/.*", "keys/.*", ".manifest.json.*", ".skipped.jsonl.*"):
             for stale in self.path.glob(pattern):
                 stale.unlink()
 
     def missing(self) -> list[int]:
         """Shards that are not there yet or are truncated."""
-        return [shard for shard in range(self.origin.num_shards) if not self._is_whole(shard)]
+        return [shard for shard in range(self.spec.num_shards) if not self._is_complete(shard)]
 
     def put(self, shard: int, ids: "torch.Tensor | np.ndarray", skipped: Sequence[tuple[int, str, str]] = ()) -> None:
         """Hand over one shard; it is copied from the device and written in the background.
@@ -101,44 +101,40 @@ class StoreWriter:
         missing = self.missing()
         if missing:
             raise ValueError(f"{self.path}: {len(missing)} shards are missing, the first is {missing[0]}; run the same command again")
-        sides = [read_json(self._side(shard)) for shard in range(self.origin.num_shards)]
+        sides = [read_json(self._file(shard).with_suffix(".json")) for shard in range(self.spec.num_shards)]
         shards = tuple(
-            Shard(f"shards/{shard:05d}.npy", len(self.origin.shard_rows(shard)), self.origin.shard_bytes(shard), side["crc32"])
+            Shard(f"shards/{shard:05d}.npy", len(self.spec.shard_rows(shard)), self.spec.shard_bytes(shard), side["crc32"])
             for shard, side in enumerate(sides)
         )
         skipped = [record for side in sides for record in side["skipped"]]
-        if any(not (self.path / "keys" / name).is_file() for name in FILES):
+        if any(not (self.path / "keys" / name).is_file() for name in KEY_FILES):
             write_keys(self.path / "keys", keys)
         write_jsonl(self.path / "skipped.jsonl", skipped)
-        manifest = Manifest(self.origin, complete=True, skipped=len(skipped), shards=shards)
+        manifest = Manifest(self.spec, complete=True, skipped=len(skipped), shards=shards)
         manifest.save(self.path)
         return manifest
 
     def _write(self, shard: int, ids: "torch.Tensor | np.ndarray", skipped: list[tuple[int, str, str]]) -> None:
         array = ids if isinstance(ids, np.ndarray) else ids.cpu().numpy()
-        start = self.origin.shard_rows(shard).start
-        assert array.shape == self.origin.shard_shape(shard), (array.shape, self.origin.shard_shape(shard))
+        assert array.shape == self.spec.shard_shape(shard), (array.shape, self.spec.shard_shape(shard))
         kept = np.ones(len(array), dtype=bool)
-        kept[[row - start for row, _, _ in skipped]] = False
-        if kept.any() and not 0 <= array[kept].min() <= array[kept].max() < self.origin.vocab_size:
+        kept[[row - self.spec.shard_rows(shard).start for row, _, _ in skipped]] = False
+        if kept.any() and not 0 <= array[kept].min() <= array[kept].max() < self.spec.vocab_size:
             found = f"ids {array[kept].min()} to {array[kept].max()}"
-            raise ValueError(f"shard {shard}: {found} outside the vocabulary of {self.origin.vocab_size}")
-        out = np.where(kept[:, None, None], array, self.origin.no_id).astype(self.origin.dtype)
+            raise ValueError(f"shard {shard}: {found} outside the vocabulary of {self.spec.vocab_size}")
         buffer = io.BytesIO()
-        np.save(buffer, out)
+        np.save(buffer, np.where(kept[:, None, None], array, self.spec.no_id).astype(self.spec.dtype))
         content = buffer.getvalue()
-        assert len(content) == self.origin.shard_bytes(shard), (len(content), self.origin.shard_bytes(shard))
+        assert len(content) == self.spec.shard_bytes(shard), (len(content), self.spec.shard_bytes(shard))
         records = [{"row": row, "key": key, "reason": reason} for row, key, reason in skipped]
-        write_json(self._side(shard), {"crc32": checksum(content), "skipped": records})
-        with atomic_write(self._file(shard), "wb") as file:
-            file.write(content)
-
-    def _is_whole(self, shard: int) -> bool:
         file = self._file(shard)
-        return file.is_file() and file.stat().st_size == self.origin.shard_bytes(shard) and self._side(shard).is_file()
+        write_json(file.with_suffix(".json"), {"crc32": checksum(content), "skipped": records})
+        with atomic_write(file, "wb") as out:
+            out.write(content)
+
+    def _is_complete(self, shard: int) -> bool:
+        file = self._file(shard)
+        return file.is_file() and file.stat().st_size == self.spec.shard_bytes(shard) and file.with_suffix(".json").is_file()
 
     def _file(self, shard: int) -> Path:
         return self.path / "shards" / f"{shard:05d}.npy"
-
-    def _side(self, shard: int) -> Path:
-        return self.path / "shards" / f"{shard:05d}.json"

@@ -426,10 +426,10 @@ class ConversationDataset(Dataset[Example]):
         """Take layout and fingerprint from the stores, or check them against those expected."""
         for store in image_ids.stores:
             if self.layout is not None:
-                store.check_tokenizer(self.fingerprint or store.origin.tokenizer, self.layout)
-            if self.vocab_size and store.origin.vocab_size > self.vocab_size:
+                store.check_tokenizer(self.fingerprint or store.spec.tokenizer, self.layout)
+            if self.vocab_size and store.spec.vocab_size > self.vocab_size:
                 raise ValueError(
-                    f"{store.path} holds ids of a vocabulary of {store.origin.vocab_size} tokens, but the language model has "
+                    f"{store.path} holds ids of a vocabulary of {store.spec.vocab_size} tokens, but the language model has "
                     f"{self.vocab_size}; take the language model whose table the image tokenizer was trained with"
                 )
         self.layout, self.fingerprint = image_ids.layout, self.fingerprint or image_ids.tokenizer

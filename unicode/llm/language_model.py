@@ -138,9 +138,9 @@ class LanguageModel:
         """Raise ValueError if the ids of a store are not those that this model reads."""
         if self.reads_pixels:
             raise ValueError(f"{store.path} holds ids, but this model reads pixels; give the folder of the images instead")
-        check_tokenizer(self.card, fingerprint=store.origin.tokenizer, layout=store.layout, path=store.path)
-        if store.origin.vocab_size > self.vocab_size:
-            raise ValueError(f"{store.path} has ids up to {store.origin.vocab_size - 1}, the language model only {self.vocab_size} tokens")
+        check_tokenizer(self.card, fingerprint=store.spec.tokenizer, layout=store.layout, path=store.path)
+        if store.spec.vocab_size > self.vocab_size:
+            raise ValueError(f"{store.path} has ids up to {store.spec.vocab_size - 1}, the language model only {self.vocab_size} tokens")
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise ValueError if `ids` is not a whole image for this model."""

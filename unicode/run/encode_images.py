@@ -83,7 +83,7 @@ def summarize(report: EncodeReport, out: str) -> str:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    from unicode.tokenizer.encode import EncodeConfig, describe_origin, encode_images
+    from unicode.tokenizer.encode import EncodeConfig, describe_store, encode_images
     from unicode.tokenizer.load import load_tokenizer
 
     args = build_parser().parse_intermixed_args(argv)
@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> int:
         layout=layout,
     )
     if args.dry_run:
-        origin = describe_origin(tokenizer, dataset, config)
-        log.info("%d images in %d shards, %s, %s", origin.num_images, origin.num_shards, origin.dtype.name, layout.describe())
+        spec = describe_store(tokenizer, dataset, config)
+        log.info("%d images in %d shards, %s, %s", spec.num_images, spec.num_shards, spec.dtype.name, layout.describe())
         return 0
     log.info("%s: %d images on %s", args.out, len(dataset), device)
     log.info("%s", summarize(encode_images(tokenizer, dataset, args.out, config=config, device=device), args.out))

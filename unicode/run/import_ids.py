@@ -13,7 +13,7 @@ from unicode.common.files import read_json, read_list
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
-from unicode.ids.store import Manifest, Origin, check_keys, hash_keys
+from unicode.ids.store import Manifest, StoreSpec, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
 from unicode.run.command import command
 
@@ -68,11 +68,11 @@ def write_published(published: Published, out: str | Path, *, fingerprint: str =
     """
     layout, keys = published.layout, published.keys
     vocab_size = max(int(published.coarse.max()), int(published.fine.max())) + 1
-    origin = Origin(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)
-    with StoreWriter(out, origin) as writer:
+    spec = StoreSpec(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)
+    with StoreWriter(out, spec) as writer:
         writer.prepare(keys)
         for shard in writer.missing():
-            rows = slice(origin.shard_rows(shard).start, origin.shard_rows(shard).stop)
+            rows = slice(spec.shard_rows(shard).start, spec.shard_rows(shard).stop)
             codes = layout.join([published.coarse[rows], published.fine[rows]])
             writer.put(shard, layout.arrange(codes)[:, None])
         writer.close()

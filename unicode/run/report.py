@@ -52,7 +52,7 @@ def count_words(stores: Sequence[Store]) -> tuple[np.ndarray | None, int]:
         if not keys:
             continue
         levels = _levels(np.stack([store[key] for key in keys]), store.layout)
-        counts = count_ids(levels, store.origin.vocab_size)
+        counts = count_ids(levels, store.spec.vocab_size)
         if total is None or total.shape == counts.shape:
             total = counts if total is None else total + counts
             number += len(keys)

@@ -30,8 +30,8 @@ def store_runs(store: Store, tokenizer: ImageTokenizer, *, view: int = 0) -> Run
         ValueError: the store is of another tokenizer or order, or has no such view.
     """
     store.check_tokenizer(tokenizer.fingerprint, tokenizer.layout.resized(*store.layout.grids[0]))
-    if not 0 <= view < len(store.origin.views):
-        raise ValueError(f"there is no view {view} in {store.path}; from 0 on it has: {', '.join(store.origin.views)}")
+    if not 0 <= view < len(store.spec.views):
+        raise ValueError(f"there is no view {view} in {store.path}; from 0 on it has: {', '.join(store.spec.views)}")
     return ((key, store.ids(key, view=view)) for key in store)
 
 

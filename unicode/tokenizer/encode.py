@@ -12,7 +12,7 @@ from tqdm import tqdm
 from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
-from unicode.ids.store import PRECISIONS, Origin, check_keys, hash_keys
+from unicode.ids.store import PRECISIONS, StoreSpec, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
 from unicode.images.dataset import AugmentedIndex, ImageDataset, ShapesImages, Skipped
 from unicode.images.loader import build_loader
@@ -72,7 +72,7 @@ class EncodeReport:
     seconds: float
 
 
-def describe_origin(tokenizer: ImageTokenizer, dataset: ImageDataset, config: EncodeConfig) -> Origin:
+def describe_store(tokenizer: ImageTokenizer, dataset: ImageDataset, config: EncodeConfig) -> StoreSpec:
     """What a store of these images will be made from.
 
     Raises:
@@ -85,7 +85,7 @@ def describe_origin(tokenizer: ImageTokenizer, dataset: ImageDataset, config: En
         transform["world"] = asdict(dataset.config)
     if "crop" in config.views:
         transform["crop"] = config.crop
-    return Origin(
+    return StoreSpec(
         tokenizer=tokenizer.fingerprint,
         layout=config.layout or tokenizer.layout,
         transform=transform,
@@ -109,22 +109,22 @@ def encode_images(
         ValueError: `out` holds ids of another tokenizer, transform or list of images, or no image can be read.
         OSError: the disk is full; what is written stays, the same command goes on from there.
     """
-    origin = describe_origin(tokenizer, dataset, config)
+    spec = describe_store(tokenizer, dataset, config)
     start = time.perf_counter()
-    with StoreWriter(out, origin) as writer:
+    with StoreWriter(out, spec) as writer:
         _prepare(writer, dataset)
         missing = writer.missing()
         barrier()  # nobody writes before everybody has looked, so that all deal the same shards
-        images = sum(len(origin.shard_rows(shard)) for shard in missing)
-        if images < origin.num_images:
-            log.info("%s: %d of %d images are there already", out, origin.num_images - images, origin.num_images)
+        images = sum(len(spec.shard_rows(shard)) for shard in missing)
+        if images < spec.num_images:
+            log.info("%s: %d of %d images are there already", out, spec.num_images - images, spec.num_images)
         _encode_shards(tokenizer, dataset, writer, missing[rank() :: world_size()], config=config, device=torch.device(device))
         writer.close()
         barrier()
         skipped = int(all_reduce_sum_(torch.tensor(writer.finish(dataset.keys).skipped if is_main() else 0)))
-    if skipped == origin.num_images:
+    if skipped == spec.num_images:
         raise ValueError(f"none of the {skipped} images could be read; {Path(out) / 'skipped.jsonl'} says why")
-    return EncodeReport(images, origin.num_images - images, skipped, time.perf_counter() - start)
+    return EncodeReport(images, spec.num_images - images, skipped, time.perf_counter() - start)
 
 
 def choose_shard_size(num_images: int) -> int:
@@ -149,26 +149,26 @@ def _encode_shards(
     tokenizer: ImageTokenizer, dataset: ImageDataset, writer: StoreWriter, shards: list[int], *, config: EncodeConfig, device: torch.device
 ) -> None:
     """Encode the shards of this rank and hand them to the writer. On a GPU nothing waits for the device: the writer's thread does."""
-    origin = writer.origin
-    pictures = _Pictures(dataset, origin.views)
-    plan = _Plan(origin, shards, config.batch_size, sorted(set(pictures.sources)))
+    spec = writer.spec
+    pictures = _Pictures(dataset, spec.views)
+    plan = _Plan(spec, shards, config.batch_size, sorted(set(pictures.sources)))
     batches = iter(build_loader(pictures, plan, num_workers=config.num_workers, device=device)) if shards else iter(())
-    total = sum(len(origin.shard_rows(shard)) for shard in shards)
+    total = sum(len(spec.shard_rows(shard)) for shard in shards)
     name = f"rank 0 of {world_size()}" if world_size() > 1 else "encoding"
     bar = tqdm(total=total, desc=name, unit=" images", disable=not is_main() or not total)
     with inference_precision(config.precision, device), bar as progress:
         for shard in shards:
-            first = origin.shard_rows(shard).start
-            ids = torch.zeros(origin.shard_shape(shard), dtype=torch.int32, device=device)
+            first = spec.shard_rows(shard).start
+            ids = torch.zeros(spec.shard_shape(shard), dtype=torch.int32, device=device)
             skipped: dict[int, tuple[int, str, str]] = {}
             for rows in plan.chunks(shard):
                 for source in plan.sources:
                     batch = next(batches)
                     skipped.update((skip.index, (skip.index, skip.key, skip.reason)) for skip in batch.skipped)
-                    places = [index // len(origin.views) - first for index in batch.indices]
-                    columns = {column: origin.views[column] for column, other in enumerate(pictures.sources) if other == source}
+                    places = [index // len(spec.views) - first for index in batch.indices]
+                    columns = {column: spec.views[column] for column, other in enumerate(pictures.sources) if other == source}
                     if places:
-                        _fill_(ids, tokenizer, batch.images, places, columns=columns, layout=origin.layout)
+                        _fill_(ids, tokenizer, batch.images, places, columns=columns, layout=spec.layout)
                 progress.update(len(rows))
             writer.put(shard, ids, [skipped[row] for row in sorted(skipped)])
 
@@ -217,21 +217,21 @@ class _Pictures(ImageDataset):
 class _Plan:
     """The batches of some shards in order: what the loader is asked for, and therefore what comes back from it."""
 
-    origin: Origin
+    spec: StoreSpec
     shards: list[int]
     batch_size: int
     sources: list[int]
 
     def chunks(self, shard: int) -> Iterator[range]:
         """Rows of each batch of one shard."""
-        rows = self.origin.shard_rows(shard)
+        rows = self.spec.shard_rows(shard)
         return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
 
     def __len__(self) -> int:
-        return sum(-(-len(self.origin.shard_rows(shard)) // self.batch_size) for shard in self.shards) * len(self.sources)
+        return sum(-(-len(self.spec.shard_rows(shard)) // self.batch_size) for shard in self.shards) * len(self.sources)
 
     def __iter__(self) -> Iterator[list[int]]:
         for shard in self.shards:
             for rows in self.chunks(shard):
                 for source in self.sources:
-                    yield [row * len(self.origin.views) + source for row in rows]
+                    yield [row * len(self.spec.views) + source for row in rows]
