@@ -53,9 +53,10 @@ class PlacedStore(Store):
         super().__init__(path)
         self.prefixes = tuple(prefixes)
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str, *, view: int = 0) -> Any:
         """Return the ids of `Store.get` under the first prefix that has some."""
-        return next((ids for prefix in self.prefixes if (ids := super(PlacedStore, self).get(prefix + key)) is not None), None)
+        found = (super(PlacedStore, self).get(prefix + key, view=view) for prefix in self.prefixes)
+        return next((ids for ids in found if ids is not None), None)
 
 
 class Runner:
