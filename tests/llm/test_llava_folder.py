@@ -111,7 +111,7 @@ def test_a_folder_computes_what_llava_computes(kind: str, parts: dict[str, Any],
     prompt = model.prompt([f"<image>\n{question}"], [pixels])
     expected = llava_logits(lm, parts, legacy, question, to_float(pixels))
     with torch.no_grad():
-        logits = model.lm(**model.inputs([prompt])).logits
+        logits = model.causal(**model.inputs([prompt])).logits
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
     [(_, answer)] = answer_questions(model, [Question(question, (image,))], config=AnswerConfig(max_new_tokens=4))
     assert answer.error == "" and answer.num_tokens > 0
@@ -170,5 +170,5 @@ def test_weights_without_a_place_or_lost_ones(parts: dict[str, Any], tmp_path: P
     (other / "config.json").unlink()
     shutil.copy(parts["folder"] / "base" / "tokenizer.json", other)
     torch.save({}, other / "mm_projector.bin")
-    with pytest.raises(FileNotFoundError, match=r"has no config.json, which says how the projector was trained"):
+    with pytest.raises(FileNotFoundError, match=r"has no config.json, which names the tower and the projector"):
         open_model(other, device="cpu")

@@ -161,10 +161,10 @@ def test_what_was_saved_computes_the_same(settings: list[str], tmp_path: Path) -
     with torch.no_grad():
         for prompt in prompts:
             inputs = model.inputs([prompt])
-            torch.testing.assert_close(model.lm(**inputs).logits, trained.lm(**inputs).logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(model.causal(**inputs).logits, trained.lm(**inputs).logits, atol=1e-5, rtol=0)
             at = prompt.example.is_image.nonzero().flatten()
             own = trained(prompt.example.input_ids[None], pixels=prompt.pixels, image_at=at if len(at) else None).logits
-            torch.testing.assert_close(model.lm(**inputs).logits, own, atol=1e-5, rtol=0)
+            torch.testing.assert_close(model.causal(**inputs).logits, own, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])

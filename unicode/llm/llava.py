@@ -1,4 +1,4 @@
-"""The LLaVA baseline: vision tower, projector and a language model that reads projected features."""
+"""The LLaVA baseline: vision tower, projector and a language model that reads projected features; folders that LLaVA's code wrote."""
 
 import hashlib
 import re
@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
+from transformers import AutoConfig, AutoModel
 
 from unicode.common.files import atomic_write, read_json, read_tensors, stable_bytes
 from unicode.images.decode import eval_transform, to_float
@@ -28,7 +29,7 @@ _LLAVA_NAME = re.compile(r"(?:.*\.)?mm_projector\.(.+)")
 
 
 def build_projector(kind: str, in_width: int, out_width: int) -> nn.Sequential:
-    """Return a projector: `linear`, or `mlpNx_gelu` with N layers and GELU between them; its tensors are called as LLaVA's.
+    """Return a projector: `linear`, or `mlpNx_gelu` with N layers and GELU between them; its tensors have LLaVA's names.
 
     Raises:
         ValueError: an unknown kind.
@@ -58,53 +59,41 @@ def load_projector_(projector: nn.Module, path: str | Path) -> None:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, or holds a projector of another kind or width.
     """
-    path = find_projector(path)
-    state = read_projector(path)
-    expected = {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if given != expected:
-        reason = f"it holds {_describe(given)}, but vision.projector and the two models ask for {_describe(expected)}"
-        raise ValueError(f"{path} does not fit: {reason}")
+    state, expected = read_projector(path), projector.state_dict()
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in expected.items()}:
+        reason = f"it holds {_layers(state)}, but vision.projector and the two models ask for {_layers(expected)}"
+        raise ValueError(f"the projector of {path} does not fit: {reason}")
     projector.load_state_dict(state)
 
 
-def find_projector(path: str | Path) -> Path:
-    """Return the file of the projector that `path`, a file or a folder, means; FileNotFoundError if there is none."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    for name in (PROJECTOR_FILE, LLAVA_FILE):
-        if (path / name).is_file():
-            return path / name
-    raise FileNotFoundError(f"no projector at '{path}': {PROJECTOR_FILE} or {LLAVA_FILE} expected; scripts/pretrain_llava.sh trains one")
-
-
 def read_projector(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the state dict, by the names that `build_projector` gives, of a file of this project or of LLaVA.
+    """Return the state dict, by the names that `build_projector` gives, of a folder or a file of this project or of LLaVA.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is none.
         ValueError: it is damaged or holds no projector.
     """
-    if Path(path).suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # safetensors has an error type of its own for damaged files
-            raise ValueError(f"{path} is damaged ({error}); train or copy the projector again") from error
-    return pick_projector(read_tensors(path, wanted="a projector of LLaVA"), source=str(path))
+    places = [Path(path), Path(path) / PROJECTOR_FILE, Path(path) / LLAVA_FILE]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        expected = f"{PROJECTOR_FILE} or {LLAVA_FILE} expected"
+        raise FileNotFoundError(f"no projector at '{path}': {expected}; scripts/pretrain_llava.sh trains one")
+    if file.suffix != ".safetensors":
+        return pick_projector(read_tensors(file, wanted="a projector of LLaVA"), source=str(file))
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors has an error type of its own for damaged files
+        raise ValueError(f"{file} is damaged ({error}); train or copy the projector again") from error
 
 
 def pick_projector(tensors: dict[str, torch.Tensor], *, source: str) -> dict[str, torch.Tensor]:
-    """Return the projector among tensors named in LLaVA's ways, float32; ValueError naming `source` if there is none."""
-    found = {}
-    for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
-        match = _LLAVA_NAME.fullmatch(name)
-        if match:
-            inner = match[1] if match[1][0].isdigit() else f"0.{match[1]}"  # a linear projector of LLaVA is no Sequential
-            found[inner] = tensor.float()
-    if not found:
+    """Return the projector among tensors with LLaVA's names, float32; ValueError naming `source` if there is none."""
+    matches = {name: _LLAVA_NAME.fullmatch(name) for name in (tensors if isinstance(tensors, dict) else ())}
+    names = {name: match[1] for name, match in matches.items() if match}
+    if not names:
         raise ValueError(f"{source} holds no projector; names with mm_projector in them are expected")
-    return found
+    # a linear projector of LLaVA is no Sequential, so its names have no number
+    return {inner if inner[0].isdigit() else f"0.{inner}": tensors[name].float() for name, inner in names.items()}
 
 
 def describe_projector(state: dict[str, torch.Tensor]) -> tuple[str, int, int]:
@@ -114,17 +103,17 @@ def describe_projector(state: dict[str, torch.Tensor]) -> tuple[str, int, int]:
     return kind, weights[0].shape[1], weights[-1].shape[0]
 
 
-def _describe(shapes: dict[str, tuple[int, ...]]) -> str:
-    layers = [f"{shape[1]} -> {shape[0]}" for name, shape in sorted(shapes.items()) if name.endswith("weight") and len(shape) == 2]
+def _layers(state: dict[str, torch.Tensor]) -> str:
+    layers = [f"{tensor.shape[1]} -> {tensor.shape[0]}" for name, tensor in sorted(state.items()) if tensor.ndim == 2]
     return f"{len(layers)} layer{'s' if len(layers) != 1 else ''} ({', '.join(layers) or 'none'})"
 
 
 FITS = ("auto", "pad", "crop", "squash")
 FEATURES = {"clip": ("patch", "cls_patch"), "tokenizer": ("quantized", "latent")}  # the first is the default
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the published models
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the published CLIP models
 GREY = (0.5, 0.5, 0.5)
-DTYPES = ("float32", "bfloat16", "float16")
-DIGEST_VALUES = 64  # of each tensor that go into a tower's fingerprint
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DIGEST_VALUES = 64  # values of each tensor in a tower's fingerprint
 
 
 @dataclass
@@ -134,19 +123,20 @@ class VisionSettings:
     enabled: bool = False
     """Read images through a tower and a projector; otherwise images are ids of the vocabulary, this project's own way."""
     kind: str = "clip"
-    """`clip` or `tokenizer`."""
+    """`clip` (CLIP, SigLIP, DINOv2 or another vision transformer of transformers) or `tokenizer` (an image tokenizer of this project)."""
     path: str = ""
-    """Folder of the CLIP model, or of the image tokenizer."""
+    """Folder of the vision model, or of the image tokenizer."""
     feature: str = ""
     """`clip`: `patch` (default) or `cls_patch`, with the class token in front. `tokenizer`: `latent`, before quantization, or
     `quantized` (default), what its decoder gets."""
     layer: int = -2
     """`clip`: the hidden layer whose output is taken, counted as transformers counts them; LLaVA's is the last but one."""
     fit: str = "auto"
-    """How a picture becomes square: `pad` with the tower's mean colour, `crop` the middle, `squash`; auto: pad for clip, crop for
+    """How an image becomes square: `pad` with the tower's mean colour, `crop` the middle, `squash`; auto: pad for clip, crop for
     a tokenizer, as it was trained."""
-    dtype: str = "float32"
-    """Arithmetic of the tower, whatever the language model's: a frozen tower is no part of mixed precision or of ZeRO."""
+    dtype: str = "auto"
+    """Of the tower, independent of the language model: a frozen tower is no part of mixed precision or of ZeRO. `float32`, `bfloat16`,
+    `float16`, or `auto`: bfloat16 on a GPU, float32 on a CPU."""
     projector: str = "mlp2x_gelu"
     """`linear`, `mlp2x_gelu` (LLaVA-1.5), or any other `mlpNx_gelu`."""
     projector_path: str = ""
@@ -154,7 +144,7 @@ class VisionSettings:
     projector_only: bool = False
     """Train the projector alone, the language model frozen: LLaVA's first stage."""
     images: list[str] = field(default_factory=list)
-    """Where the pictures of the annotation files lie: folders that their paths start from, LMDB folders, tar shards, or "shapes"."""
+    """Where the images of the annotation files are: folders that their paths start from, LMDB folders, tar shards, or "shapes"."""
     world: list[str] = field(default_factory=list)
     """Settings of the generated world of "shapes" that differ from the default one, as colours=8."""
 
@@ -179,14 +169,15 @@ class VisionSettings:
 
 
 class Tower(nn.Module, ABC):
-    """A frozen picture reader.
+    """A frozen vision model.
 
     Attributes:
-        image_size: side S of the square pictures.
-        num_features: features n of a picture.
+        image_size: side S of the square images.
+        num_features: features n of an image.
         width: width of each.
         fingerprint: 16 hexadecimal digits that tell towers apart.
-        transform: RGB picture -> (3, S, S) uint8, the same in training and in use.
+        transform: RGB image -> (3, S, S) uint8, the same in training and inference.
+        auto_dtype: whether `place_` chooses the dtype.
     """
 
     image_size: int
@@ -194,61 +185,50 @@ class Tower(nn.Module, ABC):
     width: int
     fingerprint: str
     transform: Callable[[Image.Image], Tensor]
+    auto_dtype: bool = False
 
     @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) in [-1, 1], on the tower's device and of its dtype -> (B, n, width)."""
+        """Return (B, n, width) features of (B, 3, S, S) images in [-1, 1], on the tower's device and of its dtype."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8, or floats in [-1, 1] -> (B, n, width) in the tower's dtype, without gradient."""
-        expected = (3, self.image_size, self.image_size)
-        assert pixels.shape[1:] == expected, (pixels.shape, expected)
-        pixels = pixels.to(self.device)
-        if pixels.dtype == torch.uint8:
-            pixels = to_float(pixels)
+        """Return (B, n, width) features in the tower's dtype, without gradient, of (B, 3, S, S) uint8 or floats in [-1, 1]."""
+        assert pixels.shape[1:] == (3, self.image_size, self.image_size), (pixels.shape, self.image_size)
+        weight = next(self.parameters())
+        pixels = pixels.to(weight.device)
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-            return self.features(pixels.to(self.dtype))
+            return self.features((to_float(pixels) if pixels.dtype == torch.uint8 else pixels).to(weight.dtype))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.parameters()).dtype
+    def place_(self, device: torch.device) -> None:
+        """Move to a device; with `auto_dtype` in bfloat16 on a GPU that has it, float32 elsewhere."""
+        if next(self.parameters()).device != device:
+            half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            self.to(device, dtype=(torch.bfloat16 if half else torch.float32) if self.auto_dtype else None)
 
     def train(self, mode: bool = True) -> "Tower":
-        """Stay in evaluation mode: a frozen tower has nothing to train."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
-    def freeze_(self) -> None:
-        """End the construction: nothing requires gradient, evaluation mode."""
-        self.requires_grad_(False)
-        self.train(False)
 
-
-class ClipTower(Tower):
-    """Patch features of a hidden layer of a CLIP vision model.
+class VisionModelTower(Tower):
+    """Patch features of a hidden layer of a vision transformer.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds no CLIP model that opens, or has no such layer.
+        ValueError: it holds no vision model that opens, or has no such layer.
     """
 
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         folder = Path(settings.path)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"vision.path '{folder}' has no config.json; give a folder with a CLIP model, downloaded beforehand")
-        self.model = _open_clip(folder)
+        self.model = _open_vision_model(folder)
         config = self.model.config
         if not -config.num_hidden_layers - 1 <= settings.layer <= config.num_hidden_layers:
             raise ValueError(f"vision.layer is {settings.layer}, but the tower {folder} has {config.num_hidden_layers} layers")
         self.layer, self.with_class = settings.layer, settings.chosen_feature == "cls_patch"
         self.image_size, self.width = int(config.image_size), int(config.hidden_size)
-        self.num_features = (self.image_size // int(config.patch_size)) ** 2 + int(self.with_class)
+        self.num_patches = (self.image_size // int(config.patch_size)) ** 2
+        self.num_features = self.num_patches + int(self.with_class)
         processor = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
         self.mean = tuple(processor.get("image_mean") or CLIP_MEAN)
         self.std = tuple(processor.get("image_std") or CLIP_STD)
@@ -260,7 +240,12 @@ class ClipTower(Tower):
         """See `Tower.features`."""
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         hidden = self.model(pixel_values=((pixels + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states[self.layer]
-        return hidden if self.with_class else hidden[:, 1:]
+        patches = hidden[:, -self.num_patches :]  # behind a class token and registers, where the model has them
+        if not self.with_class:
+            return patches
+        if hidden.shape[1] == self.num_patches:
+            raise ValueError("vision.feature is 'cls_patch', but the tower has no class token; set vision.feature=patch")
+        return torch.cat((hidden[:, :1], patches), dim=1)
 
 
 class TokenizerTower(Tower):
@@ -287,14 +272,14 @@ class TokenizerTower(Tower):
         return rearrange(latents if self.stack is None else self.stack(latents).features, "b c h w -> b (h w) c")
 
 
-TOWERS: dict[str, Callable[[VisionSettings], Tower]] = {"clip": ClipTower, "tokenizer": TokenizerTower}
+TOWERS: dict[str, Callable[[VisionSettings], Tower]] = {"clip": VisionModelTower, "tokenizer": TokenizerTower}
 
 
 def build_tower(settings: VisionSettings) -> Tower:
     """Return the frozen tower that the settings name, on the CPU.
 
-    Build it before training arguments with ZeRO-3 exist: transformers divides every model that it opens from then on among the ranks,
-    and the tower, which needs no optimizer, stays whole on each of them.
+    Build it before training arguments with ZeRO-3 exist: from then on transformers splits every model that it opens over the ranks, and
+    the tower, which needs no optimizer, is kept complete on each of them.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -304,13 +289,16 @@ def build_tower(settings: VisionSettings) -> Tower:
 
     assert not is_deepspeed_zero3_enabled(), "build the tower before the training arguments"
     tower = TOWERS[settings.kind](settings)
-    tower.to(getattr(torch, settings.dtype))
-    tower.freeze_()
+    tower.auto_dtype = settings.dtype == "auto"
+    if not tower.auto_dtype:
+        tower.to(getattr(torch, settings.dtype))
+    tower.requires_grad_(False)
+    tower.train(False)
     return tower
 
 
 def square_transform(image_size: int, *, fit: str, colour: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
-    """Return the way of an RGB picture of any shape to (3, S, S) uint8, resized with an antialiased bicubic kernel.
+    """Return a transform of RGB images of any shape to (3, S, S) uint8, with an antialiased bicubic kernel.
 
     Args:
         fit: `pad` the shorter side with `colour` (0 to 1 each), `crop` the middle square, or `squash`.
@@ -323,7 +311,7 @@ def square_transform(image_size: int, *, fit: str, colour: tuple[float, ...]) ->
 
 @dataclass(frozen=True)
 class PadToSquare:
-    """Centre a picture on a square of its longer side, the rest in `colour` (0 to 1 each)."""
+    """Centre an image on a square of its longer side, the rest in `colour` (0 to 1 each)."""
 
     colour: tuple[float, ...]
 
@@ -335,7 +323,7 @@ class PadToSquare:
 
 
 def digest_weights(module: nn.Module, description: str) -> str:
-    """16 hexadecimal digits from a description, the names and shapes of all tensors and the first values of each."""
+    """Return 16 hexadecimal digits of a description, the names and shapes of all tensors and the first values of each."""
     digest = hashlib.sha256(description.encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -343,25 +331,31 @@ def digest_weights(module: nn.Module, description: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_clip(folder: Path) -> Any:
-    from transformers import CLIPVisionModel
-
+def _open_vision_model(folder: Path) -> Any:
+    """Open a vision transformer in float32; of a model of images and text (CLIP, SigLIP) the vision part."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"vision.path '{folder}' has no config.json; give a folder with a vision model, downloaded beforehand")
     try:
-        loaded: Any = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not hasattr(getattr(config, "vision_config", config), "patch_size"):
+            raise TypeError(f"a {config.model_type} model does not read images")
+        loaded, found = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers fails in many ways on a folder of another model
-        raise ValueError(f"vision.path '{folder}' holds no CLIP vision model that opens ({first_line(error)})") from error
-    model, found = loaded
-    if found["missing_keys"]:
-        first = sorted(found["missing_keys"])[0]
-        raise ValueError(f"vision.path '{folder}' holds no CLIP vision model: it lacks {len(found['missing_keys'])} weights, as {first}")
-    return model
+        raise ValueError(f"vision.path '{folder}' holds no vision model that opens ({first_line(error)})") from error
+    prefix = "vision_model." if hasattr(loaded, "vision_model") else ""
+    missing = sorted(name for name in found["missing_keys"] if name.startswith(prefix))
+    if missing:
+        raise ValueError(f"vision.path '{folder}' holds no complete vision model: it lacks {len(missing)} weights, as {missing[0]}")
+    return loaded.vision_model if prefix else loaded
 
 
 class LlavaModel(nn.Module):
-    """A language model that reads pictures through a tower and a projector.
+    """A language model that reads images through a tower and a projector.
 
-    The tower is frozen and deliberately no submodule: it is in no state dict, no optimizer, and neither DDP, ZeRO nor a cast to
-    bfloat16 reaches it; every rank keeps it whole and it follows the language model from device to device.
+    The tower is frozen and deliberately no submodule: it is in no state dict and no optimizer, and DDP, ZeRO and casts do not change it.
+    Every rank has a complete copy, which moves to the device of the language model.
 
     Args:
         lm: a causal language model of transformers, or a PEFT model of one.
@@ -379,12 +373,12 @@ class LlavaModel(nn.Module):
     def embed(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None) -> Tensor:
         """Return the embeddings of a batch, those of placeholders replaced by features.
 
-        Every call runs the embedding layer and the projector once, whatever the batch holds: without images a black picture is read and
-        none of its rows used, so that ranks with and without images do the same collective operations and never wait for each other.
+        Every call runs the embedding layer and the projector once. Without images a black one is read and none of its rows used, so that
+        ranks with and without images run the same collective operations.
 
         Args:
             input_ids: (B, T); any id of the vocabulary at the placeholders.
-            pixels: (m, 3, S, S) uint8 or in [-1, 1], the pictures in the order of their places, or None.
+            pixels: (m, 3, S, S) uint8 or in [-1, 1], the images in the order of their positions, or None.
             image_at: (m n) int64 positions in the flattened batch (b T + t), or None.
 
         Returns:
@@ -392,8 +386,7 @@ class LlavaModel(nn.Module):
         """
         embeddings = self.get_input_embeddings()(input_ids)
         tower = self.tower
-        if tower.device != embeddings.device:
-            tower.to(embeddings.device)
+        tower.place_(embeddings.device)
         if pixels is None or not len(pixels):
             pixels = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=embeddings.device)
             image_at = torch.zeros(0, dtype=torch.long, device=embeddings.device)
@@ -407,45 +400,16 @@ class LlavaModel(nn.Module):
         """(m, n, width) -> (m, n, D) through the projector, in its own dtype."""
         return self.projector(features.to(next(self.projector.parameters()).dtype))  # type: ignore[no-any-return]
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        pixels: Tensor | None = None,
-        image_at: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None, **kwargs: Any) -> Any:
         """Run the language model on a batch; returns what it returns (`loss` if labels are given, `logits`, `past_key_values`).
 
         Args:
             input_ids, pixels, image_at: see `embed`.
-            inputs_embeds: (B, T, D) in place of the three.
             kwargs: for the language model: attention_mask, position_ids, labels, num_items_in_batch, ...
         """
-        assert (input_ids is None) != (inputs_embeds is None), "give either input_ids or inputs_embeds"
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, pixels=pixels, image_at=image_at)
-        return self.lm(inputs_embeds=inputs_embeds, **kwargs)
+        return self.lm(inputs_embeds=self.embed(input_ids, pixels=pixels, image_at=image_at), **kwargs)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        pixels: Tensor | None = None,
-        image_at: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `generate` of transformers; what comes back are the new tokens only, (B, new), without the prompt."""
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, pixels=pixels, image_at=image_at)
-        return self.lm.generate(inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[operator]
-
-    # What Trainer and generation loops ask of a model is the language model's.
+    # attributes that Trainer and generation loops read
 
     @property
     def config(self) -> Any:
@@ -474,7 +438,7 @@ class LlavaModel(nn.Module):
         """Write projector.safetensors and what was trained of the language model: an adapter, all its weights, or nothing.
 
         Args:
-            state_dict: weights of this module by their names here, gathered where ranks hold parts of them (ZeRO-3).
+            state_dict: weights of this module, gathered over the ranks (ZeRO-3); None: its own.
             kwargs: for `lm.save_pretrained`.
         """
         state = self.state_dict() if state_dict is None else state_dict
@@ -483,7 +447,7 @@ class LlavaModel(nn.Module):
         save_projector(folder, part_of(state, "projector."))
 
     def load_trained_(self, folder: str | Path) -> None:
-        """Take what `save_pretrained` wrote; a training goes on with it.
+        """Load what `save_pretrained` wrote, to resume a training.
 
         Raises:
             FileNotFoundError, ValueError: there is no projector, or one that does not fit.

@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.merge_lora", description="Add a LoRA adapter to its base model.")
     parser.add_argument("run", help="run folder of train_llm with an adapter")
     parser.add_argument("out", help="folder to write")
-    parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
+    parser.add_argument("--base", default="", help="base model, if it has moved since the training")
     parser.add_argument("--dtype", default="auto", help="of the weights: float32, bfloat16, float16 or auto, as the base model has them")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds a model already")
     parser.add_argument("--dry-run", action="store_true", help="open base model and adapter, write nothing")
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args(argv)
     from unicode.llm.card import write_card
-    from unicode.llm.llava import PROJECTOR_FILE, find_projector, read_projector, save_projector
+    from unicode.llm.llava import PROJECTOR_FILE, read_projector, save_projector
     from unicode.llm.load import open_merged
 
     run, out = Path(args.run), Path(args.out)
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     model.save_pretrained(out)
     text.save_pretrained(out)
     if (run / PROJECTOR_FILE).is_file():
-        save_projector(out, read_projector(find_projector(run)))
-    # last of all: a folder with a card is whole
+        save_projector(out, read_projector(run))
+    # last, so that a folder with a card is complete
     write_card(out, replace(card, kind="full" if card.kind == "lora" else card.kind, config={**card.config, "merged_from": str(run)}))
     log.info("%s: %d weights, %s", out, model.num_parameters(), model.dtype)
     return 0
