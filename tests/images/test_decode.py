@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicode.images.decode import UnreadableImageError, decode_image, read_bytes
+from unicode.images.decode import UnreadableImageError, decode_image, open_image, read_bytes
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -100,6 +100,18 @@ def test_animations_give_their_first_frame() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.asarray(decode_image(data))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_postscript_under_another_name_never_starts_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", refuse)
+    (tmp_path / "a.png").write_bytes(encode(photo(), "EPS"))
+    with pytest.raises(UnreadableImageError, match="not an image"):
+        decode_image(read_bytes(tmp_path / "a.png"))
+    with pytest.raises(OSError, match="cannot identify"):
+        open_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

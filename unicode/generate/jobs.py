@@ -16,6 +16,7 @@ from unicode.common.distributed import barrier, is_main, rank, world_size
 from unicode.common.files import atomic_write, name_errors, open_append, read_json, write_json, write_jsonl
 from unicode.common.logging import get_logger
 from unicode.ids.store import check_key
+from unicode.images.decode import open_image
 from unicode.tokenizer.decode import picture_path
 
 log = get_logger(__name__)
@@ -382,7 +383,7 @@ class DrawingFile:
 
 def write_contact_sheet(files: Sequence[Path], path: Path, *, limit: int = 64, group: int = 1) -> None:
     """Write the first `limit` pictures side by side as one PNG, in rows of about the root of their number; groups stay in one row."""
-    pictures = [Image.open(file).convert("RGB") for file in files[:limit]]
+    pictures = [open_image(file).convert("RGB") for file in files[:limit]]
     if not pictures:
         return
     width, height = pictures[0].size

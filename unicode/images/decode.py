@@ -15,8 +15,21 @@ from torchvision.transforms import InterpolationMode, v2
 ORIENTATION = 0x0112  # the EXIF tag
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder runs: Pillow opens EPS with Ghostscript
+
+
 class UnreadableImageError(Exception):
     """An image that cannot be used. The message is "kind" or "kind: detail"; reports count by kind."""
+
+
+def open_image(source: bytes | str | Path) -> Image.Image:
+    """Open the content or the path of an image file of unknown origin, whatever its name; pixels are decoded when first used.
+
+    Raises:
+        OSError: there is no such file, or it is no image of one of `FORMATS`.
+        Image.DecompressionBombError: the image has more pixels than Pillow reads.
+    """
+    return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -56,7 +69,7 @@ def decode_image(data: bytes, *, shorter: int = 0, max_pixels: int = 89_478_485)
 
 def _decode(data: bytes, shorter: int, max_pixels: int) -> Image.Image:
     try:
-        image = Image.open(BytesIO(data))
+        image = open_image(data)
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
     except Image.DecompressionBombError as error:

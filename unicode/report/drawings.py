@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from unicode.generate.jobs import RESULTS, SETTINGS
+from unicode.images.decode import open_image
 from unicode.report.answers import FindPicture
 from unicode.report.page import Cell, Figure, Section, gallery, missing, number, paragraph, table
 from unicode.report.picture import figure, image_tag
@@ -97,7 +98,7 @@ def _picture(folder: str | Path | None, name: Any) -> Image.Image | None:
     if folder is None or not isinstance(name, str) or not name or not (Path(folder) / name).is_file():
         return None
     try:
-        with Image.open(Path(folder) / name) as opened:
+        with open_image(Path(folder) / name) as opened:
             return opened.copy()
     except OSError:
         return None

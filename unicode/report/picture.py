@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unicode.images.decode import open_image
+
 SMALL = 96  # up to this side a picture is shown with hard pixels
 MAX_SIDE = 512
 JPEG_QUALITY = 86
@@ -49,7 +51,7 @@ def image_tag(picture: Image.Image | np.ndarray | str | Path, alt: str, *, kind:
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     elif not isinstance(picture, Image.Image):
-        with Image.open(picture) as opened:
+        with open_image(picture) as opened:
             picture = opened.copy()
     classes = " ".join(part for part in (kind, "pixels" if max(picture.size) <= SMALL else "") if part)
     size = f'width="{picture.width}" height="{picture.height}"'

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from unicode.images.decode import open_image
 from unicode.report.page import Figure, Section, gallery, hidden, missing, paragraph, table
 from unicode.report.picture import figure, image_tag
 from unicode.report.runs import read_object
@@ -30,7 +30,7 @@ def read_grid(path: str | Path, side: int) -> np.ndarray:
     Raises:
         ValueError: the size of the PNG does not fit pictures of this side.
     """
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     cell = side + PADDING
     (rows, rest_down), (columns, rest_across) = divmod(pixels.shape[0] - PADDING, cell), divmod(pixels.shape[1] - PADDING, cell)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from unicode.common.distributed import all_reduce_sum_, is_main, open_job, rank, world_size
@@ -65,7 +64,9 @@ class Drawn:
         """Picture `index`, (3, H, W) uint8."""
         import torch
 
-        with Image.open(self.folder / self.records[index]["file"]) as opened:
+        from unicode.images.decode import open_image
+
+        with open_image(self.folder / self.records[index]["file"]) as opened:
             return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
 
     def batches(self, size: int) -> Iterator[tuple[int, Tensor, list[str] | None]]:
