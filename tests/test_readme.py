@@ -37,3 +37,12 @@ def test_the_example_runs(number, project, monkeypatch):
 
 def test_it_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]))
+def test_modules_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    packages = "|".join(path.name for path in (ROOT / "unicode").iterdir() if path.is_dir())
+    named = set(re.findall(rf"`(?:unicode/)?((?:{packages})/[\w/]+\.py)`", text))
+    absent = sorted(name for name in named if not (ROOT / "unicode" / name).is_file())
+    assert not absent, f"{page} names {absent}"
