@@ -37,12 +37,12 @@ COLUMNS = ("PSNR dB", "coarse usage %", "fine usage %", "coarse perplexity", "fi
 def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> dict[str, float]:
     """Train, encode and predict one combination in this process."""
     import torch
+    from predictability import predict_ids
 
     from unicode.codebook.embedding_table import load_table
     from unicode.common.config import load_config
     from unicode.images.dataset import build_dataset
     from unicode.images.loader import build_loader
-    from unicode.metrics.predictability import predict_ids
     from unicode.metrics.reconstruction import count_rows_, usage_report
     from unicode.tokenizer.losses import image_psnr
     from unicode.train.config import TrainTokenizerConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unicode.metrics.entry import NotComputed
+from unicode.metrics import NotComputed
 from unicode.metrics.frechet import FeatureSums, Inception, frechet_distance, load_inception
 
 

@@ -1,13 +1,13 @@
-"""Scores of drawn pictures beside torchmetrics' own, and the judge's shares by hand."""
+"""Scores of drawn images beside torchmetrics' own, and shares of right scenes by hand."""
 
 import pytest
 import torch
 from torch import nn
 from torchmetrics.image.inception import InceptionScore
 
-from unicode.metrics.entry import NotComputed
+from unicode.metrics import NotComputed
 from unicode.metrics.frechet import frechet_distance
-from unicode.metrics.generation import ASPECTS, GenerationMetrics, judge_scenes, load_clip, scene_metrics, shuffled
+from unicode.metrics.generation import ASPECTS, GenerationMetrics, load_clip, scene_metrics, scene_shares, shuffled
 
 NOTHING = NotComputed("not there", "put it there")
 RED, BLUE, LEFT = ("red", "circle", "large", "top left"), ("blue", "ring", "large", "top right"), ("red", "circle", "large", "top right")
@@ -63,7 +63,7 @@ def test_fid_of_features():
         return rows.mean(0), rows.T.cov()
 
     assert fid["value"] == pytest.approx(frechet_distance(gaussian(real), gaussian(drawn)), rel=1e-6)
-    assert "30 drawn pictures against 50 of a folder" in fid["protocol"]
+    assert "30 drawn images against 50 of a folder" in fid["protocol"]
 
 
 def test_what_is_not_there_is_no_number():
@@ -107,15 +107,15 @@ def test_clip_score_pair_by_pair(tmp_path):
     assert max(single) > 1
 
 
-def test_the_judge_by_hand():
+def test_scenes_by_hand():
     wanted = [[RED], [RED, BLUE], [RED], [RED]]
     seen = [[RED], [BLUE, RED], [LEFT], []]
-    shares = judge_scenes(wanted, seen)
+    shares = scene_shares(wanted, seen)
     assert shares == {"colour": 0.75, "shape": 0.75, "size": 0.75, "place": 0.5, "count": 0.75, "all": 0.5}
     report = scene_metrics(wanted, seen)
     assert report["all"]["value"] == 50 and report["all_2"]["value"] == 100 and report["all_1"]["value"] == pytest.approx(100 / 3)
     assert {f"shuffled_{aspect}" for aspect in ASPECTS} <= report.keys()
-    with pytest.raises(ValueError, match="no drawn picture"):
+    with pytest.raises(ValueError, match="no drawn image"):
         scene_metrics([], [])
 
 

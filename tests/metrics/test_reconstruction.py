@@ -1,9 +1,7 @@
 """The report of a tokenizer's reconstructions against scikit-image, torchmetrics and lpips on the same arrays; two real ranks."""
 
 import math
-import os
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetric
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from unicode.metrics.entry import NotComputed
-from unicode.metrics.reconstruction import ReconstructionMetrics, psnr, ssim, to_8bit
+from unicode.metrics import NotComputed, entry
+from unicode.metrics.reconstruction import ReconstructionMetrics, count_rows_, format_report, psnr, ssim, to_8bit, usage_report
 
 ABSENT = NotComputed(reason="no weights", remedy="put FILE at PATH")
 
@@ -143,7 +141,7 @@ def test_what_is_missing_is_reported_as_not_computed() -> None:
     assert report["rfid"] == absent
     metrics = _metrics()
     _update(metrics, originals, fakes, codes)
-    assert "at least 2 images" in metrics.compute({})["metrics"]["rfid"]["reason"]
+    assert "a covariance needs 2" in metrics.compute({})["metrics"]["rfid"]["reason"]
     small = ReconstructionMetrics(image_size=8, num_rows=16, num_levels=1, coarse=False, lpips={"vgg": _distance}, inception=Features())
     small.update(originals[..., :8, :8], fakes[..., :8, :8], [codes])
     report = small.compute({})["metrics"]
@@ -154,7 +152,7 @@ def test_protocol_is_part_of_the_report() -> None:
     protocol = _report(3)["protocol"]
     assert (protocol["num_images"], protocol["world_size"], protocol["image_set"]) == (7, 1, "made up")
     assert set(protocol["versions"]) == {"torch", "torchmetrics", "lpips", "torch-fidelity"}
-    assert all(entry["protocol"] for entry in _report(3)["metrics"].values() if entry["value"] is not None)
+    assert all(metric["protocol"] for metric in _report(3)["metrics"].values() if metric["value"] is not None)
 
 
 def test_equal_images_count_100_db() -> None:
@@ -187,22 +185,55 @@ def _worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_ranks_together_count_every_image_once(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(3)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+    workers = [multiprocessing.get_context("fork").Process(target=_worker, args=(rank, str(tmp_path))) for rank in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
     reports = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     assert reports[0] == reports[1] == reports[2]
     alone = _report(7)
     assert reports[0]["protocol"].pop("world_size") == 3
     alone["protocol"].pop("world_size")
     assert reports[0]["protocol"] == alone["protocol"]
-    for name, entry in alone["metrics"].items():
-        if entry["value"] is not None:
-            assert reports[0]["metrics"][name]["value"] == pytest.approx(entry["value"], rel=1e-9), name
+    for name, metric in alone["metrics"].items():
+        if metric["value"] is not None:
+            assert reports[0]["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-9), name
     assert reports[0]["codes"] == alone["codes"]
 
 
-if __name__ == "__main__":
-    _worker(int(sys.argv[1]), sys.argv[2])
+def test_counts_add_up_over_batches() -> None:
+    counts = torch.zeros(4, dtype=torch.int64)
+    count_rows_(counts, torch.tensor([[0, 1], [1, 3]]))
+    count_rows_(counts, torch.tensor([3, 3]))
+    assert counts.tolist() == [1, 2, 0, 3]
+
+
+def test_usage_report() -> None:
+    report = usage_report(torch.tensor([2, 1, 1, 0]))
+    assert report == {
+        "rows": 4,
+        "codes": 4,
+        "used": 3,
+        "usage_percent": 75.0,
+        "perplexity": pytest.approx(2**1.5),
+        "entropy_bits": pytest.approx(1.5),
+        "top1_share": 0.5,
+    }
+
+
+def test_even_use_has_the_perplexity_of_all_rows_and_no_use_is_no_crash() -> None:
+    assert usage_report(torch.full((8,), 5))["perplexity"] == pytest.approx(8)
+    assert usage_report(torch.zeros(8, dtype=torch.int64))["entropy_bits"] == 0
+
+
+def test_report_on_the_console() -> None:
+    level = {"level": 0, "rows": 8, "codes": 4, "used": 2, "usage_percent": 25.0, "perplexity": 2.0, "entropy_bits": 1.0, "top1_share": 0.5}
+    metrics = {"psnr": entry(24.5, unit="dB", protocol="8 bit"), "rfid": NotComputed("no weights", "put FILE at PATH").to_dict()}
+    assert format_report({"metrics": metrics, "codes": {"levels": [level]}}).splitlines() == [
+        "psnr    24.5000 dB",
+        "rfid not computed: no weights; put FILE at PATH",
+        "codes level 0: 2 of 8 rows used (25.0 %), perplexity 2.0, entropy 1.00 bits, commonest row 50.0 %",
+    ]

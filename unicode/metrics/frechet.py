@@ -1,16 +1,19 @@
 """Fréchet distance of two sets of images in the feature space of Inception v3: uint8 images -> sums -> one number.
 
 The network is torchmetrics' (the weights and the resize of torch-fidelity, which repeat the original TensorFlow graph). The
-sums are ours: float64, added over the ranks once by the caller.
+sums are ours: float64, added over the ranks once.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unicode.common.distributed import all_reduce_sum_
 from unicode.common.files import read_tensors
-from unicode.metrics.entry import NotComputed
+from unicode.metrics import NotComputed, entry
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -34,6 +37,11 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Resize to 299 x 299 (bilinear as in TensorFlow 1, no antialiasing) and return the pool features."""
         return self.network(images)
+
+    @property
+    def class_weight(self) -> Tensor:
+        """Rows of the 1008 classes (1008, 2048), without bias as the inception score takes them."""
+        return self.network.fc.weight
 
 
 def load_inception(path: str | Path = "") -> Inception | NotComputed:
@@ -93,3 +101,26 @@ def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
     return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross)
+
+
+def reduce_sums_(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over the ranks, in one all-reduce (a collective call); counts stay exact in float64."""
+    flat = all_reduce_sum_(torch.cat([tensor.double().reshape(-1) for tensor in tensors]))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.reshape(tensor.shape))
+
+
+def frechet_entry(inception: nn.Module, real: FeatureSums, fake: FeatureSums, *, compared: str, remedy: str) -> dict[str, Any]:
+    """Return the entry of the distance of two sets of images.
+
+    Args:
+        compared: both sets with their numbers, in words.
+        remedy: what to do where a set has fewer than the 2 images that a covariance needs.
+    """
+    number = int(min(real.count, fake.count))
+    if number < 2:
+        return NotComputed(f"{compared}; a covariance needs 2 of each", remedy).to_dict()
+    source = getattr(inception, "source", type(inception).__name__)
+    few = "" if number > real.total.numel() else "; fewer images than features, so only comparable at these numbers"
+    how = f"{compared}; features {source}, resize to 299 px as in torch-fidelity{few}"
+    return entry(frechet_distance(real.gaussian(), fake.gaussian()), unit="", protocol=how)

@@ -1,21 +1,20 @@
-"""How good drawn pictures are: FID, inception score and CLIP score of sets of pictures, and how far drawn scenes are what was asked for.
+"""Drawn images -> FID, inception score and CLIP score, and the share of drawn scenes that show what was asked for.
 
-The judge of scenes gets plain data: for every picture the things that were asked for and those that are seen in it, each thing a tuple
+Scenes are plain data: for every image the things that were asked for and those that are recognized in it, each thing a tuple
 (colour, shape, size, place). Sums are float64 and are added over the ranks once.
 """
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unicode.common.distributed import all_reduce_sum_
-from unicode.metrics.entry import NotComputed, entry
-from unicode.metrics.frechet import FeatureSums, Inception, frechet_distance
+from unicode.metrics import NotComputed, entry
+from unicode.metrics.frechet import FeatureSums, frechet_entry, reduce_sums_
 
 Thing = tuple[str, str, str, str]
 PROPERTIES = ("colour", "shape", "size", "place")
@@ -24,7 +23,7 @@ INCEPTION_CLASSES = 1008
 
 
 class GenerationMetrics:
-    """Sums over drawn pictures and over those to compare them with.
+    """Sums over drawn images and over those to compare them with.
 
     Args:
         inception: (B, 3, H, W) uint8 -> (B, 2048) features, or why there is none. The same kind on every rank.
@@ -40,25 +39,25 @@ class GenerationMetrics:
         width = 1 if isinstance(inception, NotComputed) else int(inception.num_features)  # type: ignore[arg-type]
         self._drawn, self._real = FeatureSums(width, device=device), FeatureSums(width, device=device)
         self._shares = torch.zeros(splits, INCEPTION_CLASSES, dtype=torch.float64, device=device)
-        self._informed = torch.zeros(splits, 2, dtype=torch.float64, device=device)  # number of pictures, sum of p log p
+        self._informed = torch.zeros(splits, 2, dtype=torch.float64, device=device)  # number of images, sum of p log p
         self._clip = torch.zeros(2, dtype=torch.float64, device=device)  # number of pairs, sum of scores
 
     @torch.no_grad()
     def add_drawn(self, images: Tensor, *, first: int, prompts: Sequence[str] | None = None) -> None:
-        """Add drawn pictures (B, 3, H, W) uint8; `first` is the number of the first among all, `prompts` are their words."""
+        """Add drawn images (B, 3, H, W) uint8; `first` is the number of the first among all, `prompts` are their texts."""
         if not isinstance(self.inception, NotComputed):
             features = self.inception(images)
             self._drawn.update_(features)
-            logits = class_scores(self.inception, features)
-            if logits is not None:
-                self._add_shares(logits.double(), first)
+            classes: Any = getattr(self.inception, "class_weight", None)
+            if classes is not None:
+                self._add_shares((features @ classes.T).double(), first)
         if prompts is not None and not isinstance(self.clip, NotComputed):
             scores = self.clip(images, prompts).double()
             self._clip += torch.stack([torch.tensor(float(len(scores)), device=scores.device, dtype=torch.float64), scores.sum()])
 
     @torch.no_grad()
     def add_real(self, images: Tensor) -> None:
-        """Add pictures to compare with, (B, 3, H, W) uint8."""
+        """Add images to compare with, (B, 3, H, W) uint8."""
         if not isinstance(self.inception, NotComputed):
             self._real.update_(self.inception(images))
 
@@ -74,38 +73,30 @@ class GenerationMetrics:
         """Add up the ranks (a collective call, once) and return name -> entry.
 
         Args:
-            reference: which pictures were compared with, in words; "" where none were.
+            reference: which images were compared with, in words; "" where none were.
         """
-        tensors = [*self._drawn.tensors(), *self._real.tensors(), self._shares, self._informed, self._clip]
-        flat = all_reduce_sum_(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
+        reduce_sums_([*self._drawn.tensors(), *self._real.tensors(), self._shares, self._informed, self._clip])
         return {"fid": self._fid(reference), "inception_score": self._inception_score(), "clip_score": self._clip_score()}
 
     def _fid(self, reference: str) -> dict[str, Any]:
         if isinstance(self.inception, NotComputed):
             return self.inception.to_dict()
-        drawn, real = int(self._drawn.count), int(self._real.count)
-        if min(drawn, real) < 2:
-            reason = f"{drawn} drawn pictures and {real} to compare with; a covariance needs 2 of each"
-            return NotComputed(reason, "name pictures to compare with: --images DIR, or a --config with data").to_dict()
-        source = getattr(self.inception, "source", type(self.inception).__name__)
-        few = "" if min(drawn, real) > self._drawn.total.numel() else "; fewer pictures than features, so only comparable at these numbers"
-        how = f"{drawn} drawn pictures against {real} of {reference}; features {source}, resize to 299 px as in torch-fidelity{few}"
-        return entry(frechet_distance(self._real.gaussian(), self._drawn.gaussian()), unit="", protocol=how)
+        compared = f"{int(self._drawn.count)} drawn images against {int(self._real.count)} of {reference or 'no set'}"
+        remedy = "name images to compare with: --images DIR, or a --config with data"
+        return frechet_entry(self.inception, self._real, self._drawn, compared=compared, remedy=remedy)
 
     def _inception_score(self) -> dict[str, Any]:
-        """exp of the mean divergence of p(class | picture) from p(class), per group (Salimans et al. 2016); mean over the groups."""
+        """exp of the mean divergence of p(class | image) from p(class), per group (Salimans et al. 2016); mean over the groups."""
         if isinstance(self.inception, NotComputed):
             return self.inception.to_dict()
         number = self._informed[:, 0]
         if float(number.min()) < 2:
-            reason = f"{int(number.sum())} pictures do not fill {self.splits} groups, or the network names no classes"
-            return NotComputed(reason, "draw more pictures or set splits=1").to_dict()
+            reason = f"{int(number.sum())} images do not fill {self.splits} groups, or the network has no classes"
+            return NotComputed(reason, "draw more images or set splits=1").to_dict()
         marginal = self._shares / number[:, None]
         scores = (self._informed[:, 1] / number - torch.special.xlogy(marginal, marginal).sum(-1)).exp()
         spread = float(scores.std()) if self.splits > 1 else 0.0
-        how = f"{int(number.sum())} pictures in {self.splits} groups (every {self.splits}-th picture), standard deviation {spread:.4f}"
+        how = f"{int(number.sum())} images in {self.splits} groups (every {self.splits}-th image), standard deviation {spread:.4f}"
         return entry(float(scores.mean()), unit="", protocol=how)
 
     def _clip_score(self) -> dict[str, Any]:
@@ -113,22 +104,13 @@ class GenerationMetrics:
             return self.clip.to_dict()
         number, total = self._clip.tolist()
         if number == 0:
-            return NotComputed("no picture has a prompt", "draw from words").to_dict()
-        how = f"100 x cosine of picture and prompt, at least 0, mean over {int(number)} pairs; {self.clip.source}"
+            return NotComputed("no image has a prompt", "draw from captions").to_dict()
+        how = f"100 x cosine of image and prompt, at least 0, mean over {int(number)} pairs; {self.clip.source}"
         return entry(total / number, unit="", protocol=how)
 
 
-def class_scores(inception: nn.Module, features: Tensor) -> Tensor | None:
-    """Scores of the 1008 classes (B, 1008) without bias, as the inception score takes them, from pool features (B, 2048)."""
-    if not isinstance(inception, Inception):
-        head: Any = getattr(inception, "class_weight", None)
-    else:
-        head = inception.network.fc.weight
-    return None if head is None else features @ head.T
-
-
 class ClipScore:
-    """CLIP score (Hessel et al. 2021): 100 times the cosine of picture and prompt, at least 0.
+    """CLIP score (Hessel et al. 2021): 100 times the cosine of image and prompt, at least 0.
 
     torchmetrics' own does not run with transformers 5, whose CLIP gives its features another form.
 
@@ -174,40 +156,44 @@ def load_clip(path: str | Path, *, device: torch.device | str = "cpu") -> ClipSc
     return ClipScore(path, device=device)
 
 
-def judge_scenes(wanted: Sequence[Sequence[Thing]], seen: Sequence[Sequence[Thing]]) -> dict[str, float]:
-    """Share of pictures that are right in each of ASPECTS.
+def scene_shares(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thing]]) -> dict[str, float]:
+    """Share of images that are right in each of ASPECTS.
 
-    A picture is right in colour (shape, size, place) where those of the seen things are those of the wanted ones, each as often; in
+    An image is right in colour (shape, size, place) where those of the found things are those of the wanted ones, each as often; in
     count where there are as many; in all where every thing is there as wanted, and nothing else.
     """
-    assert len(wanted) == len(seen), (len(wanted), len(seen))
+    assert len(wanted) == len(found), (len(wanted), len(found))
     right = Counter(dict.fromkeys(ASPECTS, 0))
-    for asked, found in zip(wanted, seen, strict=True):
+    for asked, seen in zip(wanted, found, strict=True):
         for index, name in enumerate(PROPERTIES):
-            right[name] += Counter(thing[index] for thing in asked) == Counter(thing[index] for thing in found)
-        right["count"] += len(asked) == len(found)
-        right["all"] += Counter(map(tuple, asked)) == Counter(map(tuple, found))
+            right[name] += Counter(thing[index] for thing in asked) == Counter(thing[index] for thing in seen)
+        right["count"] += len(asked) == len(seen)
+        right["all"] += Counter(map(tuple, asked)) == Counter(map(tuple, seen))
     return {aspect: right[aspect] / max(1, len(wanted)) for aspect in ASPECTS}
 
 
-def scene_metrics(wanted: Sequence[Sequence[Thing]], seen: Sequence[Sequence[Thing]], *, seed: int = 0) -> dict[str, Any]:
-    """The judge's report as name -> entry: each aspect over all pictures, "all" by number of objects, and all of it for shuffled prompts.
+def scene_metrics(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thing]], *, seed: int = 0) -> dict[str, Any]:
+    """Return name -> entry: each aspect over all images, then by the number of objects, then for shuffled prompts.
 
     Raises:
-        ValueError: no pictures.
+        ValueError: no images.
     """
     if not wanted:
-        raise ValueError("no drawn picture has a scene as its reference; draw with --prompts shapes:val")
-    how = f"exact judge of the shapes world, {len(wanted)} pictures"
-    report = {name: entry(100 * share, unit="%", protocol=f"{how}; {_meaning(name)}") for name, share in judge_scenes(wanted, seen).items()}
-    for number, places in sorted(_by_number(wanted).items()):
-        shares = judge_scenes([wanted[place] for place in places], [seen[place] for place in places])
-        some = f"{len(places)} pictures of {number} objects"
-        report |= {f"{name}_{number}": entry(100 * share, unit="%", protocol=f"{some}; {_meaning(name)}") for name, share in shares.items()}
-    order = shuffled(len(wanted), seed=seed)
-    other = judge_scenes([wanted[place] for place in order], seen)
-    how += ", each judged by the prompt of another"
-    return report | {f"shuffled_{name}": entry(100 * share, unit="%", protocol=f"{how}; {_meaning(name)}") for name, share in other.items()}
+        raise ValueError("no drawn image has a scene as its reference; draw with --prompts shapes:val")
+    how = f"objects recognized exactly in the shapes world, {len(wanted)} images"
+    report = _entries(scene_shares(wanted, found), "{}", how)
+    for number in sorted({len(things) for things in wanted}):
+        places = [place for place, things in enumerate(wanted) if len(things) == number]
+        shares = scene_shares([wanted[place] for place in places], [found[place] for place in places])
+        report |= _entries(shares, f"{{}}_{number}", f"{len(places)} images of {number} objects")
+    others = scene_shares([wanted[place] for place in shuffled(len(wanted), seed=seed)], found)
+    return report | _entries(others, "shuffled_{}", f"{how}, each compared with the prompt of another")
+
+
+def _entries(shares: Mapping[str, float], name: str, how: str) -> dict[str, Any]:
+    meaning = {aspect: f"the {aspect}s of all objects, each as often as wanted" for aspect in PROPERTIES}
+    meaning |= {"count": "as many objects as wanted", "all": "every object as wanted and no other"}
+    return {name.format(aspect): entry(100 * share, unit="%", protocol=f"{how}; {meaning[aspect]}") for aspect, share in shares.items()}
 
 
 def shuffled(number: int, *, seed: int) -> list[int]:
@@ -216,16 +202,3 @@ def shuffled(number: int, *, seed: int) -> list[int]:
     random.Random(seed).shuffle(order)
     place = {value: index for index, value in enumerate(order)}
     return [order[(place[value] + 1) % number] for value in range(number)]
-
-
-def _by_number(wanted: Iterable[Sequence[Thing]]) -> dict[int, list[int]]:
-    groups: dict[int, list[int]] = {}
-    for index, things in enumerate(wanted):
-        groups.setdefault(len(things), []).append(index)
-    return groups
-
-
-def _meaning(name: str) -> str:
-    if name == "all":
-        return "every object as wanted and no other"
-    return "as many objects as wanted" if name == "count" else f"the {name}s of all objects, each as often as wanted"

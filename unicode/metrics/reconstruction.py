@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from unicode.common.distributed import all_reduce_sum_, world_size
-from unicode.metrics.entry import NotComputed, entry
-from unicode.metrics.frechet import FeatureSums, frechet_distance
+from unicode.common.distributed import world_size
+from unicode.metrics import NotComputed, entry, format_metrics
+from unicode.metrics.frechet import FeatureSums, frechet_entry, reduce_sums_
 
 
 def count_rows_(counts: Tensor, codes: Tensor) -> None:
-    """Add the codes (any shape, int64 in [0, K)) of a batch to `counts` (K,) in place, without a wait for the device."""
+    """Add the codes (any shape, int64 in [0, K)) of a batch to `counts` (K,), without waiting for the device."""
     flat = codes.reshape(-1)
     counts.index_add_(0, flat, torch.ones((), dtype=counts.dtype, device=counts.device).expand(flat.numel()))
 
@@ -41,7 +41,7 @@ def usage_report(counts: Tensor) -> dict[str, Any]:
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) in [-1, 1] -> (B,)
 
-PSNR_CAP = 100.0  # dB; what an image counts that comes back without a difference
+PSNR_CAP = 100.0  # dB, of an image that is reconstructed without a difference
 SSIM_BORDER = 5  # half of the 11 x 11 window
 LPIPS_MIN_SIZE = 32  # below, the deepest feature map of the trunk is empty
 
@@ -157,7 +157,7 @@ class ReconstructionMetrics:
         Raises:
             ValueError: no image was counted, or reconstructions hold NaN or inf.
         """
-        self._reduce_()
+        reduce_sums_([*self._sums.values(), *self._counts, *(tensor for sums in self._features or () for tensor in sums.tensors())])
         sums = {name: float(value) for name, value in self._sums.items()}
         number = int(sums["images"])
         if number == 0:
@@ -182,15 +182,6 @@ class ReconstructionMetrics:
                 "versions": {name: version(name) for name in ("torch", "torchmetrics", "lpips", "torch-fidelity")},
             },
         }
-
-    def _reduce_(self) -> None:
-        """Replace every sum by its sum over the ranks, in one all-reduce; counts stay exact in float64."""
-        tensors = [*self._sums.values(), *self._counts]
-        for sums in self._features or ():
-            tensors += sums.tensors()
-        flat = all_reduce_sum_(torch.cat([tensor.double().reshape(-1) for tensor in tensors]))
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
 
     def _pixel_metrics(self, means: Mapping[str, float]) -> dict[str, Any]:
         """PSNR, SSIM, L1, L2 and the coarse-only PSNR of a report."""
@@ -225,11 +216,17 @@ class ReconstructionMetrics:
         """Fréchet distance of the reconstructions to these same originals in a report."""
         if isinstance(self.inception, NotComputed):
             return self.inception.to_dict()
-        if number < 2:
-            return NotComputed(f"a covariance needs at least 2 images, there is {number}", "give more images").to_dict()
         assert self._features is not None
-        real, fake = (sums.gaussian() for sums in self._features)
-        source = getattr(self.inception, "source", type(self.inception).__name__)
-        few = "" if number > len(real[0]) else f"; fewer images than the {len(real[0])} features, so only comparable at this number"
-        how = f"{number} reconstructions against the same {number} originals; features {source}, resize to 299 px as in torch-fidelity"
-        return entry(frechet_distance(real, fake), unit="", protocol=how + few)
+        compared = f"{number} reconstructions against the same {number} originals"
+        return frechet_entry(self.inception, *self._features, compared=compared, remedy="give more images")
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Return the report of `ReconstructionMetrics.compute` as a table for the console: a line per metric, a line per level of codes."""
+    lines = [format_metrics(report["metrics"])]
+    for level in report["codes"]["levels"]:
+        lines.append(
+            f"codes level {level['level']}: {level['used']} of {level['rows']} rows used ({level['usage_percent']:.1f} %), perplexity "
+            f"{level['perplexity']:.1f}, entropy {level['entropy_bits']:.2f} bits, commonest row {100 * level['top1_share']:.1f} %"
+        )
+    return "\n".join(lines)

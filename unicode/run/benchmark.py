@@ -19,7 +19,6 @@ from unicode.common.distributed import all_reduce_min_, barrier, is_main, open_j
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.ids.store import Store
-from unicode.llm.load import open_model
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
@@ -72,6 +71,8 @@ class Runner:
     @cached_property
     def model(self) -> Any:
         """The model that is asked, opened when first asked for."""
+        from unicode.llm.load import open_model
+
         names = {"base": self.args.base, "image_tokenizer": self.args.image_tokenizer}
         return open_model(self.args.model, **names, device=open_job(self.args.device), dtype=self.args.dtype, merge=True)
 

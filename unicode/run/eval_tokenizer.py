@@ -4,110 +4,19 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from unicode.common.config import load_config
-from unicode.common.distributed import is_main, open_job, rank, world_size
-from unicode.common.files import atomic_write, write_json
+from unicode.common.distributed import is_main, open_job
+from unicode.common.files import write_json
 from unicode.common.logging import get_logger
-from unicode.metrics.entry import format_report
 from unicode.run import encode_images
 from unicode.run.command import command
-from unicode.run.encode_images import default_workers
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from unicode.images.dataset import DataConfig, ImageDataset, Skipped
-    from unicode.metrics.reconstruction import ReconstructionMetrics
-
-log = get_logger(__name__)
-
-
-def feed_metrics(
-    tokenizer: Any,
-    dataset: ImageDataset,
-    metrics: ReconstructionMetrics,
-    *,
-    batch_size: int,
-    num_workers: int,
-    precision: str = "float32",
-    num_examples: int = 8,
-) -> tuple[list[Skipped], Tensor]:
-    """Encode and decode every world_size-th image, starting with this rank's, and add them to `metrics`.
-
-    Args:
-        tokenizer: an ImageTokenizer; decoded a second time from its coarsest level where it has several.
-        precision: "float32" or "bf16", of the tokenizer; the metrics are computed in float32 or better.
-        num_examples: how many of the first images to keep as a picture.
-
-    Returns:
-        The images that could not be read, and the examples: (rows, n, 3, H, W) uint8, originals, reconstructions, coarse level.
-    """
-    import torch
-
-    from unicode.images.decode import to_uint8
-    from unicode.images.loader import build_loader
-    from unicode.tokenizer.model import inference_precision
-
-    layout = tokenizer.config.layout(dataset.image_size, dataset.image_size)
-    share = range(rank(), len(dataset), world_size())
-    batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    loader = build_loader(dataset, batches, num_workers=num_workers, device=tokenizer.device)
-    skipped: list[Skipped] = []
-    examples = [torch.empty(3 if tokenizer.num_levels > 1 else 2, 0, 3, dataset.image_size, dataset.image_size, dtype=torch.uint8)]
-    with tqdm(total=len(share), desc="evaluating", unit=" images", disable=not is_main()) as progress:
-        for batch in loader:
-            skipped += batch.skipped
-            progress.update(len(batch.indices) + len(batch.skipped))
-            if not batch.indices:
-                continue
-            with inference_precision(precision, tokenizer.device):
-                codes = tokenizer.encode(batch.images)
-                full = tokenizer.decode(codes, layout=layout).float()
-                coarse = tokenizer.decode(codes, layout=layout, levels=1).float() if tokenizer.num_levels > 1 else None
-            with inference_precision("float32", tokenizer.device):
-                metrics.update(batch.images, full, layout.split(codes), coarse=coarse)
-            missing = num_examples - sum(part.shape[1] for part in examples)
-            if missing > 0:
-                rows = [batch.images, full] if coarse is None else [batch.images, full, coarse]
-                examples.append(to_uint8(torch.stack(rows)[:, :missing]).cpu())
-    return skipped, torch.cat(examples, dim=1)
-
-
-def gather_skipped(skipped: list[Skipped], path: Path) -> int:
-    """Collect the skipped images of all ranks, write them to `path` if there are any, and return their number; a collective call."""
-    from torch import distributed
-
-    from unicode.images.loader import SkipReport
-
-    everybody: list[Any] = [skipped]
-    if distributed.is_initialized() and world_size() > 1:
-        everybody = [None] * world_size()
-        distributed.all_gather_object(everybody, skipped)
-    report = SkipReport()
-    for part in everybody:
-        report.add(part)
-    if is_main():
-        path.unlink(missing_ok=True)  # of an earlier evaluation
-        if len(report):
-            report.write(path)
-            log.warning("%s; all of them: %s", report.summary(), path)
-    return len(report)
-
-
-def write_grid(examples: Tensor, path: Path) -> None:
-    """Write (rows, n, 3, H, W) uint8 as one PNG, an example per column."""
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
-    picture = to_pil_image(make_grid(examples.flatten(0, 1), nrow=examples.shape[1], padding=2))
-    with atomic_write(path, "wb") as file:
-        picture.save(file, format="PNG")
-
 
 log = get_logger(__name__)
 
@@ -133,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inception", default="", help="file of torch-fidelity's Inception weights, for rFID")
     parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
-    parser.add_argument("--dry-run", action="store_true", help="load everything, say what could not be computed, measure nothing")
+    parser.add_argument("--dry-run", action="store_true", help="load everything, say what cannot be computed, measure nothing")
     what = "settings of the data set, as name=imagenet root=DIR split=val"
     parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=what)
     parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
@@ -157,8 +66,12 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    from unicode.metrics.reconstruction import ReconstructionMetrics
-    from unicode.run.metric_networks import load_judges, missing_files
+    import torch
+
+    from unicode.images.decode import to_uint8
+    from unicode.metrics.frechet import load_inception
+    from unicode.metrics.reconstruction import ReconstructionMetrics, format_report
+    from unicode.run import evaluation
     from unicode.tokenizer.load import load_tokenizer
 
     args = build_parser().parse_intermixed_args(argv)
@@ -172,30 +85,37 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{args.ckpt} is of type {found}, not {args.type}; give --type {found} or another checkpoint")
     args.settings += [f"limit={args.limit}"] if args.limit else []
     side = args.image_size or tokenizer.config.image_size
-    tokenizer.config.layout(side, side)  # a side that the stride does not divide ends here
+    layout = tokenizer.config.layout(side, side)  # a side that the stride does not divide ends here
     dataset, data = find_images(args, side)
-    judges = load_judges(device=device, vgg=args.vgg, alex=args.alex, inception=args.inception)
+    lpips: dict[str, Any] = evaluation.load_networks(
+        {trunk: partial(evaluation.load_lpips_network, trunk, getattr(args, trunk)) for trunk in ("vgg", "alex")}, device=device
+    )
+    inception = evaluation.load_networks({"rFID": partial(load_inception, args.inception)}, device=device)["rFID"]
     metrics = ReconstructionMetrics(
-        image_size=dataset.image_size,
+        image_size=side,
         num_rows=tokenizer.num_rows,
         num_levels=tokenizer.num_levels,
         coarse=tokenizer.num_levels > 1,
-        lpips=judges.lpips,
-        inception=judges.inception,
+        lpips=lpips,
+        inception=inception,
         device=device,
     )
     if args.dry_run:
-        log.info("%d images, %s; not to be computed: %s", len(dataset), dataset.protocol, " | ".join(missing_files(judges)) or "nothing")
+        missing = evaluation.describe_missing({f"LPIPS {trunk}": network for trunk, network in lpips.items()} | {"rFID": inception})
+        log.info("%d images, %s; not to be computed: %s", len(dataset), dataset.protocol, missing)
         return 0
+    skipped: list[Skipped] = []
+    examples = torch.empty(3 if tokenizer.num_levels > 1 else 2, 0, 3, side, side, dtype=torch.uint8)
+    for batch in evaluation.read_share(dataset, batch_size=args.batch_size, num_workers=args.workers, device=device, title="evaluating"):
+        skipped += batch.skipped
+        if batch.indices:
+            rows = evaluation.measure_batch(tokenizer, batch, metrics, layout=layout, precision=args.precision)
+            examples = torch.cat((examples, to_uint8(rows[:, : args.grid - examples.shape[1]]).cpu()), dim=1)
     out.parent.mkdir(parents=True, exist_ok=True)
-    num_workers = default_workers(device) if args.workers < 0 else args.workers
-    skipped, examples = feed_metrics(
-        tokenizer, dataset, metrics, batch_size=args.batch_size, num_workers=num_workers, precision=args.precision, num_examples=args.grid
-    )
     protocol = {
         "image_set": args.images or " ".join(part for part in (data.name, data.root, data.path, data.split) if part),
-        "num_skipped": gather_skipped(skipped, out.with_name("skipped.jsonl")),
-        "image_size": dataset.image_size,
+        "num_skipped": evaluation.gather_skipped(skipped, out.with_name("skipped.jsonl")),
+        "image_size": side,
         "transform": dataset.protocol,
         "tokenizer": {"path": args.ckpt, "type": tokenizer.config.type, "fingerprint": tokenizer.fingerprint},
         "precision": args.precision,
@@ -205,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_main():
         write_json(out, report)
         if examples.numel():
-            write_grid(examples, out.with_name("grid.png"))
+            evaluation.write_grid(examples, out.with_name("grid.png"))
         print(format_report(report))
         log.info("%s: %d images", out, report["protocol"]["num_images"])
     return 0

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-
-from unicode.metrics import predictability
-from unicode.metrics.predictability import predict_ids
+from bench import predictability
+from bench.predictability import predict_ids
 
 
 @pytest.fixture(autouse=True)
