@@ -1,6 +1,6 @@
-"""What documents have from the code: --help of every command, every field of every config.
+"""Pages made from the code: `--help` of every command, every field of every config.
 
-    python docs/reference_pages.py        writes them again
+    python docs/reference_pages.py        writes docs/commands.md and docs/configs/*.md
 """
 
 import ast
@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WIDTH = "110"
-AGAIN = "A test compares this page with the code; `python docs/reference_pages.py` writes it again."
+AGAIN = "This page is made from the code by `python docs/reference_pages.py`; a test compares the two."
 FAMILIES = {
     "tokenizer": ("Configs of tokenizers", "unicode.train.config", "TrainTokenizerConfig", "train_tokenizer CONFIG.yaml"),
     "llm": ("Configs of language models", "unicode.train.config", "TrainLlmConfig", "train_llm CONFIG.yaml"),
@@ -30,7 +30,7 @@ FAMILIES = {
         "generate_images --model DIR --config CONFIG.yaml --out DIR",
     ),
 }
-"""Folder of configs -> title of its page, module and class of its fields, command that reads them. configs/debug has small ones of any."""
+"""Folder of configs -> title of its page, module and class of its fields, command that reads them."""
 
 
 
@@ -55,17 +55,19 @@ def help_of(name: str) -> str:
 
 def commands_page() -> str:
     """Return docs/commands.md."""
-    lead = "What each command says with `--help`. With `--dry-run` a command builds and checks everything and stops before the work."
+    lead = "The `--help` of every command. With `--dry-run` a command builds and checks everything and stops before the work."
     parts = [f"## {name}\n\n```text\n{help_of(name)}\n```" for name in commands()]
     return "\n\n".join(["# Commands", f"{lead}\n{AGAIN}", *parts]) + "\n"
 
 
 def config_page(family: str) -> str:
-    """Return docs/configs/FAMILY.md: what the files of configs/FAMILY say of themselves, and every field they may set."""
+    """Return docs/configs/FAMILY.md: the opening comment of each file of configs/FAMILY, and every field it may set."""
     title, module, name, command = FAMILIES[family]
     lead = (
-        f"A file of `configs/{family}/` holds what differs from the defaults below. The command line replaces single fields, `a.b=c`;\n"
-        f"an unknown field is an error that names the nearest one. The resolved config is saved in the run folder.\n{AGAIN}\n\n"
+        f"A file of `configs/{family}/` holds what differs from the defaults below, or from the file that its `extends:` names.\n"
+        "The command line replaces single fields, `a.b=c`; an unknown field is an error that names the nearest one. The resolved\n"
+        "config is saved in the run folder.\n"
+        f"{AGAIN}\n\n"
         f"```sh\npython -m unicode.run.{command} [a.b=c ...] --dry-run\n```"
     )
     files = []
@@ -96,7 +98,7 @@ def field_tables(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def field_notes(kind: type) -> dict[str, str]:
-    """Return field -> what its class, or a class it inherits from, says of it."""
+    """Return field -> its description in its class or in a class it inherits from."""
     notes: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
@@ -130,7 +132,7 @@ def _own_notes(kind: type) -> dict[str, str]:
 
 
 def pages() -> dict[Path, str]:
-    """Return path -> content of every page that is made of the code."""
+    """Return path -> content of every page that is made from the code."""
     made = {ROOT / "docs" / "commands.md": commands_page()}
     return made | {ROOT / "docs" / "configs" / f"{family}.md": config_page(family) for family in FAMILIES}
 

@@ -1,5 +1,6 @@
-"""The pages made of the code say what the code says; other Python versions may wrap lines of --help elsewhere."""
+"""The pages made from the code agree with it; other Python versions may wrap lines of --help elsewhere."""
 
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_config_pages_are_as_the_code(family):
 def test_every_field_says_what_it_is():
     from unicode.train.config import LlmDataConfig
 
+    @dataclass
     class Example:
         """A class."""
 
