@@ -39,7 +39,7 @@ SUFFIX = "Answer the question using a single word or phrase."
 
 
 def main() -> int:
-    """Measure each shape, print questions per second and ratios, judge."""
+    """Measure each shape, print questions per second and ratios and whether they suffice."""
     args = parse_args()
     failed = False
     for shape in args.shapes:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import StopStringCriteria
 
 from unicode.common.distributed import is_main
+from unicode.generate.engine import CachedDecoder, decode_answers
 from unicode.generate.question_images import ImageError, ImageLike, ImageReader
-from unicode.generate.sampling import Sampling, choose
+from unicode.generate.sampling import Sampling
 from unicode.llm.language_model import LanguageModel, Prompt
 
 
@@ -47,35 +47,30 @@ def sort_prompts(prompts: dict[int, Prompt], beginnings: dict[int, tuple[int, by
     return sorted(prompts, key=rank)
 
 
-@torch.no_grad()
-def read_shared(model: LanguageModel, prompts: Sequence[Prompt], beginnings: Sequence[tuple[int, bytes]]) -> dict[str, Any]:
-    """A batch of prompts as `generate` takes it, what several begin with read already.
+def read_prompts(
+    decoder: CachedDecoder, model: LanguageModel, prompts: Sequence[Prompt], beginnings: Sequence[tuple[int, bytes]], *, max_new: int
+) -> Tensor:
+    """Read a batch of prompts into the cache, what several begin with once.
 
     Args:
         beginnings: `beginning` of each.
 
     Returns:
-        As `LanguageModel.inputs` where no two prompts begin alike; else input_ids and attention_mask (B, T) and past_key_values of
-        the first positions.
+        (B, D) features after each prompt.
     """
     rows: dict[bytes, int] = {}
     for number, (_, name) in enumerate(beginnings):
         if name:
             rows.setdefault(name, number)
-    if len(rows) == sum(bool(name) for _, name in beginnings):
-        return model.inputs(prompts)
+    if not decoder.sees_all or len(rows) == sum(bool(name) for _, name in beginnings):
+        return decoder.start(**model.inputs(prompts), max_new=max_new)
     first = model.inputs([_cut(prompts[number], 0, beginnings[number][0]) for number in rows.values()])
     rest = model.inputs([_cut(prompt, length, len(prompt)) for prompt, (length, _) in zip(prompts, beginnings, strict=True)])
-    mask = first["attention_mask"]
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    cache = model.causal(**first, position_ids=positions, use_cache=True, logits_to_keep=1).past_key_values
+    decoder.start(**first, max_new=rest["attention_mask"].shape[1] + max_new)
     order = {name: place for place, name in enumerate(rows)}
-    chosen = torch.tensor([order.get(name, 0) for _, name in beginnings], device=mask.device)
-    cache.batch_select_indices(chosen)
-    seen = mask[chosen] * torch.tensor([[bool(name)] for _, name in beginnings], device=mask.device)
-    # the ids of positions that are in the cache are not read again, only counted
-    ids: Tensor = F.pad(rest["input_ids"], (mask.shape[1], 0), value=model.pad_id)
-    return {"input_ids": ids, "attention_mask": torch.cat((seen, rest["attention_mask"]), 1), "past_key_values": cache}
+    chosen = torch.tensor([order.get(name, 0) for _, name in beginnings], device=decoder.device)
+    decoder.select(chosen, torch.tensor([bool(name) for _, name in beginnings], device=decoder.device))
+    return decoder.extend(**rest)
 
 
 def _cut(prompt: Prompt, start: int, end: int) -> Prompt:
@@ -160,23 +155,25 @@ def answer_questions(
     *,
     config: AnswerConfig | None = None,
     images: ImageReader | None = None,
+    decoder: CachedDecoder | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, Answer]]:
     """Answer questions batch by batch, in bounded memory however many there are.
 
     Args:
         questions: anything with a length and items by number; items are asked for once, in order, WINDOW at a time.
-        images: where images are looked up; None reads files relative to the working folder.
+        images: where images are looked up; None: below the working folder.
+        decoder: of `model.causal`; None makes one.
         progress: whether the main rank shows a bar with the time left.
 
     Yields:
         (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the
         others are answered.
     """
-    config = config or AnswerConfig()
+    config, decoder = config or AnswerConfig(), decoder or CachedDecoder(model.causal)
     if images is None:
         with ImageReader(model) as images:
-            yield from answer_questions(model, questions, config=config, images=images, progress=progress)
+            yield from answer_questions(model, questions, config=config, images=images, decoder=decoder, progress=progress)
         return
     with tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main())) as bar:
         for start, window in _windows(questions, images):
@@ -188,63 +185,43 @@ def answer_questions(
             order = sort_prompts(prompts, beginnings)
             for first in range(0, len(order), config.batch_size):
                 batch = order[first : first + config.batch_size]
-                inputs = read_shared(model, [prompts[place] for place in batch], [beginnings[place] for place in batch])
                 seeds = [config.seed_of(window[place].id) for place in batch]
-                answers = answer_batch(model, inputs, [len(prompts[place]) for place in batch], config=config, seeds=seeds)
+                shared = [beginnings[place] for place in batch]
+                answers = answer_batch(decoder, model, [prompts[place] for place in batch], shared, config=config, seeds=seeds)
                 yield from zip((start + place for place in batch), answers, strict=True)
                 bar.update(len(batch))
 
 
 def answer_batch(
-    model: LanguageModel, inputs: dict[str, Any], lengths: Sequence[int], *, config: AnswerConfig, seeds: Sequence[int] = ()
+    decoder: CachedDecoder,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    beginnings: Sequence[tuple[int, bytes]],
+    *,
+    config: AnswerConfig,
+    seeds: Sequence[int],
 ) -> list[Answer]:
     """Generate the answers to a batch of prompts.
 
     Args:
-        inputs: what `LanguageModel.inputs` or `read_shared` gives.
-        lengths: tokens of each prompt.
-        seeds: one for each prompt, where answers are sampled.
+        beginnings: `beginning` of each.
+        seeds: one for each prompt, for sampled answers.
     """
     # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
-    limits = [min(config.max_new_tokens, model.context - length) for length in lengths]
+    limits = [min(config.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
+    features = read_prompts(decoder, model, prompts, beginnings, max_new=max(limits))
     stop = model.template.stop
-    with torch.inference_mode():
-        tokens: Tensor = model.causal.generate(
-            **inputs,
-            max_new_tokens=max(limits),
-            do_sample=False,
-            logits_processor=LogitsProcessorList([_Drawn(config, seeds)] if config.temperature else []),
-            eos_token_id=model.end_ids,
-            pad_token_id=model.pad_id,
-            **({"stop_strings": [stop], "tokenizer": model.text} if stop else {}),
-        )
-    new = tokens[:, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else tokens
-    return [_make_answer(model, row[:limit]) for row, limit in zip(new.tolist(), limits, strict=True)]
-
-
-class _Drawn(LogitsProcessor):
-    """Lets greedy generation take the token that chance chooses: chance belongs to the question, not to its place in a batch."""
-
-    def __init__(self, config: AnswerConfig, seeds: Sequence[int]) -> None:
-        self._sampling = Sampling(config.temperature, top_p=config.top_p)
-        self._seeds = torch.tensor(list(seeds))
-        self._step = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores -> 0 at the chosen token and minus infinity elsewhere."""
-        self._seeds = self._seeds.to(scores.device)
-        everything = torch.arange(scores.shape[1], device=scores.device)
-        chosen = choose(scores.float(), everything, self._sampling, seeds=self._seeds, step=self._step)
-        self._step += 1
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
-
-
-def _make_answer(model: LanguageModel, tokens: list[int]) -> Answer:
-    """An answer from the tokens of its row, which may go on behind the end."""
-    end = next((place for place, token in enumerate(tokens) if token in model.end_ids), None)
-    ids = tokens[:end]
-    text, stop, _ = model.read_text(ids).lstrip().partition(model.template.stop or "\0")
-    return Answer(text.strip(), len(ids) + (end is not None), bool(stop) or end is not None, ids=tuple(ids))
+    criteria = StopStringCriteria(model.text, [stop]) if stop else None
+    decoded = decode_answers(
+        decoder, features, limits=limits, end_ids=model.end_ids, seeds=torch.tensor(list(seeds), device=features.device),
+        words=Sampling(config.temperature, top_p=config.top_p),
+        has_stopped=None if criteria is None else lambda tokens: criteria(tokens, None),
+    )  # fmt: skip
+    answers = []
+    for ids, ended in zip(decoded.ids, decoded.ended, strict=True):
+        text, found, _ = model.read_text(ids).lstrip().partition(stop or "\0")
+        answers.append(Answer(text.strip(), len(ids) + ended, bool(found) or ended, ids=tuple(ids)))
+    return answers
 
 
 def _windows(questions: Sequence[Question], images: ImageReader) -> Iterator[tuple[int, list[Question]]]:

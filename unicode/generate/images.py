@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, fill_template
-from unicode.generate.engine import CachedDecoder, block_rows, checked_level_ids, draw_block
+from unicode.generate.engine import CachedDecoder, ImageHead, sample_image_tokens
 from unicode.generate.sampling import Sampling
 from unicode.ids.layout import Layout
 from unicode.images.dataset import DataConfig
@@ -97,8 +97,7 @@ class Artist:
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()
         self.decoder = CachedDecoder(model.lm, cache=cache, compiled=compiled)
-        levels = checked_level_ids(model.images.row_ids, self.layout, markers=model.markers, vocab_size=self.decoder.vocab_size)
-        self.rows = block_rows(self.decoder, levels, self.layout.levels())
+        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers)
         self._builder = ExampleBuilder(model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
 
     def prompt(self, request: DrawRequest) -> Example:
@@ -133,11 +132,13 @@ class Artist:
         batch = {name: part.to(self.decoder.device) for name, part in collate(examples, pad_id=self.model.pad_id, side="left").items()}
         with torch.no_grad():
             summed = sum_inputs(self.decoder.embedding, batch) if len(batch["extra_at"]) else None
-        inputs = {"input_ids": batch["input_ids"]} if summed is None else {"embeddings": summed}
+        inputs = {"input_ids": batch["input_ids"]} if summed is None else {"inputs_embeds": summed}
         features = self.decoder.start(batch["attention_mask"], **inputs, max_new=count)
         places = torch.tensor([len(request.given) for request in requests], device=self.decoder.device)
         seeds = torch.tensor([request.seed for request in requests], device=self.decoder.device)
-        ids, _ = draw_block(self.decoder, features, self.rows, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0)
+        ids = sample_image_tokens(
+            self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0
+        )
         drawn = ids.cpu().numpy()
         seconds = (time.perf_counter() - start) / len(requests)
         return [Drawing(np.concatenate([request.given, row]), seconds) for request, row in zip(requests, drawn, strict=True)]

@@ -5,97 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unicode.annotations.records import IMAGE_TAG, RefusedError, read_record
 from unicode.annotations.templates import draw
-from unicode.generate.engine import CachedDecoder, ImageConstraint, block_rows, draw_block
-from unicode.generate.sampling import GREEDY, Sampling, choose
+from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
+from unicode.generate.sampling import GREEDY, Sampling
 from unicode.llm.language_model import Content, LanguageModel
-
-CHUNK = 16  # steps in text between two looks at what is finished
-
-
-@torch.no_grad()
-def write_answers(
-    decoder: CachedDecoder,
-    features: Tensor,
-    constraint: ImageConstraint,
-    *,
-    num_tokens: int,
-    end_ids: Sequence[int],
-    seeds: Tensor,
-    words: Sampling = GREEDY,
-    pictures: Sampling | None = None,
-) -> Tensor:
-    """Write the answers to the prompts that `decoder` has read.
-
-    Args:
-        features: (B, D), what `decoder.start` gave.
-        constraint: begun with the same prompts.
-        num_tokens: longest answer, markers and image ids included.
-        end_ids: tokens that end an answer; the first also fills what comes after.
-        seeds: (B,) int64.
-        words: how tokens outside of images are drawn.
-        pictures: how ids inside are drawn; without guidance, for which every image would need a second prompt.
-
-    Returns:
-        (B, n) int64 with n <= `num_tokens`.
-
-    Raises:
-        ValueError: guidance was asked for.
-    """
-    pictures = pictures or Sampling()
-    if words.guided or pictures.guided:
-        raise ValueError(f"guidance {pictures.guidance} was asked for, but only a picture drawn by itself can be guided; set it to 1")
-    constraint.limit(num_tokens)
-    rows = block_rows(decoder, constraint.level_ids, constraint.levels)
-    everything = torch.arange(decoder.vocab_size, device=features.device)
-    answers = _Answers(constraint, torch.tensor(list(end_ids), device=features.device), len(features))
-    while (left := num_tokens - len(answers.tokens)) > 0:
-        done, certain = constraint.survey(answers.finished)
-        if done:
-            break
-        if certain:
-            ids, _ = draw_block(
-                decoder, features, rows, places=constraint.step.clamp_min(0), count=min(certain, left),
-                sampling=pictures, seeds=seeds, step=len(answers.tokens),
-            )  # fmt: skip
-            for tokens in ids.unbind(1):
-                answers.take(tokens)
-            features = decoder.step(answers.tokens[-1])
-            continue
-        for _ in range(min(CHUNK, left)):
-            scores = constraint.mask(decoder.scores(features))
-            answers.take(_draw_token(scores, everything, constraint, words, pictures, seeds=seeds, step=len(answers.tokens)))
-            features = decoder.step(answers.tokens[-1])
-    return torch.stack(answers.tokens, 1) if answers.tokens else seeds.new_empty(len(seeds), 0)
-
-
-class _Answers:
-    """The tokens so far, and which rows have ended."""
-
-    def __init__(self, constraint: ImageConstraint, ends: Tensor, rows: int) -> None:
-        self.tokens: list[Tensor] = []
-        self.finished = torch.zeros(rows, dtype=torch.bool, device=ends.device)
-        self._constraint, self._ends = constraint, ends
-
-    def take(self, tokens: Tensor) -> None:
-        """Add the next token of each row, (B,)."""
-        tokens = torch.where(self.finished, self._ends[0], tokens)
-        self._constraint.advance(tokens)
-        self.finished = self.finished | (torch.isin(tokens, self._ends) & (self._constraint.step < 0))
-        self.tokens.append(tokens)
-
-
-def _draw_token(
-    scores: Tensor, ids: Tensor, constraint: ImageConstraint, words: Sampling, pictures: Sampling, *, seeds: Tensor, step: int
-) -> Tensor:
-    """(B, V) allowed scores -> (B,) tokens, drawn as words or as parts of pictures, whichever each row is at."""
-    word = choose(scores, ids, words, seeds=seeds, step=step)
-    if words == pictures:
-        return word
-    return torch.where(constraint.step >= 0, choose(scores, ids, pictures, seeds=seeds, step=step), word)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +69,7 @@ class Interlocutor:
         self.model, self.words, self.pictures = model, words, pictures or Sampling()
         self.num_tokens, self.max_pictures = num_tokens, max_pictures
         self.decoder = CachedDecoder(model.lm)
+        self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers)
 
     def answer(self, turns: Sequence[Sequence[str]], contents: Sequence[Sequence[Content]], *, seeds: Sequence[int]) -> list[str]:
         """Answer the last questions of a batch of conversations.
@@ -172,29 +88,15 @@ class Interlocutor:
         room = min(self.num_tokens, model.context - longest)
         if room < 1:
             raise ValueError(f"a conversation of {longest} tokens leaves no room in the model's context of {model.context}; shorten it")
-        batch = model.inputs(prompts)
-        mask, ids = batch["attention_mask"], batch.get("input_ids")
-        assert model.layout is not None and model.markers is not None
+        features = self.decoder.start(**model.inputs(prompts), max_new=room)
         constraint = ImageConstraint(
-            model.markers, model.layout, model.images.row_ids, vocab_size=self.decoder.vocab_size, max_blocks=self.max_pictures
+            self.head, vocab_size=self.decoder.vocab_size, rows=len(prompts), num_tokens=room, max_images=self.max_pictures
         )
-        constraint.begin(torch.zeros_like(mask))  # every prompt ends in words
-        features = self.decoder.start(mask, input_ids=ids, embeddings=batch.get("inputs_embeds"), max_new=room)
-        answers = write_answers(
-            self.decoder, features, constraint, num_tokens=room, end_ids=model.end_ids,
-            seeds=torch.tensor(list(seeds), device=mask.device), words=self.words, pictures=self.pictures,
+        decoded = decode_answers(
+            self.decoder, features, limits=[room] * len(prompts), end_ids=model.end_ids,
+            seeds=torch.tensor(list(seeds), device=features.device), words=self.words, images=self.pictures, constraint=constraint,
         )  # fmt: skip
-        return [self._read(row) for row in answers.tolist()]
-
-    def _read(self, ids: list[int]) -> str:
-        end = next((place for place, token in enumerate(ids) if token in self.model.end_ids and not self._inside(ids[:place])), len(ids))
-        return self.model.read_text(ids[:end]).strip()
-
-    def _inside(self, ids: list[int]) -> bool:
-        """Whether the last marker of an answer's beginning opens an image."""
-        assert self.model.markers is not None
-        markers = [token for token in ids if token in (self.model.markers.image_start, self.model.markers.image_end)]
-        return bool(markers) and markers[-1] == self.model.markers.image_start
+        return [model.read_text(ids).strip() for ids in decoded.ids]
 
 
 def hold_conversations(
