@@ -99,7 +99,8 @@ def test_benchmark_images_are_appended_to_train_alone(bench: Path) -> None:
     ]
     assert lines(bench / "out" / "llava_concat_vqa_val.txt") == ["v.jpg"]
     assert (bench / "eval" / "mmbench" / "images" / "7.jpg").read_bytes() == b"picture"
-    assert {name: drop.count for name, drop in report.dropped.items()} == {"malformed image field": 2, "image path leaves the root": 1}
+    expected = {"no image": 1, "malformed image field": 2, "image path leaves the root": 1}
+    assert {name: drop.count for name, drop in report.dropped.items()} == expected
     assert "test images" in report.notes[0] and "vqav2" in report.notes[1]
 
 

@@ -124,7 +124,7 @@ def test_every_drop_is_counted_with_its_reason(captioned: Captioned, tmp_path: P
     write(root / "bad.json", [good, *bad.values(), record("m", "nowhere.jpg", "x")])
     report = get_t2v_anno(root, open_image_ids([root]), tmp_path / "out", anno="bad.json", parts=0)
     assert {reason: dropped.count for reason, dropped in report.dropped.items()} == dict.fromkeys(bad, 1) | {"no ids": 2}
-    assert report.read == 14 and report.num_dropped == 13
+    assert report.read == 14 and sum(dropped.count for dropped in report.dropped.values()) == 13
     assert [made["id"] for made in read(tmp_path / "out", "bad_t2v_full.json")] == ["good"]
     assert read(tmp_path / "out", "bad_t2v_part.json") == []
     saved = json.loads((tmp_path / "out" / "bad_t2v.report.json").read_text(encoding="utf-8"))

@@ -1,11 +1,25 @@
-"""Shared pipeline of the annotation functions: read, convert, shuffle, write, report."""
+"""What the annotation functions share: input files, stores of ids, and the way read -> convert -> shuffle -> write -> report.
 
+These arguments mean the same in every function:
+
+    root       folder of the input files
+    images     the ids of the images, an `ImageIds`
+    out        folder of the output, or the path of the main .json file
+    seed       fixes every draw and the order of the output
+    anno       annotation file relative to `root`; FILE@FOLDER where its image paths start from a folder of the image root
+    dry_run    read the first records, check everything and write nothing
+
+Every function returns its `Report`. It raises FileNotFoundError for a missing input, and ValueError for a damaged input, for a bad
+argument, and where no record is left to write.
+"""
+
+import math
 import os
 import tempfile
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -13,10 +27,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from unicode.annotations.records import BAD_IDS, NO_IDS, NOT_TEXT, RefusedError, image_key, read_record
 from unicode.annotations.templates import draw
-from unicode.common.files import read_jsonl, write_json
+from unicode.common.files import name_errors, read_jsonl, write_json
 from unicode.common.json_lists import dump_line, open_json_list, read_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
@@ -24,7 +39,17 @@ from unicode.ids.store import MANIFEST, Store
 
 log = get_logger(__name__)
 NUM_EXAMPLES = 5
-PROGRESS_SECONDS = 10.0
+DRY_RUN_RECORDS = 100
+VIEWS = ("first", "drawn")
+LAION, MIX = "blip_laion_cc_sbu_558k", "llava_v1_5_mix665k"
+PUBLISHED_NAMES = {LAION: "llava_laion558k", MIX: "llava_mix665k"}
+"""Stem of an annotation file of LLaVA -> the name that what is made from it carries in published files."""
+Item = tuple[str, int, Any]
+"""(file or store, place in it, the record or key of an image)."""
+Made = list[tuple[int, dict[str, Any]]]
+"""(group, record) of each record that was made from one item."""
+Convert = Callable[[Any, str], Made]
+"""(record or key, file or store) -> what is made of it; raises RefusedError to leave it out."""
 
 
 @dataclass
@@ -38,12 +63,12 @@ class Dropped:
 
 @dataclass
 class Report:
-    """The account of one run of an annotation function."""
+    """What one run of an annotation function did."""
 
     func: str
     seed: int
     read: int = 0
-    """Records (or lines, or images) looked at."""
+    """Records (or lines, or images) read."""
     dropped: dict[str, Dropped] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: dict[str, int] = field(default_factory=dict)
@@ -55,68 +80,44 @@ class Report:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._started = self._spoke = time.monotonic()
+        self._started = time.monotonic()
 
-    @property
-    def num_dropped(self) -> int:
-        """Records left out, for whatever reason."""
-        return sum(dropped.count for dropped in self.dropped.values())
-
-    def count_read(self) -> None:
-        """Count one more record, and say from time to time how it goes."""
-        self.read += 1
-        if self.read % 1000 == 0 and time.monotonic() - self._spoke > PROGRESS_SECONDS:
-            self._spoke = time.monotonic()
-            log.info("%s: %d records read, %.0f a second, %d left out", self.func, self.read, self._rate(), self.num_dropped)
-
-    def drop(self, refused: RefusedError, *, source: str, index: int, name: Any = None) -> None:
-        """Count a record that was left out; the first few of each reason are kept as examples."""
+    def drop(self, refused: RefusedError, item: Item) -> None:
+        """Count an item that was left out; the first few of each reason are kept as examples."""
+        source, index, thing = item
         dropped = self.dropped.setdefault(refused.reason, Dropped())
         dropped.count += 1
         if len(dropped.examples) < NUM_EXAMPLES:
-            dropped.examples.append({"file": source, "record": index, "id": _printable(name), "detail": _printable(refused.detail)})
+            name = thing.get("id") if isinstance(thing, dict) else thing
+            example = {"file": source, "record": index, "id": _printable(name), "detail": _printable(refused.detail)}
+            dropped.examples.append(example)
 
     def note(self, text: str) -> None:
-        """Say something at once and keep it for the report."""
+        """Print a warning at once and keep it for the report."""
         log.warning("%s: %s", self.func, text)
         self.notes.append(text)
 
     def finish(self, path: Path) -> None:
-        """Save the report as JSON and print it."""
+        """Save the report as JSON and print it: a line for the whole, one for each output, one for each reason."""
         self.seconds = round(time.monotonic() - self._started, 3)
         write_json(path, asdict(self))
-        for line in self.lines():
-            log.info("%s", line)
-        log.info("report: %s", path)
-
-    def lines(self) -> list[str]:
-        """The report for people: a line for the whole, one for each output, one for each reason."""
-        lines = [f"{self.func}: {self.read} records read, {self.num_dropped} left out, {self.seconds:.1f} s, {self._rate():.0f} records/s"]
-        lines += [f"  wrote {count} to {name}" for name, count in self.outputs.items()]
+        left_out, rate = sum(dropped.count for dropped in self.dropped.values()), self.read / max(self.seconds, 1e-3)
+        log.info("%s: %d records read, %d left out, %.1f s, %.0f records/s", self.func, self.read, left_out, self.seconds, rate)
+        for name, count in self.outputs.items():
+            log.info("  wrote %d to %s", count, name)
         for reason, dropped in sorted(self.dropped.items(), key=lambda item: -item[1].count):
-            first = dropped.examples[0]
-            where = f"{first['file']}, record {first['record']}, id {first['id']}"
-            lines.append(f"  left out {dropped.count}: {reason} (first: {where}: {first['detail']})")
-        return lines
+            first = "{file}, record {record}, id {id}: {detail}".format_map(dropped.examples[0])
+            log.info("  left out %d: %s (first: %s)", dropped.count, reason, first)
+        log.info("report: %s", path)
 
     def reasons(self) -> str:
         """The counts of what was left out in one phrase, for messages."""
         return ", ".join(f"{reason}: {dropped.count}" for reason, dropped in self.dropped.items()) or "no records"
 
-    def _rate(self) -> float:
-        return self.read / max(time.monotonic() - self._started, 1e-9)
-
 
 def _printable(value: Any) -> Any:
     """Text that any file can hold: ids of damaged records may be anything."""
     return value if value is None or isinstance(value, int) else str(value)[:200].encode("utf-8", "replace").decode()
-
-
-LAION, MIX = "blip_laion_cc_sbu_558k", "llava_v1_5_mix665k"
-PUBLISHED_NAMES = {LAION: "llava_laion558k", MIX: "llava_mix665k"}
-"""Stem of an annotation file of LLaVA -> the name that what is made from it carries in published files."""
-Item = tuple[str, int, Any]
-"""Where something comes from (a file or store), its place there, and the thing itself: a record or the key of an image."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,7 @@ class Source:
 
 
 def find_source(root: str | Path, name: str | Path) -> Source:
-    """FILE or FILE@FOLDER, the file relative to `root` or to the working folder, the folder relative to the image root.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the folder leaves the image root.
-    """
+    """FILE or FILE@FOLDER, the file relative to `root` or to the working folder. ValueError for a folder outside of the image root."""
     whole, (file, _, folder) = str(name), str(name).rpartition("@")
     for text, inside in ((whole, ""), (file, folder)):
         for path in (Path(root) / text, Path(text)):
@@ -153,6 +149,20 @@ def find_sources(root: str | Path, names: Sequence[str | Path]) -> list[Source]:
     if not sources or len({source.path.resolve() for source in sources}) < len(sources):
         raise ValueError(f"{len(sources)} files given ({', '.join(map(str, names))}); name at least one with --anno, each once")
     return sources
+
+
+def split_weight(name: str | Path) -> tuple[str, float]:
+    """FILE or FILE*WEIGHT -> file and weight (1 without). ValueError for a weight that is no number from 0 up."""
+    file, star, weight = str(name).rpartition("*")
+    if not star:
+        return str(name), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1e6:
+        raise ValueError(f"'{name}': '{weight}' is no weight; write FILE*WEIGHT with a number from 0 up, as {file}*0.5")
+    return file, value
 
 
 def read_sources(sources: Sequence[Source]) -> Iterator[Item]:
@@ -189,10 +199,7 @@ def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[t
 
 
 def output_name(source: Source | None, kind: str) -> str:
-    """Default name of what is made from an annotation file: llava_laion558k_t2v.json for LLaVA's 558K and kind "t2v".
-
-    images_t2v.json where no annotation file is behind it.
-    """
+    """Default name of an output: llava_laion558k_t2v.json for LLaVA's 558K and kind "t2v", images_t2v.json without annotation file."""
     stem = source.path.stem if source else "images"
     return f"{PUBLISHED_NAMES.get(stem, stem)}_{kind}.json"
 
@@ -213,9 +220,6 @@ def _checked_folder(folder: str) -> str:
         raise ValueError(f"'@{folder}' names no folder below the image root: {refused}") from None
 
 
-VIEWS = ("first", "drawn")
-
-
 class ImageIds:
     """The images of several stores as one; all of them of one tokenizer and in one order.
 
@@ -223,6 +227,11 @@ class ImageIds:
         stores: at least one.
         view: which crop or flip of an image to take where a store has several: "first", or "drawn" by `seed` and key.
         seed: for `view`.
+
+    Attributes:
+        tokenizer: fingerprint of the tokenizer of the ids.
+        layout: grid and order of the ids.
+        fields: what a record with such ids says about them.
 
     Raises:
         ValueError: stores of two tokenizers or two orders, no store, or an unknown view.
@@ -234,20 +243,14 @@ class ImageIds:
         if view not in VIEWS:
             raise ValueError(f"view is '{view}'; known: {', '.join(VIEWS)}")
         self.stores, self.view, self.seed = list(stores), view, seed
+        self.layout, self.tokenizer = stores[0].layout, stores[0].spec.tokenizer
         for store in stores[1:]:
-            stores[0].layout.check_same(store.layout)
+            self.layout.check_same(store.layout)
         made_by = {store.spec.tokenizer: store.path for store in stores}
         if len(made_by) > 1:
             named = ", ".join(f"{path} by {fingerprint or 'an unknown one'}" for fingerprint, path in made_by.items())
             raise ValueError(f"the stores were made by different tokenizers: {named}; their ids do not mix")
-        self.tokenizer = stores[0].spec.tokenizer
         self.fields = {"layout": self.layout.describe(), **({"tokenizer": self.tokenizer} if self.tokenizer else {})}
-        """What a record with such ids says about them."""
-
-    @property
-    def layout(self) -> Layout:
-        """Grid and order of the ids."""
-        return self.stores[0].layout
 
     def keys(self) -> Iterator[tuple[str, str]]:
         """(path of the store, key) of every image that has ids, each key once."""
@@ -260,36 +263,28 @@ class ImageIds:
         """Vocabulary ids of one image: int64 (N,) in id order.
 
         Raises:
-            RefusedError: no store has the image, it could not be read, or its ids are not such as the layout and vocabulary allow.
+            RefusedError: no store has the image, it could not be read, or its ids are beyond the vocabulary.
             ValueError: two stores have an image of this key and it is not the same one.
         """
         found: np.ndarray | None = None
         for store in self.stores:
-            ids = self._read(store, key)
-            if ids is not None and found is not None and not np.array_equal(ids, found):
+            drawn = self.view == "drawn" and len(store.spec.views) > 1
+            ids = store.get(key, view=draw(len(store.spec.views), self.seed, "view", key) if drawn else 0)
+            if ids is None:
+                continue
+            if ids.min() < 0 or ids.max() >= store.spec.vocab_size:
+                limits = f"'{key}' has ids {ids.min()} to {ids.max()} in {store.path}"
+                raise RefusedError(BAD_IDS, f"{limits}, the vocabulary has {store.spec.vocab_size}")
+            if found is not None and not np.array_equal(ids, found):
                 raise ValueError(f"two stores have an image '{key}' and their ids differ; name with --ids only stores of one image root")
-            found = ids if found is None else found
-        if found is None:
-            raise RefusedError(NO_IDS, self._why_missing(key))
-        return found
-
-    def _read(self, store: Store, key: str) -> np.ndarray | None:
-        num_views = len(store.spec.views)
-        if self.view == "first" or num_views == 1:
-            ids = store.get(key)
-        else:
-            ids = store.ids(key, view=draw(num_views, self.seed, "view", key)) if key in store else None
-        if ids is not None and (ids.min() < 0 or ids.max() >= store.spec.vocab_size):
-            found = f"'{key}' has ids {ids.min()} to {ids.max()} in {store.path}"
-            raise RefusedError(BAD_IDS, f"{found}, the vocabulary has {store.spec.vocab_size}")
-        return ids
-
-    def _why_missing(self, key: str) -> str:
+            found = ids
+        if found is not None:
+            return found
         for store in self.stores:
             if key in store.skipped:
-                return f"'{key}' could not be encoded: {store.skipped[key]}"
-        example = self.stores[0].index[0]
-        return f"'{key}' is in no store; keys there look like '{example}' (--anno FILE@FOLDER puts a folder before the paths)"
+                raise RefusedError(NO_IDS, f"'{key}' could not be encoded: {store.skipped[key]}")
+        example = f"keys there look like '{self.stores[0].index[0]}' (--anno FILE@FOLDER puts a folder before the paths)"
+        raise RefusedError(NO_IDS, f"'{key}' is in no store; {example}")
 
 
 def open_image_ids(paths: Sequence[str | Path], *, view: str = "first", seed: int = 0) -> ImageIds:
@@ -310,16 +305,11 @@ def open_image_ids(paths: Sequence[str | Path], *, view: str = "first", seed: in
     return ImageIds([Store(folder) for folder in folders], view=view, seed=seed)
 
 
-BUFFER_BYTES = 1 << 20
-
-
 class LineSpool:
-    """Records on their way from the order of the input to the order of the output. Made by `open_spool`."""
+    """Records in a temporary file, between the order of the input and the shuffled order of the output. Made by `open_spool`."""
 
     def __init__(self, file: IO[bytes], seed: int, folder: Path) -> None:
-        self.file, self.folder = file, folder
-        self.key = str(seed).encode()[:64]
-        self.waiting = bytearray()
+        self.file, self.folder, self.key = file, folder, str(seed).encode()[:64]
         self.offsets, self.hashes, self.groups = array("Q", [0]), array("Q"), bytearray()
 
     def __len__(self) -> int:
@@ -329,61 +319,44 @@ class LineSpool:
         """Keep a record for the files that take `group`; `copy` tells equal lines apart, so that they do not end side by side.
 
         Raises:
-            UnicodeEncodeError: the record holds text that UTF-8 cannot hold.
+            RefusedError: the record holds text that UTF-8 cannot hold.
             OSError: the disk is full.
         """
-        line = dump_line(record).encode()
+        try:
+            line = dump_line(record).encode()
+        except UnicodeEncodeError as error:
+            raise RefusedError(NOT_TEXT, f"half a surrogate pair: {error.reason}") from error
         digest = blake2b(line, digest_size=8, key=self.key, salt=copy.to_bytes(8, "big")).digest()
-        self.waiting += line
         self.offsets.append(self.offsets[-1] + len(line))
         self.hashes.append(int.from_bytes(digest, "big"))
         self.groups.append(group)
-        if len(self.waiting) > BUFFER_BYTES:
-            self._flush()
+        rest = memoryview(line)
+        with name_errors(self.folder):
+            while rest:
+                rest = rest[self.file.write(rest) :]
 
     def write(self, outputs: Mapping[Path, Collection[int]]) -> dict[Path, int]:
         """Write each file of `outputs` with the records of its groups, shuffled; all of them or none. Returns their sizes."""
-        self._flush()
-        order = np.argsort(np.frombuffer(self.hashes, dtype=np.uint64), kind="stable") if self.hashes else np.empty(0, dtype=np.int64)
-        descriptor = self.file.fileno()
+        order = np.argsort(np.frombuffer(self.hashes, dtype=np.uint64), kind="stable") if self.hashes else ()
         with ExitStack() as stack:
             writers = {path: stack.enter_context(open_json_list(path)) for path in outputs}
             takers = [[writers[path] for path, groups in outputs.items() if group in groups] for group in range(256)]
             for index in map(int, order):
                 start, end = self.offsets[index], self.offsets[index + 1]
-                line = os.pread(descriptor, end - start, start).decode()
+                line = os.pread(self.file.fileno(), end - start, start).decode()
                 for writer in takers[self.groups[index]]:
                     writer.write_line(line)
             for writer in writers.values():
                 writer.finish()
         return {path: writer.count for path, writer in writers.items()}
 
-    def _flush(self) -> None:
-        """Write what waits. The file has no buffer of its own: one could fail a second time when it is closed."""
-        try:
-            done = 0
-            while done < len(self.waiting):
-                done += os.write(self.file.fileno(), memoryview(self.waiting)[done:])
-        except OSError as error:
-            message = f"no room for the temporary file of the shuffle ({error.strerror}); nothing that was there before is lost"
-            raise OSError(error.errno, message, str(self.folder)) from error
-        self.waiting = bytearray()
-
 
 @contextmanager
 def open_spool(folder: Path, *, seed: int) -> Iterator[LineSpool]:
     """A spool whose nameless temporary file lies in `folder`, where the output will need as much room anyway."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:  # a buffer could fail a second time when it is closed
         yield LineSpool(file, seed, folder)
-
-
-Made = list[tuple[int, dict[str, Any]]]
-"""(group, record) of each record that was made from one thing."""
-Convert = Callable[[Any, str], Made]
-"""(thing, where it comes from) -> what is made of it; raises RefusedError to leave it out."""
-
-DRY_RUN_RECORDS = 100
 
 
 def build(
@@ -407,40 +380,25 @@ def build(
     if images is not None:
         stores = [str(store.path) for store in images.stores]
         report.ids = {"layout": images.layout.to_dict(), "tokenizer": images.tokenizer, "stores": stores}
+    made = 0
+    with nullcontext() if dry_run else open_spool(main.parent, seed=report.seed) as spool:
+        some = islice(items, DRY_RUN_RECORDS if dry_run else None)
+        for source, index, thing in tqdm(some, desc=report.func, unit=" records", mininterval=5, delay=5):
+            report.read += 1
+            try:
+                for copy, (group, record) in enumerate(convert(thing, source)):
+                    if spool is not None:
+                        spool.add(record, group=group, copy=copy)
+                    made += 1
+            except RefusedError as refused:
+                report.drop(refused, (source, index, thing))
+        if not made:
+            examples = "; ".join(str(dropped.examples[0]["detail"]) for dropped in report.dropped.values())
+            raise ValueError(f"{report.func}: of {report.read} records none is left to write ({report.reasons()}). {examples}".rstrip())
+        if spool is not None:
+            report.outputs = {str(path): count for path, count in spool.write(outputs).items()}
     if dry_run:
-        made = sum(len(_convert(report, convert, item)) for item in islice(items, DRY_RUN_RECORDS))
-        _check_made(report, made)
         report.note(f"dry run: the first {report.read} records were read, {made} made of them; {', '.join(map(str, outputs))} not written")
-        return report
-    with open_spool(main.parent, seed=report.seed) as spool:
-        for item in items:
-            for copy, (group, record) in enumerate(_convert(report, convert, item)):
-                _keep(report, spool, item, record, group=group, copy=copy)
-        _check_made(report, len(spool))
-        report.outputs = {str(path): count for path, count in spool.write(outputs).items()}
-    report.finish(main.with_name(f"{main.stem}.report.json"))
+    else:
+        report.finish(main.with_name(f"{main.stem}.report.json"))
     return report
-
-
-def _convert(report: Report, convert: Convert, item: Item) -> Made:
-    source, index, thing = item
-    report.count_read()
-    try:
-        return convert(thing, source)
-    except RefusedError as refused:
-        report.drop(refused, source=source, index=index, name=thing.get("id") if isinstance(thing, dict) else thing)
-        return []
-
-
-def _keep(report: Report, spool: LineSpool, item: Item, record: dict[str, Any], *, group: int, copy: int) -> None:
-    source, index, _ = item
-    try:
-        spool.add(record, group=group, copy=copy)
-    except UnicodeEncodeError as error:
-        report.drop(RefusedError(NOT_TEXT, f"half a surrogate pair: {error.reason}"), source=source, index=index, name=record.get("id"))
-
-
-def _check_made(report: Report, made: int) -> None:
-    if not made:
-        examples = "; ".join(str(dropped.examples[0]["detail"]) for dropped in report.dropped.values())
-        raise ValueError(f"{report.func}: of {report.read} records none is left to write ({report.reasons()}). {examples}".rstrip())

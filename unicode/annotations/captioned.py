@@ -7,7 +7,6 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +30,6 @@ Groups = dict[str, list[str]]
 class Words:
     """What is known about one picture."""
 
-    key: str
     split: str
     caption: str
     questions: Sequence[SceneQuestion]
@@ -42,26 +40,20 @@ def get_shapes_anno(
 ) -> Report:
     """Captions and questions of the shapes world. Its pictures are generated when they are encoded: --images shapes:train, shapes:val.
 
-    Writes shapes_captions_{train,val}.json and shapes_questions_{train,val}.json, shuffled.
+    Writes shapes_captions_{train,val}.json and shapes_questions_{train,val}.json, shuffled. The scenes have a seed of their own in `world`.
 
     Args:
-        out: a folder.
-        seed: of the wording, the choice of questions and the order; the scenes have a seed of their own in `world`.
         world: settings of the world, as "colours=8"; the same that the tokenizer's command is given as shapes.colours=8.
         limit: the first so many scenes of each split; 0: all.
         questions: questions per picture, at most.
-        dry_run: make the first records and write nothing.
-
-    Raises:
-        ValueError: unknown or impossible settings, or `out` is no folder.
     """
     config = load_config(ShapesConfig, None, world)
     if limit < 0:
         raise ValueError(f"limit is {limit}; it must be 0 (all scenes) or more")
 
-    def describe(key: str) -> Words:
-        scene, rng = find_scene(config, key), _rng(seed, key)
-        return Words(key, key.partition("/")[0], scene_caption(scene, rng), scene_questions(scene, rng))
+    def describe(key: str, rng: Random) -> Words:
+        scene = find_scene(config, key)
+        return Words(key.partition("/")[0], scene_caption(scene, rng), scene_questions(scene, rng))
 
     report = Report("get_shapes_anno", seed, inputs=["shapes"])
     keys = [key for split in SPLITS for key in scene_keys(config, split, limit=limit)]
@@ -78,29 +70,55 @@ def get_folder_anno(
 
     Args:
         root: the folder of pictures, from which the paths in the output start.
-        out: a folder.
-        seed: of the wording, the choices offered and the order.
         val_share: share of the val files; the same pictures as those of a tokenizer's data.holdout of this size.
         questions: questions per picture, at most.
-        dry_run: make the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no pictures, not one caption, a bad argument, or `out` is no folder.
     """
     if not 0 <= val_share < 1:
         raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
     keys = list_folder(root).keys
     groups = find_groups(keys)
 
-    def describe(key: str) -> Words:
+    def describe(key: str, rng: Random) -> Words:
         caption = read_caption((Path(root) / key).with_suffix(".txt"))
-        return Words(key, SPLITS[is_held_out(key, val_share)], caption, subject_questions(key, groups, _rng(seed, key)))
+        return Words(SPLITS[is_held_out(key, val_share)], caption, subject_questions(key, groups, rng))
 
     report = Report("get_folder_anno", seed, inputs=[str(root)])
     if not groups.get(""):
         report.note(f"the pictures of {root} lie in no folders of subjects: there is nothing to ask, captions only")
     return _build(report, Path(root).resolve().name, keys, describe, Path(out), questions=questions, dry_run=dry_run)
+
+
+def _build(
+    report: Report, name: str, keys: Sequence[str], describe: Callable[[str, Random], Words], out: Path, *, questions: int, dry_run: bool
+) -> Report:
+    """Write the four files of `name` from the words of every picture; groups 0 and 1 are captions, 2 and 3 questions."""
+    if questions < 1:
+        raise ValueError(f"questions is {questions}; ask at least one question per picture")
+    if out.suffix in (".json", ".txt"):
+        raise ValueError(f"--out {out} is a file; four files are written, name their folder")
+    seed = report.seed
+
+    def convert(key: Any, _: str) -> Made:
+        words = describe(key, Random(draw(2**63, seed, "words", key)))
+        prompt, split, asked = fill(CAPTION, seed, key), SPLITS.index(words.split), words.questions[:questions]
+        prompt = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", key) else f"{prompt}\n{IMAGE_TAG}"
+        made = [(split, _record(key, [prompt, words.caption]))]
+        if asked:
+            turns = [text for question in asked for text in (question.text, question.answer)]
+            turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
+            made.append((2 + split, {**_record(key, turns), "kinds": [question.kind for question in asked]}))
+        return made
+
+    items = ((report.inputs[0], place, key) for place, key in enumerate(keys))
+    files = [out / f"{name}_{form}_{split}.json" for form in ("captions", "questions") for split in SPLITS]
+    return build(report, items, convert, {file: (group,) for group, file in enumerate(files)}, dry_run=dry_run)
+
+
+def _record(key: str, turns: Sequence[str]) -> dict[str, Any]:
+    """A record that every reader takes; RefusedError for words that hold a tag of images or ids."""
+    record = {"id": key, "image": key, "conversations": make_turns(turns)}
+    read_record(record, form="llava")
+    return record
 
 
 def find_groups(keys: Iterable[str]) -> Groups:
@@ -145,59 +163,6 @@ def read_caption(path: Path) -> str:
     if not caption:
         raise RefusedError(NO_CAPTION, f"the first line of {path.name} is empty")
     return caption
-
-
-def _build(
-    report: Report,
-    name: str,
-    keys: Sequence[str],
-    describe: Callable[[str], Words],
-    out: Path,
-    *,
-    questions: int,
-    dry_run: bool,
-) -> Report:
-    """The four files of `name`, from the words of every picture."""
-    if questions < 1:
-        raise ValueError(f"questions is {questions}; ask at least one question per picture")
-    if out.suffix in (".json", ".txt"):
-        raise ValueError(f"--out {out} is a file; four files are written, name their folder")
-    names = [(form, split) for form in ("captions", "questions") for split in SPLITS]
-
-    def convert(key: Any, _: str) -> Made:
-        words = describe(key)
-        made = [(names.index(("captions", words.split)), _caption_record(words, report.seed))]
-        if words.questions:
-            made.append((names.index(("questions", words.split)), _question_record(words, questions)))
-        return made
-
-    items = ((report.inputs[0], place, key) for place, key in enumerate(keys))
-    outputs = {out / f"{name}_{form}_{split}.json": (group,) for group, (form, split) in enumerate(names)}
-    return build(report, items, convert, outputs, dry_run=dry_run)
-
-
-def _caption_record(words: Words, seed: int) -> dict[str, Any]:
-    prompt = fill(CAPTION, seed, words.key)
-    ask = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", words.key) else f"{prompt}\n{IMAGE_TAG}"
-    return _record(words.key, [ask, words.caption])
-
-
-def _question_record(words: Words, count: int) -> dict[str, Any]:
-    asked = words.questions[:count]
-    turns = list(chain.from_iterable((question.text, question.answer) for question in asked))
-    turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
-    return {**_record(words.key, turns), "kinds": [question.kind for question in asked]}
-
-
-def _record(key: str, turns: Sequence[str]) -> dict[str, Any]:
-    """A record that every reader takes; RefusedError for words that hold a tag of images or ids."""
-    record = {"id": key, "image": key, "conversations": make_turns(turns)}
-    read_record(record, form="llava")
-    return record
-
-
-def _rng(seed: int, key: str) -> Random:
-    return Random(draw(2**63, seed, "words", key))
 
 
 def _plain(folder: str) -> str:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -43,12 +44,9 @@ def write_question_file(
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, a record is no conversation about one picture, or nothing is left.
     """
-    questions: list[dict[str, Any]] = []
-    for question in _questions(annotations, instruct):
-        if not kinds or question["category"] in kinds:
-            questions.append({"question_id": len(questions), **question})
-        if len(questions) == (1 if dry_run else limit):
-            break
+    chosen = (question for question in _questions(annotations, instruct) if not kinds or question["category"] in kinds)
+    some = islice(chosen, 1 if dry_run else limit or None)
+    questions = [{"question_id": number, **question} for number, question in enumerate(some)]
     if not questions:
         wanted = f" of the kinds {', '.join(kinds)}" if kinds else ""
         raise ValueError(f"{annotations} holds no questions{wanted}; give a file of questions, as shapes_questions_val.json")
@@ -108,6 +106,20 @@ class Picture:
         return [pair for colour in config.colour_names for shape in config.shape_names if (pair := (colour, shape)) not in present]
 
 
+@dataclass
+class Export:
+    """The files of a benchmark, by their paths below the folder of all benchmarks."""
+
+    count: int
+    """Questions."""
+    pictures: dict[str, Picture]
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """JSON Lines."""
+    documents: dict[str, Any] = field(default_factory=dict)
+    """JSON."""
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
 def export_benchmarks(
     out: str | Path,
     *,
@@ -138,9 +150,18 @@ def export_benchmarks(
     keys = scene_keys(config, split, limit=num_scenes)
     counts = {}
     for name in chosen:
-        folder, write = EXPORTS[name]
         pictures = [Picture(key.replace("/", "_"), find_scene(config, key), Random(draw(2**63, seed, name, key))) for key in keys]
-        counts[name] = write(Path(out), folder, pictures, questions)
+        export = EXPORTS[name](pictures, questions)
+        for file, lines in export.lines.items():
+            write_jsonl(Path(out) / file, lines)
+        for file, content in export.documents.items():
+            write_json(Path(out) / file, content)
+        for file, text in export.texts.items():
+            write_list(Path(out) / file, text)
+        for file, picture in export.pictures.items():
+            with atomic_write(Path(out) / file, "wb") as target:
+                Image.fromarray(np.ascontiguousarray(picture.scene.pixels().transpose(1, 2, 0))).save(target, format="PNG")
+        counts[name] = export.count
     return counts
 
 
@@ -191,12 +212,13 @@ def with_options(question: SceneQuestion, picture: Picture) -> tuple[str, int, l
     return _lettered(question.text, options), options.index(question.answer), options
 
 
-def _write_pope(out: Path, folder: str, pictures: Sequence[Picture], _: int) -> int:
+def _pope(pictures: Sequence[Picture], _: int) -> Export:
     """Per picture and kind of question one about something that is there and one about something that is not."""
     seen = Counter(pair for picture in pictures for pair in picture.pairs())
     asked: list[dict[str, Any]] = []
+    labels: dict[str, list[dict[str, Any]]] = {}
     for kind in POPE_KINDS:
-        labels: list[dict[str, Any]] = []
+        mine = labels[f"pope/coco/coco_pope_{kind}.json"] = []
         for picture in pictures:
             absent = picture.absent()
             colours, shapes = ({pair[axis] for pair in picture.pairs()} for axis in (0, 1))
@@ -204,98 +226,99 @@ def _write_pope(out: Path, folder: str, pictures: Sequence[Picture], _: int) -> 
             pools = {"random": absent, "popular": sorted(absent, key=lambda pair: -seen[pair])[:3], "adversarial": near or absent}
             for pair, label in ((picture.rng.choice(picture.pairs()), "yes"), (picture.rng.choice(pools[kind]), "no")):
                 text = f"Is there {with_article(f'{pair[0]} {pair[1]}')}?"
-                labels.append({"question_id": len(labels) + 1, "image": picture.name, "text": text, "label": label})
+                mine.append({"question_id": len(mine) + 1, "image": picture.name, "text": text, "label": label})
                 asked.append({"question_id": len(asked), "image": picture.name, "text": f"{text}\n{SHORT}", "category": kind})
-        write_jsonl(out / "pope" / "coco" / f"coco_pope_{kind}.json", labels)
-    write_jsonl(out / "pope" / "llava_pope_test.jsonl", asked)
-    _draw(out / folder, pictures)
-    return len(asked)
+    drawn = {f"pope/val2014/{picture.name}": picture for picture in pictures}
+    return Export(len(asked), drawn, lines={**labels, "pope/llava_pope_test.jsonl": asked})
 
 
-def _write_mme(out: Path, folder: str, pictures: Sequence[Picture], _: int) -> int:
+def _mme(pictures: Sequence[Picture], _: int) -> Export:
     """Per picture and task one question to answer with yes and one with no; four of MME's fourteen tasks."""
     asked: list[dict[str, Any]] = []
-    for task in MME_TASKS:
-        for picture in pictures:
-            claims = _claims(task, picture)
-            write_list(
-                out / folder / task / Path(picture.name).with_suffix(".txt"),
-                [f"{text} {YES_OR_NO}\t{answer.capitalize()}" for text, answer in claims],
-            )
-            name = f"{task}/{picture.name}"
-            asked += [{"question_id": name, "image": name, "text": f"{text}\n{SHORT}", "category": task} for text, _ in claims]
-        _draw(out / folder / task, pictures)
-    write_jsonl(out / "MME" / "llava_mme.jsonl", asked)
-    return len(asked)
+    export = Export(0, {}, lines={"MME/llava_mme.jsonl": asked})
+    for task, picture in product(MME_TASKS, pictures):
+        claims, name = _claims(task, picture), f"{task}/{picture.name}"
+        file = f"MME/MME_Benchmark_release_version/{name}"
+        export.pictures[file] = picture
+        export.texts[str(Path(file).with_suffix(".txt"))] = [f"{text} {YES_OR_NO}\t{answer.capitalize()}" for text, answer in claims]
+        asked += [{"question_id": name, "image": name, "text": f"{text}\n{SHORT}", "category": task} for text, _ in claims]
+    export.count = len(asked)
+    return export
 
 
-def _write_gqa(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
+def _gqa(pictures: Sequence[Picture], questions: int) -> Export:
     """The world's questions with GQA's types: "verify" for yes or no, "query" for the rest."""
     asked: list[dict[str, Any]] = []
     gold: dict[str, Any] = {}
-    for picture in pictures:
-        for question in scene_questions(picture.scene, picture.rng)[:questions]:
-            number = str(len(asked))
-            asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
-            types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
-            step: dict[str, Any] = {"argument": question.kind, "dependencies": []}
-            gold[number] = {
-                "question": question.text, "answer": question.answer, "imageId": Path(picture.name).stem, "isBalanced": True,
-                "types": {**types, "detailed": question.kind}, "semantic": [{"operation": name, **step} for name in ("select", "query")],
-                "groups": {"global": question.kind, "local": question.kind}, "entailed": [], "equivalent": [number],
-            }  # fmt: skip
-    write_jsonl(out / "gqa" / "llava_gqa_testdev_balanced.jsonl", asked)
-    write_json(out / "gqa" / "data" / "testdev_balanced_questions.json", gold)
-    _draw(out / folder, pictures)
-    return len(asked)
+    for picture, question in _world_questions(pictures, questions):
+        number = str(len(asked))
+        asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
+        types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
+        step: dict[str, Any] = {"argument": question.kind, "dependencies": []}
+        gold[number] = {
+            "question": question.text, "answer": question.answer, "imageId": Path(picture.name).stem, "isBalanced": True,
+            "types": {**types, "detailed": question.kind}, "semantic": [{"operation": name, **step} for name in ("select", "query")],
+            "groups": {"global": question.kind, "local": question.kind}, "entailed": [], "equivalent": [number],
+        }  # fmt: skip
+    lines, documents = {"gqa/llava_gqa_testdev_balanced.jsonl": asked}, {"gqa/data/testdev_balanced_questions.json": gold}
+    return Export(len(asked), {f"gqa/data/images/{picture.name}": picture for picture in pictures}, lines, documents)
 
 
-def _write_vqav2(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
+def _vqav2(pictures: Sequence[Picture], questions: int) -> Export:
     """The world's questions as the official val split, with ten equal answers each; its pictures must have names of COCO."""
     asked: list[dict[str, Any]] = []
     gold: list[dict[str, Any]] = []
-    for place, picture in enumerate(pictures):
-        for question in scene_questions(picture.scene, picture.rng)[:questions]:
-            number = {"question_id": len(asked), "image_id": place}
-            asked.append({**number, "question": question.text})
-            answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, 11)]
-            gold.append({
-                **number, "question_type": " ".join(question.text.lower().split()[:2]), "multiple_choice_answer": question.answer,
-                "answer_type": ANSWER_TYPES.get(question.kind, "other"), "answers": answers,
-            })  # fmt: skip
-        _save(out / folder / f"COCO_val2014_{place:012d}.jpg", picture)  # readers go by the content
-    write_json(out / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked, "data_subtype": "val2014"})
-    write_json(out / "vqav2" / "v2_mscoco_val2014_annotations.json", {"annotations": gold, "data_subtype": "val2014"})
-    return len(asked)
+    places = {picture.name: place for place, picture in enumerate(pictures)}
+    for picture, question in _world_questions(pictures, questions):
+        number = {"question_id": len(asked), "image_id": places[picture.name]}
+        asked.append({**number, "question": question.text})
+        answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, 11)]
+        gold.append({
+            **number, "question_type": " ".join(question.text.lower().split()[:2]), "multiple_choice_answer": question.answer,
+            "answer_type": ANSWER_TYPES.get(question.kind, "other"), "answers": answers,
+        })  # fmt: skip
+    documents = {
+        "vqav2/v2_OpenEnded_mscoco_val2014_questions.json": {"questions": asked, "data_subtype": "val2014"},
+        "vqav2/v2_mscoco_val2014_annotations.json": {"annotations": gold, "data_subtype": "val2014"},
+    }
+    drawn = {f"vqav2/val2014/COCO_val2014_{place:012d}.jpg": picture for place, picture in enumerate(pictures)}  # PNG: readers take both
+    return Export(len(asked), drawn, documents=documents)
 
 
-def _write_scienceqa(out: Path, folder: str, pictures: Sequence[Picture], questions: int) -> int:
+def _scienceqa(pictures: Sequence[Picture], _: int) -> Export:
     """Two questions with lettered options about each picture, and one without picture about the words of the world."""
     problems: dict[str, Any] = {}
     asked: list[dict[str, Any]] = []
-
-    def add(text: str, right: int, options: list[str], image: str) -> None:
-        number = str(len(asked) + 1)
-        body = text.partition("\n")[0]
-        problems[number] = {
-            "question": body, "choices": options, "answer": right, "hint": "", "image": image and "image.png", "task": "closed choice",
-            "grade": "grade1", "subject": "natural science", "topic": "shapes", "split": "test", "lecture": "", "solution": "",
-        }  # fmt: skip
-        record: dict[str, Any] = {"id": number, "conversations": make_turns([f"{IMAGE_TAG}\n{text}" if image else text, LETTERS[right]])}
-        asked.append({**record, "image": image} if image else record)
-
+    export = Export(0, {}, documents={"scienceqa/problems.json": problems, "scienceqa/llava_test_CQM-A.json": asked})
     for picture in pictures:
         about = scene_questions(picture.scene, picture.rng)
-        lettered = [made for question in about if (made := with_options(question, picture)) is not None]
-        for text, right, options in lettered[:2]:
-            number = str(len(asked) + 1)
-            _save(out / folder / number / "image.png", picture)
-            add(text, right, options, f"{number}/image.png")
-        add(*_word_question(picture), "")
-    write_json(out / "scienceqa" / "problems.json", problems)
-    write_json(out / "scienceqa" / "pid_splits.json", {"train": [], "val": [], "test": list(problems)})
-    write_json(out / "scienceqa" / "llava_test_CQM-A.json", asked)
-    return len(asked)
+        lettered = [made for question in about if (made := with_options(question, picture)) is not None][:2]
+        for made, shown in [*((made, True) for made in lettered), (_word_question(picture), False)]:
+            (text, right, options), number = made, str(len(asked) + 1)
+            problems[number] = {
+                "question": text.partition("\n")[0], "choices": options, "answer": right, "hint": "", "image": "image.png" if shown else "",
+                "task": "closed choice", "grade": "grade1", "subject": "natural science", "topic": "shapes", "split": "test",
+                "lecture": "", "solution": "",
+            }  # fmt: skip
+            turns = make_turns([f"{IMAGE_TAG}\n{text}" if shown else text, LETTERS[right]])
+            asked.append({"id": number, "conversations": turns, **({"image": f"{number}/image.png"} if shown else {})})
+            if shown:
+                export.pictures[f"scienceqa/images/test/{number}/image.png"] = picture
+    export.documents["scienceqa/pid_splits.json"] = {"train": [], "val": [], "test": list(problems)}
+    export.count = len(asked)
+    return export
+
+
+EXPORTS: dict[str, Callable[[Sequence[Picture], int], Export]] = {
+    "pope": _pope, "sqa": _scienceqa, "mme": _mme, "gqa": _gqa, "vqav2": _vqav2,
+}  # fmt: skip
+"""Benchmark -> (pictures, questions per picture) -> its files."""
+
+
+def _world_questions(pictures: Sequence[Picture], count: int) -> Iterator[tuple[Picture, SceneQuestion]]:
+    for picture in pictures:
+        for question in scene_questions(picture.scene, picture.rng)[:count]:
+            yield picture, question
 
 
 def _word_question(picture: Picture) -> tuple[str, int, list[str]]:
@@ -336,24 +359,3 @@ def _count_claims(picture: Picture) -> list[tuple[str, str]]:
     number, most = len(picture.scene.things), max(2, picture.scene.config.max_objects)
     wrong = picture.rng.choice([other for other in range(1, most + 1) if other != number])
     return [(f"Is the number of objects {count}?", answer) for count, answer in ((number, "yes"), (wrong, "no"))]
-
-
-def _draw(folder: Path, pictures: Sequence[Picture]) -> None:
-    for picture in pictures:
-        _save(folder / picture.name, picture)
-
-
-def _save(path: Path, picture: Picture) -> None:
-    with atomic_write(path, "wb") as file:
-        Image.fromarray(np.ascontiguousarray(picture.scene.pixels().transpose(1, 2, 0))).save(file, format="PNG")
-
-
-Writer = Callable[[Path, str, Sequence[Picture], int], int]
-EXPORTS: dict[str, tuple[str, Writer]] = {
-    "pope": ("pope/val2014", _write_pope),
-    "sqa": ("scienceqa/images/test", _write_scienceqa),
-    "mme": ("MME/MME_Benchmark_release_version", _write_mme),
-    "gqa": ("gqa/data/images", _write_gqa),
-    "vqav2": ("vqav2/val2014", _write_vqav2),
-}
-"""Benchmark -> folder of its pictures, and what writes its files and pictures."""

@@ -6,15 +6,21 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Item, Report, Source, find_source, read_sources
+from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Report, Source, find_source
 from unicode.annotations.records import BAD_IMAGE, NO_IMAGE, RefusedError, image_key, read_keys
 from unicode.annotations.templates import draw_share
 from unicode.common.files import atomic_write, read_jsonl, read_list, write_list
 from unicode.common.json_lists import read_json_list
+
+TRAIN, VAL = SPLITS = ("train", "val")
+CONCAT, CONCAT_VQA = "llava_concat", "llava_concat_vqa"
+TEST_IMAGES = (
+    "concat_vae_with_vqabench would put the images of the twelve benchmarks, test images among them, into the training data of the "
+    "tokenizer; scores on those benchmarks are then no longer scores on unseen images. If that is what you want, say --allow-test-images"
+)
 
 
 @dataclass(frozen=True)
@@ -41,74 +47,6 @@ BENCHMARKS = {
 }
 
 
-def benchmark_images(root: Path, bench: str, report: Report, *, dry_run: bool = False) -> Iterator[Item]:
-    """Yield (question file, place, path of an image relative to `root`) for every question that has an image.
-
-    MMBench keeps its pictures inside the table: they are written to `images` beside it, unless `dry_run`. Benchmarks that are not
-    there are noted in the report, pictures that cannot be read are counted there.
-
-    Raises:
-        FileNotFoundError: no benchmark is there.
-        ValueError: the folder leaves the image root, or a question file is damaged.
-    """
-    try:
-        folder = image_key(bench)
-    except RefusedError as refused:
-        raise ValueError(f"--bench {bench}: the lists hold paths relative to --root, so must this be ({refused})") from None
-    found = {name: files for name, files in BENCHMARKS.items() if (root / folder / files.questions).is_file()}
-    if not found:
-        looked = ", ".join(files.questions for files in BENCHMARKS.values())
-        raise FileNotFoundError(f"no benchmark in {root / folder}: looked for {looked}")
-    if len(found) < len(BENCHMARKS):
-        report.note(f"benchmarks not in {root / folder} and left out: {', '.join(name for name in BENCHMARKS if name not in found)}")
-    for files in found.values():
-        questions = root / folder / files.questions
-        if questions.suffix == ".tsv":
-            names = _extract_pictures(questions, root / folder / files.images, report, dry_run=dry_run)
-        else:
-            names = _named_images(questions)
-        for index, name in names:
-            yield str(questions), index, f"{folder}/{files.images}/{name}"
-
-
-def _named_images(questions: Path) -> Iterator[tuple[int, str]]:
-    records = read_json_list(questions) if questions.suffix == ".json" else read_jsonl(questions)
-    for index, record in enumerate(records):
-        if isinstance(record, dict) and isinstance(record.get("image"), str):
-            yield index, record["image"]
-
-
-def _extract_pictures(table: Path, folder: Path, report: Report, *, dry_run: bool) -> Iterator[tuple[int, str]]:
-    """Write the base64 pictures of a table to `folder`, named by their column "index"."""
-    csv.field_size_limit(sys.maxsize)  # a picture is one field
-    with open(table, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        if not {"index", "image"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{table} has the columns {rows.fieldnames}; expected 'index' and 'image' among them")
-        for number, row in enumerate(rows):
-            name = f"{row['index']}.jpg"
-            try:
-                picture = base64.b64decode(row["image"] or "", validate=True)
-                if not picture or not str(row["index"]).isdigit():
-                    raise RefusedError(BAD_IMAGE, f"row {number} has the index {row['index']!r} and {len(picture)} bytes of picture")
-            except (RefusedError, binascii.Error) as error:
-                refused = error if isinstance(error, RefusedError) else RefusedError(BAD_IMAGE, f"not base64: {error}")
-                report.drop(refused, source=str(table), index=number, name=row["index"])
-                continue
-            if not dry_run and not (folder / name).is_file():
-                with atomic_write(folder / name, "wb") as out:
-                    out.write(picture)
-            yield number, name
-
-
-TRAIN, VAL = SPLITS = ("train", "val")
-CONCAT, CONCAT_VQA = "llava_concat", "llava_concat_vqa"
-TEST_IMAGES = (
-    "concat_vae_with_vqabench would put the images of the twelve benchmarks, test images among them, into the training data of the "
-    "tokenizer; scores on those benchmarks are then no longer scores on unseen images. If that is what you want, say --allow-test-images"
-)
-
-
 def concat_vae_with_mix(
     root: str | Path,
     out: str | Path,
@@ -125,17 +63,9 @@ def concat_vae_with_mix(
     No image of the val list is in the train list. Paths that leave the root are left out.
 
     Args:
-        root: folder of the files.
-        out: folder of the two lists.
-        seed: of the split.
-        annos: .json annotation files and .txt lists, FILE or FILE@FOLDER with the folder of the image root that their paths start
-            from. Without them llava_laion558k and llava_mix665k: the published lists where they exist, else the annotation files.
+        annos: .json annotation files and .txt lists, FILE or FILE@FOLDER. Without them llava_laion558k and llava_mix665k: the published
+            lists where they exist, else the annotation files.
         val_share: share of the val list where no split is given.
-        dry_run: read everything and write nothing.
-
-    Raises:
-        FileNotFoundError: no such file, or none of the default ones.
-        ValueError: a damaged annotation file, a bad argument, or not one image.
     """
     if not 0 <= val_share < 1:
         raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
@@ -151,7 +81,7 @@ def concat_vae_with_mix(
     train = [key for key in lists[TRAIN] if key not in lists[VAL]]
     if len(train) < len(lists[TRAIN]):
         report.note(f"{len(lists[TRAIN]) - len(train)} images are in a train list and in a val list; they stay in val only")
-    return _write_lists(report, CONCAT, train, list(lists[VAL]), Path(out), dry_run=dry_run)
+    return _write_lists(report, CONCAT, (train, list(lists[VAL])), Path(out), dry_run=dry_run)
 
 
 def concat_vae_with_vqabench(
@@ -167,30 +97,34 @@ def concat_vae_with_vqabench(
 
     This trains the tokenizer on test images. It is here because published tokenizers were trained so; it needs allow_test_images,
     and numbers of a tokenizer trained so must say it. Benchmarks that are not there are named and left out. The pictures
-    inside MMBench's tables are written to files beside them.
+    inside MMBench's tables are written to files beside them. The lists are looked for in `out`, then in `root`.
 
     Args:
-        root: the image root; also searched for llava_concat_{train,val}.txt.
-        out: folder of the lists, searched first.
-        seed: noted in the report, nothing is drawn.
         bench: folder of the benchmarks (LLaVA's playground/data/eval), relative to `root`.
         allow_test_images: yes, train on them.
-        dry_run: read everything and write nothing.
-
-    Raises:
-        FileNotFoundError: no lists of concat_vae_with_mix, or no benchmark.
-        ValueError: allow_test_images is not given, or a damaged question file.
     """
     if not allow_test_images:
         raise ValueError(TEST_IMAGES)
+    try:
+        folder = image_key(bench)
+    except RefusedError as refused:
+        raise ValueError(f"--bench {bench}: the lists hold paths relative to --root, so must this be ({refused})") from None
     report = Report("concat_vae_with_vqabench", seed)
     report.note("the train list holds test images of the benchmarks: say so with every score of a tokenizer trained on it")
-    lists = {split: _find_list(f"{CONCAT}_{split}.txt", (Path(out), Path(root))) for split in SPLITS}
-    report.inputs = [*map(str, lists.values()), str(Path(root) / bench)]
-    val = list(_keys(Source(lists[VAL]), report))
-    images = benchmark_images(Path(root), bench, report, dry_run=dry_run)
-    train = dict.fromkeys(chain(_keys(Source(lists[TRAIN]), report), _checked(images, Source(Path(root)), report)))
-    return _write_lists(report, CONCAT_VQA, list(train), val, Path(out), dry_run=dry_run)
+    lists = [_find_list(f"{CONCAT}_{split}.txt", (Path(out), Path(root))) for split in SPLITS]
+    report.inputs = [*map(str, lists), str(Path(root) / bench)]
+    missing = [name for name, files in BENCHMARKS.items() if not (Path(root) / folder / files.questions).is_file()]
+    if len(missing) == len(BENCHMARKS):
+        looked = ", ".join(files.questions for files in BENCHMARKS.values())
+        raise FileNotFoundError(f"no benchmark in {Path(root) / folder}: looked for {looked}")
+    if missing:
+        report.note(f"benchmarks not in {Path(root) / folder} and left out: {', '.join(missing)}")
+    train, val = (dict.fromkeys(_keys(Source(path), report)) for path in lists)
+    for name, files in BENCHMARKS.items():
+        if name not in missing:
+            source = Source(Path(root) / folder / files.questions, f"{folder}/{files.images}")
+            train |= dict.fromkeys(_keys(source, report, pictures=None if dry_run else Path(root) / source.folder))
+    return _write_lists(report, CONCAT_VQA, (list(train), list(val)), Path(out), dry_run=dry_run)
 
 
 def _parts(source: Source, report: Report) -> list[tuple[str, Source]]:
@@ -206,31 +140,50 @@ def _parts(source: Source, report: Report) -> list[tuple[str, Source]]:
     return [(TRAIN, source), (VAL, Source(found[0], source.folder))]
 
 
-def _keys(source: Source, report: Report) -> Iterator[str]:
-    """The keys of the images in a list or annotation file, refused ones counted."""
-    if source.path.suffix == ".txt":
-        items: Iterator[Item] = ((str(source.path), index, line.strip()) for index, line in enumerate(read_list(source.path)))
-    else:
-        items = read_sources([source])
-    return _checked(items, source, report)
+def _keys(source: Source, report: Report, *, pictures: Path | None = None) -> Iterator[str]:
+    """The keys of the images that a list, annotation file, question file or table names, refused ones counted.
 
-
-def _checked(items: Iterator[Item], source: Source, report: Report) -> Iterator[str]:
-    for where, index, thing in items:
-        report.count_read()
+    The pictures of a table are written to the folder `pictures`, if there is one.
+    """
+    readers = {".txt": read_list, ".jsonl": read_jsonl, ".tsv": _read_table}
+    for index, thing in enumerate(readers.get(source.path.suffix, read_json_list)(source.path)):
+        report.read += 1
         try:
-            paths = (image_key(thing),) if isinstance(thing, str) else _images_of(thing)
+            if source.path.suffix == ".tsv":
+                keys: tuple[str, ...] = (_save_picture(thing, pictures),)
+            else:
+                keys = (image_key(thing.strip()),) if isinstance(thing, str) else read_keys(thing)
+            if not keys:
+                raise RefusedError(NO_IMAGE, "a text-only record")
         except RefusedError as refused:
-            report.drop(refused, source=where, index=index, name=thing.get("id") if isinstance(thing, dict) else thing)
+            report.drop(refused, (str(source.path), index, thing))
         else:
-            yield from map(source.key, paths)
+            yield from map(source.key, keys)
 
 
-def _images_of(record: Any) -> tuple[str, ...]:
-    images = read_keys(record)
-    if not images:
-        raise RefusedError(NO_IMAGE, "a text-only record")
-    return images
+def _read_table(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)  # a picture is one field
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        if not {"index", "image"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} has the columns {rows.fieldnames}; expected 'index' and 'image' among them")
+        for row in rows:
+            yield {"id": row["index"], "image": row["image"] or ""}
+
+
+def _save_picture(row: dict[str, Any], folder: Path | None) -> str:
+    """Write the base64 picture of a row to `folder` unless it is there, and return its name."""
+    try:
+        picture = base64.b64decode(row["image"], validate=True)
+    except binascii.Error as error:
+        raise RefusedError(BAD_IMAGE, f"not base64: {error}") from error
+    if not picture or not str(row["id"]).isdigit():
+        raise RefusedError(BAD_IMAGE, f"the row has the index {row['id']!r} and {len(picture)} bytes of picture")
+    name = f"{row['id']}.jpg"
+    if folder is not None and not (folder / name).is_file():
+        with atomic_write(folder / name, "wb") as file:
+            file.write(picture)
+    return name
 
 
 def _default_sources(root: Path, report: Report) -> list[Source]:
@@ -254,18 +207,19 @@ def _find_list(name: str, folders: Sequence[Path]) -> Path:
     raise FileNotFoundError(f"no {name} in {' or '.join(map(str, folders))}; make it with --func concat_vae_with_mix")
 
 
-def _write_lists(report: Report, name: str, train: list[str], val: list[str], out: Path, *, dry_run: bool) -> Report:
+def _write_lists(report: Report, name: str, lists: tuple[list[str], list[str]], out: Path, *, dry_run: bool) -> Report:
     if out.suffix in (".txt", ".json"):
         raise ValueError(f"--out {out} is a file; two lists are written, name their folder")
-    if not train:
+    if not lists[0]:
         raise ValueError(f"{report.func}: no image for the train list ({report.reasons()})")
-    if not val:
+    if not lists[1]:
         report.note("no image for the val list; raise val_share")
-    report.outputs = {str(out / f"{name}_{split}.txt"): len(keys) for split, keys in ((TRAIN, train), (VAL, val))}
+    files = {out / f"{name}_{split}.txt": keys for split, keys in zip(SPLITS, lists, strict=True)}
+    report.outputs = {str(path): len(keys) for path, keys in files.items()}
     if dry_run:
         report.note(f"dry run: {report.outputs} not written")
         return report
-    for split, keys in ((TRAIN, train), (VAL, val)):
-        write_list(out / f"{name}_{split}.txt", keys)
+    for path, keys in files.items():
+        write_list(path, keys)
     report.finish(out / f"{name}.report.json")
     return report

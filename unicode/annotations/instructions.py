@@ -1,7 +1,6 @@
 """LLaVA's instructions with images as ids, and mixtures of finished annotation files."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from unicode.annotations.build import (
     find_sources,
     output_path,
     read_sources,
+    split_weight,
 )
 from unicode.annotations.records import (
     IMAGE_TAG,
@@ -32,7 +32,15 @@ from unicode.annotations.templates import draw_share
 from unicode.common.json_lists import dump_line
 from unicode.ids.text import write_run
 
-_TAG = re.compile(re.escape(IMAGE_TAG))
+NAMES = (
+    "llava_laion558k.json",
+    "llava_mix665k.json",
+    "llava_laion558k_t2v.json",
+    "llava_laion558k_uncond.json",
+    "images_uncond.json",
+    "images_decompression.json",
+)
+"""What is mixed when no files are named: those of these that exist."""
 
 
 def get_llava_uni_anno(
@@ -42,28 +50,19 @@ def get_llava_uni_anno(
 
     A conversation may have several images ("image" is a list then, in the order of the tags); text-only records are kept.
     Writes llava_mix665k.json for LLaVA's 665K mix, llava_laion558k.json for its 558K, <name>_uni.json for any other file, shuffled.
-
-    Args:
-        root: folder of the annotation file.
-        images: the ids.
-        out: a folder, or the path of the .json file.
-        seed: of the order.
-        anno: LLaVA's annotation file, relative to `root`; FILE@FOLDER where its image paths start from a folder of the image root.
-        dry_run: convert the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such annotation file.
-        ValueError: a damaged annotation file, or nothing left to write.
     """
     source = find_source(root, anno)
 
     def convert(record: Any, _: str) -> Made:
-        conversation = read_record(record, form="llava")
-        if not conversation.images:
-            return [(0, make_record(conversation.id, TEXT_ONLY, conversation.turns))]
-        runs = iter([write_run(images.get(source.key(path))) for path in conversation.keys])
-        turns = [put_runs(turn, runs) for turn in conversation.turns]
-        return [(0, make_record(conversation.id, IMAGE_TO_TEXT, turns, **images.fields))]
+        read = read_record(record, form="llava")
+        if not read.keys:
+            return [(0, make_record(read.id, TEXT_ONLY, read.turns))]
+        runs = [write_run(images.get(source.key(key))) for key in read.keys]
+        turns = []
+        for turn in read.turns:
+            first, *rest = turn.split(IMAGE_TAG)
+            turns.append(first + "".join(runs.pop(0) + words for words in rest))
+        return [(0, make_record(read.id, IMAGE_TO_TEXT, turns, **images.fields))]
 
     stem = source.path.stem
     main = output_path(out, f"{PUBLISHED_NAMES.get(stem, f'{stem}_uni')}.json", [source])
@@ -83,17 +82,6 @@ def concat_llava_anno(
 
     Records stay as they are and get "split": the place of their file in `annos`, which tells the trainer the image folder to use.
     Malformed records and image paths that leave the root are left out. Writes llava_v1_5_concat.json, shuffled.
-
-    Args:
-        root: folder of the annotation files.
-        out: a folder, or the path of the .json file.
-        seed: of the order.
-        annos: annotation files, relative to `root`; the published two by default.
-        dry_run: convert the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such annotation file.
-        ValueError: a damaged annotation file, one that is named twice, or nothing left to write.
     """
     sources = find_sources(root, annos)
     splits = {str(source.path): number for number, source in enumerate(sources)}
@@ -105,22 +93,6 @@ def concat_llava_anno(
     main = output_path(out, "llava_v1_5_concat.json", sources)
     report = Report("concat_llava_anno", seed, inputs=list(splits))
     return build(report, read_sources(sources), convert, {main: (0,)}, dry_run=dry_run)
-
-
-def put_runs(turn: str, runs: Iterator[str]) -> str:
-    """Replace each image tag of a turn by the next run."""
-    return _TAG.sub(lambda _: next(runs), turn)
-
-
-NAMES = (
-    "llava_laion558k.json",
-    "llava_mix665k.json",
-    "llava_laion558k_t2v.json",
-    "llava_laion558k_uncond.json",
-    "images_uncond.json",
-    "images_decompression.json",
-)
-"""What is mixed when no files are named: those of these that exist."""
 
 
 def concat_uni_anno(
@@ -135,37 +107,34 @@ def concat_uni_anno(
     """Files made by the other functions in one, each with a weight: how often one of its records occurs on average.
 
     Weight 1 takes a file as it is, 0.25 a quarter of its records, 2 every record twice, 1.5 every record once and half of them
-    again; the choice is fixed by the seed and the record. Records whose ids cannot be read are left out. Writes
-    unicode_concat.json, shuffled.
+    again; the choice is fixed by the seed and the record. Records whose ids cannot be read are left out; files whose ids are of two
+    tokenizers or in two orders are refused. Writes unicode_concat.json, shuffled.
 
     Args:
-        root: folder of the annotation files.
-        out: a folder, or the path of the .json file.
-        seed: of the choice and the order.
-        annos: files of our form, relative to `root`; without them all of the default names that exist in `out` or `root`.
-        weights: one for each file; 1 without.
-        dry_run: convert the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such annotation file.
-        ValueError: a damaged file, files whose ids are of two tokenizers or in two orders, weights that do not fit, or
-            nothing left to write.
+        annos: FILE or FILE*WEIGHT of our form, relative to `root`; without them all of the default names that exist in `out` or `root`.
+        weights: one for each file, in place of FILE*WEIGHT; 1 without.
     """
     report = Report("concat_uni_anno", seed)
     folder = Path(out).parent if Path(out).suffix == ".json" else Path(out)
-    sources = find_sources(root, annos or _default_names(list(dict.fromkeys((folder, Path(root)))), report))
+    files, written = zip(*map(split_weight, annos or _default_names((folder, Path(root)), report)), strict=True)
+    sources = find_sources(root, files)
     if weights and (len(weights) != len(sources) or not all(0 <= weight < 1e6 for weight in weights)):
         names = ", ".join(source.path.name for source in sources)
         raise ValueError(f"weights {list(weights)} for {len(sources)} files; give one number from 0 up for each of {names}")
-    weight_of = {str(source.path): weight for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True)}
-    guard = _OneMeaning()
+    weight_of = {str(source.path): weight for source, weight in zip(sources, weights or written, strict=True)}
+    first: list[str] = []  # what the first record with ids says about them, and its file
 
     def convert(record: Any, source: str) -> Made:
         read = read_record(record)
         if read.keys:
             raise RefusedError(TAG_MISMATCH, f"{IMAGE_TAG} stands for an image file; get_llava_uni_anno puts ids in its place")
         if read.runs:
-            guard.check(record, source)
+            meaning = f"{read.layout or 'no layout given'}, tokenizer {read.tokenizer or 'not given'}"
+            if not first:
+                first[:] = meaning, source
+            if meaning != first[0]:
+                both = f"{first[0]} in {first[1]}, {meaning} in {source} (record {read.id!r})"
+                raise ValueError(f"ids of two tokenizers or orders do not mix: {both}; make both files from stores of one tokenizer")
         copies = count_copies(weight_of[source], seed, record)
         if not copies:
             raise RefusedError(NOT_CHOSEN, f"weight {weight_of[source]:g}")
@@ -177,42 +146,18 @@ def concat_uni_anno(
 
 
 def count_copies(weight: float, seed: int, record: dict[str, Any]) -> int:
-    """How often a record occurs at this weight: the whole part of it always, once more with the rest as probability."""
+    """How often a record occurs at this weight: the integer part always, once more with the fraction as probability."""
     whole = int(weight)
     rest = weight - whole
     return whole + (rest > 0 and draw_share(seed, "copies", dump_line(record)) < rest)
 
 
-class _OneMeaning:
-    """All ids of a file must mean the same: one tokenizer, one order."""
-
-    def __init__(self) -> None:
-        self.first: tuple[Any, Any] | None = None
-        self.source = ""
-
-    def check(self, record: dict[str, Any], source: str) -> None:
-        """ValueError when the ids of `record` are of another tokenizer or in another order than those before."""
-        meaning = record.get("layout"), record.get("tokenizer")
-        if self.first is None:
-            self.first, self.source = meaning, source
-        if meaning != self.first:
-            raise ValueError(
-                f"ids of two tokenizers or orders do not mix: {_describe(self.first)} in {self.source}, {_describe(meaning)} in {source} "
-                f"(record {record.get('id')!r}); make both files from stores of one tokenizer"
-            )
-
-
-def _describe(meaning: tuple[Any, Any]) -> str:
-    layout, tokenizer = meaning
-    return f"{layout or 'no layout given'}, tokenizer {tokenizer or 'not given'}"
-
-
 def _default_names(folders: Sequence[Path], report: Report) -> list[Path]:
     """The files of the default names, each from the first folder that has it."""
-    found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in NAMES]
-    missing = [name for name, path in zip(NAMES, found, strict=True) if path is None]
+    found = {name: next((folder / name for folder in folders if (folder / name).is_file()), None) for name in NAMES}
+    missing = [name for name, path in found.items() if path is None]
     if len(missing) == len(NAMES):
         raise FileNotFoundError(f"none of {', '.join(NAMES)} in {' or '.join(map(str, folders))}; name the files to mix with --anno")
     if missing:
         report.note(f"not there and left out: {', '.join(missing)}")
-    return [path.resolve() for path in found if path is not None]
+    return [path.resolve() for path in found.values() if path is not None]

@@ -1,12 +1,12 @@
 """Annotations whose answers are images: text to image, decompression, unconditional."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unicode.annotations.build import LAION, ImageIds, Item, Made, Report, build, find_source, output_name, output_path, read_sources
+from unicode.annotations.build import LAION, ImageIds, Made, Report, build, find_source, output_name, output_path, read_sources
 from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, read_record
 from unicode.annotations.templates import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
 from unicode.ids.text import write_run
@@ -32,17 +32,7 @@ def get_t2v_anno(
     image with one answer are left out and counted.
 
     Args:
-        root: folder of the annotation file.
-        images: the ids.
-        out: a folder, or the path of the main .json file.
-        seed: of templates, rows and order.
-        anno: LLaVA's annotation file, relative to `root`; FILE@FOLDER where its image paths start from a folder of the image root.
         parts: part records per image, each of another row; at most as many as the image has rows.
-        dry_run: convert the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such annotation file.
-        ValueError: a damaged annotation file, a bad argument, or nothing left to write.
     """
     source, layout = find_source(root, anno), images.layout
     if not 0 <= parts <= layout.coarse_rows:
@@ -85,17 +75,8 @@ def get_decompression_anno(
     to be written out. Writes <name>_decompression.json, shuffled, one record for each different image.
 
     Args:
-        root: folder of the annotation file.
-        images: the ids.
-        out: a folder, or the path of the .json file.
-        seed: of templates, order, and the choice of images where `share` is below 1.
-        anno: take the images of this annotation file (FILE or FILE@FOLDER); without it every image of the stores.
+        anno: take the images of this annotation file; without it every image of the stores.
         share: share of the images, above 0 and up to 1.
-        dry_run: convert the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such annotation file.
-        ValueError: a damaged annotation file, a bad argument, or nothing left to write.
     """
 
     def make(key: str, ids: np.ndarray) -> dict[str, Any]:
@@ -103,7 +84,7 @@ def get_decompression_anno(
         return make_record(key, DECOMPRESSION, [fill(DECOMPRESSION, seed, key, ids=run), run], input_mode="sum", **images.fields)
 
     report = Report("get_decompression_anno", seed)
-    return _build_wordless(report, make, root, images, out, anno=anno, share=share, kind="decompression", dry_run=dry_run)
+    return _build_uncaptioned(report, make, (root, images, out), anno=anno, share=share, kind="decompression", dry_run=dry_run)
 
 
 def get_uncond_anno(
@@ -114,32 +95,21 @@ def get_uncond_anno(
     Writes <name>_uncond.json, shuffled, to be mixed with a text-to-image file by concat_uni_anno.
 
     Args:
-        root: folder of the annotation file.
-        images: the ids.
-        out: a folder, or the path of the .json file.
-        seed: of the choice of images, of templates and order.
-        anno: take the images of this annotation file (FILE or FILE@FOLDER); without it every image of the stores.
+        anno: take the images of this annotation file; without it every image of the stores.
         share: share of the images, above 0 and up to 1.
-        dry_run: convert the first records and write nothing.
-
-    Raises:
-        FileNotFoundError: no such annotation file.
-        ValueError: a damaged annotation file, a bad argument, or nothing left to write.
     """
 
     def make(key: str, ids: np.ndarray) -> dict[str, Any]:
         return make_record(key, UNCONDITIONAL, [fill(UNCONDITIONAL, seed, key), write_run(ids)], **images.fields)
 
     report = Report("get_uncond_anno", seed)
-    return _build_wordless(report, make, root, images, out, anno=anno, share=share, kind="uncond", dry_run=dry_run)
+    return _build_uncaptioned(report, make, (root, images, out), anno=anno, share=share, kind="uncond", dry_run=dry_run)
 
 
-def _build_wordless(
+def _build_uncaptioned(
     report: Report,
     make: Callable[[str, np.ndarray], dict[str, Any]],
-    root: str | Path,
-    images: ImageIds,
-    out: str | Path,
+    places: tuple[str | Path, ImageIds, str | Path],
     *,
     anno: str | Path,
     share: float,
@@ -149,17 +119,14 @@ def _build_wordless(
     """One record by `make` for each different image of the annotation file, or of the stores, that `share` lets through."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    root, images, out = places
     source = find_source(root, anno) if anno else None
     taken: set[str] = set()
 
     def convert(thing: Any, _: str) -> Made:
-        if source is None:
-            keys: tuple[str, ...] = (thing,)
-        else:
-            conversation = read_record(thing, form="llava")
-            if not conversation.images:
-                raise RefusedError(NO_IMAGE, "a text-only record")
-            keys = tuple(map(source.key, conversation.keys))
+        keys = (thing,) if source is None else tuple(map(source.key, read_record(thing, form="llava").keys))
+        if not keys:
+            raise RefusedError(NO_IMAGE, "a text-only record")
         new = [key for key in dict.fromkeys(keys) if key not in taken]
         if not new:
             raise RefusedError(REPEATED, f"'{keys[0]}'")
@@ -171,12 +138,7 @@ def _build_wordless(
             taken.update(chosen)
         return made
 
-    items = read_sources([source]) if source else _store_items(images)
+    sources = [source] if source else []
     report.inputs = [str(source.path)] if source else [str(store.path) for store in images.stores]
-    main = output_path(out, output_name(source, kind), [source] if source else [])
-    return build(report, items, convert, {main: (0,)}, images=images, dry_run=dry_run)
-
-
-def _store_items(images: ImageIds) -> Iterator[Item]:
-    for index, (store, key) in enumerate(images.keys()):
-        yield store, index, key
+    items = read_sources(sources) if source else ((store, index, key) for index, (store, key) in enumerate(images.keys()))
+    return build(report, items, convert, {output_path(out, output_name(source, kind), sources): (0,)}, images=images, dry_run=dry_run)

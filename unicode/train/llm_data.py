@@ -1,12 +1,12 @@
 """A language-model run's data: config -> conversations, their weights, and the images of the LLaVA baseline."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from unicode.annotations.build import split_weight
 from unicode.annotations.records import TASKS
 from unicode.common.distributed import all_reduce_sum_
 from unicode.common.logging import get_logger
@@ -164,20 +164,6 @@ def read_data(
             log.info("%s data: %s", name, found.intake.describe())
     weights = np.asarray(file_weights)[train.sources] * task_factors(train.tasks, data.task_weights)
     return LlmData(train, val, weights, (train.num_images > 0).astype(np.int64), max_length)
-
-
-def split_weight(file: str) -> tuple[str, float]:
-    """PATH or PATH*WEIGHT -> path and weight (1 without). ValueError for a weight that is no number from 0 up."""
-    path, star, weight = file.rpartition("*")
-    if not star:
-        return file, 1.0
-    try:
-        value = float(weight)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1e6:
-        raise ValueError(f"data.files: '{file}': '{weight}' is no weight; write PATH*WEIGHT with a number from 0 up, as {path}*0.5")
-    return path, value
 
 
 def task_factors(tasks: np.ndarray, weights: dict[str, float]) -> np.ndarray:
