@@ -1,20 +1,34 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from unicode.report.answers import plain, read_answers, shares
-from unicode.report.chart import line_chart
-from unicode.report.curves import group_series
-from unicode.report.drawings import generation_section
-from unicode.report.machine import clock
-from unicode.report.reconstruction import read_grid
-from unicode.report.runs import read_metrics, read_object, read_steps, spread
-from unicode.report.scores import benchmarks_section, flatten, read_scores, with_baselines
-from unicode.report.vocabulary import Coded, count_ids, draw_map, vocabulary_section
+from unicode.ids.store import Store
+from unicode.images.lookup import ImageLookup
+from unicode.report.page import clock, group_series, line_chart, number, picture, spread
+from unicode.report.sections import (
+    benchmarks_section,
+    count_right,
+    flatten,
+    generation_section,
+    plain,
+    read_answers,
+    read_benchmarks,
+    read_grid,
+    read_metrics,
+    read_object,
+    read_steps,
+    with_baselines,
+)
+from unicode.report.words import count_ids, count_words, draw_map, find_examples, read_words, word_card
+from unicode.run.report import main, named
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "ids"
 
 
-def test_a_line_cut_short_is_passed_over(runs):
+def test_a_line_cut_short_is_skipped(runs):
     metrics = read_metrics(runs.tokenizer)
     assert [line["step"] for line in metrics] == list(range(20, 420, 20))
     assert read_metrics(runs.root / "nowhere") == [] and read_object(runs.root / "nowhere.json") == {}
@@ -34,13 +48,22 @@ def test_drawings_without_a_known_sampling_are_shown_all_the_same(runs, tmp_path
     (tmp_path / "drawn" / "settings.json").unlink()
     if settings is not None:
         (tmp_path / "drawn" / "settings.json").write_text(settings)
-    assert "from a prompt, 130 s each" in generation_section(tmp_path / "drawn")[0].body
+    assert "from a prompt, 130 s each" in generation_section(tmp_path / "drawn").blocks[0]["text"]
+
+
+def test_drawings_outside_the_folder_are_not_read(runs, tmp_path):
+    shutil.copytree(runs.generation, tmp_path / "drawn")
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    lines = (tmp_path / "drawn" / "results.jsonl").read_text()
+    for name in ("../private.png", str(tmp_path / "private.png")):
+        (tmp_path / "drawn" / "results.jsonl").write_text(lines.replace('"0.png"', f'"{name}"'))
+        assert generation_section(tmp_path / "drawn").blocks[0]["text"].startswith("8 images")
 
 
 def test_a_skipped_step_keeps_the_time_of_its_work(runs):
     steps = read_steps(runs.steps)
-    assert [step.name for step in steps] == ["base", "tokenizer", "lora", "vqa"]
-    assert steps[0].seconds == 61.2 and not steps[0].skipped and steps[3].peak_mib is None
+    assert [step["step"] for step in steps] == ["base", "tokenizer", "lora", "vqa"]
+    assert steps[0]["seconds"] == 61.2 and not steps[0]["skipped"] and steps[3]["peak_mib"] is None
 
 
 def test_grid_is_cut_into_its_pictures(runs):
@@ -51,22 +74,20 @@ def test_grid_is_cut_into_its_pictures(runs):
         read_grid(runs.reconstruction / "grid.png", 31)
 
 
-def test_answers_are_judged_by_kind(runs):
+def test_answers_are_counted_by_kind(runs):
     asked = read_answers(runs.questions, runs.answers)
     assert len(asked) == 24 and asked[0].right is False and asked[1].right is True
-    assert shares(asked) == {"all": (18, 24), "colour": (6, 12), "count": (12, 12)}
-
-
-def test_plain_answers():
-    assert plain(" The Red.") == plain("red") == "red"
-    assert plain("two") != plain("2")
+    assert count_right(asked) == {"all": (18, 24), "colour": (6, 12), "count": (12, 12)}
+    assert plain(" The Red.") == plain("red") == "red" and plain("two") != plain("2")
 
 
 def test_scores_of_all_benchmarks(runs):
-    assert {name: one["headline"] for name, one in read_scores(runs.benchmarks).items()} == {"GQA": 85.5, "POPE": 85.5}
+    assert {name: one["headline"] for name, one in read_benchmarks(runs.benchmarks).items()} == {"GQA": 85.5, "POPE": 85.5}
     assert with_baselines({"this model": runs.benchmarks}) == {"this model": runs.benchmarks, "blind, grey": runs.blind_benchmarks}
-    body = benchmarks_section({"this model": runs.benchmarks}).body
-    assert "88 of 90" in body and "blind, grey" in body and "one file is missing" in body and ">50<" in body
+    table, *numbers = benchmarks_section({"this model": runs.benchmarks}).blocks
+    assert table["head"] == ["benchmark", "this model", "blind, grey", "unit", "answered"]
+    assert table["rows"][0] == ["GQA", 85.5, 50.0, "%", "88 of 90"]
+    assert "one file is missing" in [block.get("text") for block in numbers[0]["blocks"]]
     assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": True}) == {"a.b": 1, "a.c.d": None, "e": "True"}
 
 
@@ -80,24 +101,57 @@ def test_a_map_has_a_dot_for_every_id():
     assert not pixels[40:].any()
 
 
-def test_pictures_are_spelled_out():
-    levels = (np.array([[1, 2], [1, 1]]), np.full((4, 4), 3))
+def test_words_stand_in_the_places_of_the_coarse_codes():
     words = {1: " red", 2: "<", 3: "\n"}
-    picture = Coded(np.zeros((8, 8, 3), np.uint8), "a <red> circle", levels)
-    body = vocabulary_section(count_ids(levels, 5), [picture], words.__getitem__, num_images=1).body
-    assert body.count("<td>red</td>") == 4 and "<td>&lt;</td>" in body  # three in their places, one in the table of the commonest
-    assert "finer: newline (16 times)" in body and "a &lt;red&gt; circle" in body
+    card = word_card(np.zeros((8, 8, 3), np.uint8), "a circle", (np.array([[1, 2], [1, 1]]), np.full((4, 4), 3)), words.__getitem__)
+    assert card.words == [["red", "<"], ["red", "red"]] and card.lines == ["finer: newline (16 times)"]
+    wide = word_card(np.zeros((8, 8, 3), np.uint8), "a circle", (np.full((9, 9), 1),), words.__getitem__)
+    assert wide.words == [] and wide.lines == ["coarse: red (81 times)"]
+
+
+def test_words_of_a_store(tmp_path, tiny_llama):
+    store = Store(SAMPLE)
+    counts, num_images = count_words([store])
+    assert num_images == len(store) and counts.shape == (2, 32000) and counts.sum() == num_images * 320
+    key = next(iter(store))
+    (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / key)
+    (tmp_path / key).with_suffix(".txt").write_text("Something else.")
+    (card,) = find_examples([store], ImageLookup([tmp_path]), str, about="red circle")
+    coarse = store.layout.split(store.layout.restore(store[key]))[0].reshape(8, 8)
+    assert card.title == "Something else." and card.words == [[str(index) for index in row] for row in coarse]
+    word = read_words(tiny_llama)
+    assert any(word(index).startswith(" ") for index in range(50)) and word(31_999) == "31999"
+    out = tmp_path / "page.html"
+    assert main(["--out", str(out), "--ids", str(SAMPLE), "--base", str(tiny_llama), "--images", str(tmp_path)]) == 0
+    assert "Something else." in out.read_text(encoding="utf-8")
 
 
 def test_charts():
-    drawn = line_chart("loss", {"a": [(0, 100.0), (10, 1.0), (20, float("nan"))], "b": [(0, 5.0)]})
-    assert "logarithmic" in drawn and drawn.count("<polyline") == 1 and 'aria-label="loss over step 0 to 10' in drawn
-    assert line_chart("flat", {"a": [(1, 0.0), (2, 0.0)]}).count("<polyline") == 1
-    assert line_chart("none", {"a": [(1, 1.0)]}) == ""
-    long = line_chart("long", {"a": [(step, step % 7) for step in range(5000)]})
-    assert long.count(",") < 500
+    chart = line_chart("loss", {"a": [(0, 100.0), (10, 1.0), (20, float("nan"))], "b": [(0, 5.0)]})
+    assert chart.logarithmic and len(chart.series) == 1 and chart.label.startswith("loss over step 0 to 10")
+    assert len(line_chart("flat", {"a": [(1, 0.0), (2, 0.0)]}).series) == 1
+    assert line_chart("none", {"a": [(1, 1.0)]}) is None
+    assert line_chart("long", {"a": [(step, step % 7) for step in range(5000)]}).series[0][2].count(",") < 500
 
 
-def test_times_and_choices():
+def test_pictures_are_small_and_described():
+    noise = np.random.default_rng(0).integers(0, 255, (900, 600, 3), dtype=np.uint8)
+    assert picture(noise, "noise").uri.startswith("data:image/jpeg")
+    assert picture(Image.new("RGBA", (300, 300)), "nothing").uri.startswith("data:image/png")
+    small = picture(noise[:32, :32], "noise")
+    assert small.uri.startswith("data:image/png") and small.style == "pixels" and (small.width, small.height) == (32, 32)
+    with pytest.raises(ValueError, match="no alternative text"):
+        picture(noise, " ")
+
+
+NUMBERS = [(3, "3"), (12345, "12,345"), (0.123456, "0.1235"), (35.5, "35.5"), (0.0, "0"), (1234.56, "1,235")]
+
+
+def test_numbers_and_names():
+    assert [number(value) for value, _ in NUMBERS] == [shown for _, shown in NUMBERS]
     assert [clock(seconds) for seconds in (0.42, 12.4, 200, 7500)] == ["0.4 s", "12 s", "3 min 20 s", "2 h 5 min"]
     assert spread(range(10), 4) == [0, 2, 5, 7] and spread([1], 4) == [1]
+    assert named(["a/b", "c/blind.jsonl", "x=d=e"]) == {"this model": "a/b", "blind": "c/blind.jsonl", "x": "d=e"}
+    with pytest.raises(ValueError, match="two things are called b"):
+        named(["a", "x/b", "y/b"])

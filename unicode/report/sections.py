@@ -1,0 +1,507 @@
+"""What runs left on disk -> the sections of a report."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unicode.common.files import read_json
+from unicode.generate.jobs import RESULTS, SETTINGS
+from unicode.images.decode import open_image
+from unicode.images.lookup import ImageLookup
+from unicode.report.page import (
+    Card,
+    Cell,
+    Chart,
+    Figure,
+    Metrics,
+    Section,
+    clock,
+    details,
+    gallery,
+    group_series,
+    heading,
+    line_chart,
+    missing,
+    number,
+    paragraph,
+    picture,
+    spread,
+    table,
+)
+
+NUM_ANSWERS, NUM_RECONSTRUCTED, NUM_DRAWN, NUM_DECOMPRESSED = 8, 8, 18, 9
+GRID_PADDING = 2  # pixels around the pictures of grid.png
+GRID_ROWS = ("original", "all levels", "coarse only")
+EVALUATE = "python -m unicode.run.eval_tokenizer --ckpt RUN --images IMAGES --out DIR/metrics.json"
+DRAW = "python -m unicode.run.generate_images --model DIR --prompts FILE --out DIR"
+REPORTS = ("metrics.json", "scores.json", "eval.json")
+CORRECT, SHUFFLED = "all", "shuffled_all"  # measures of eval_generation: every object is as the prompt asks, as the prompt of another asks
+EXPECTED = ("answer", "answers", "label", "gt_answer")  # fields of a question that may hold the right answer, or several of them
+PROTOCOL = "An answer is right if it equals an expected one, in lower case, without punctuation and articles."
+TITLES = {
+    "usage": "share of the codebook's rows in use",
+    "perplexity": "perplexity of the codes",
+    "psnr": "PSNR of validation images, dB",
+    "commitment": "commitment loss",
+}
+HIDDEN_GROUPS = re.compile(
+    r"lr$|learning_rate|gradient|grad_norm|epoch|seconds|_per_|weight|memory|images$|tokens$|samples|commitment|l1|l2|steps|flos|runtime"
+)
+PACKAGES = (
+    "unicode-mllm torch torchvision transformers peft accelerate deepspeed torchmetrics tokenizers numpy pillow".split()
+)  # results depend on their versions
+
+
+def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON Lines file; other and broken lines are skipped, as a run may still be writing. None without a file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        with suppress(ValueError):
+            if isinstance(record := json.loads(line), dict):
+                yield record
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Return the object in a JSON file, {} where there is no such file.
+
+    Raises:
+        ValueError: the file is not JSON, or holds something else.
+    """
+    if not Path(path).is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
+    """Nested values -> dotted name -> number, text or None."""
+    flat: dict[str, Cell] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if value is None or is_number(value) else str(value)
+    return flat
+
+
+# Reconstructions: metrics.json and grid.png of unicode.run.eval_tokenizer
+
+
+def read_grid(path: str | Path, side: int) -> np.ndarray:
+    """Cut grid.png into its pictures of `side` pixels, which have a border of two.
+
+    Returns:
+        (rows, examples, side, side, 3) uint8: originals, reconstructions and, if there are several levels, the coarse level alone.
+
+    Raises:
+        ValueError: the size of the PNG does not fit pictures of this side.
+    """
+    with open_image(path) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    cell = side + GRID_PADDING
+    rows, rest_down = divmod(pixels.shape[0] - GRID_PADDING, cell)
+    columns, rest_across = divmod(pixels.shape[1] - GRID_PADDING, cell)
+    if rest_down or rest_across or rows < 2:
+        raise ValueError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, which does not hold rows of pictures of {side} pixels")
+    cells = pixels[GRID_PADDING:, GRID_PADDING:].reshape(rows, cell, columns, cell, 3)
+    return cells.swapaxes(1, 2)[:, :, :side, :side]
+
+
+def reconstruction_section(folder: str | Path | None) -> Section:
+    """Return the section on the reconstructions in the folder of metrics.json and grid.png."""
+    title, name = "Images and their reconstructions", "Reconstruction"
+    report = read_object(Path(folder) / "metrics.json") if folder else {}
+    if folder is None or not report:
+        return Section(title, name, [missing("The reconstructions were not measured. They come from", EVALUATE)])
+    protocol, levels, metrics = report.get("protocol", {}), report.get("codes", {}).get("levels", []), report.get("metrics", {})
+    images = f"{protocol.get('num_images', '?')} images of {protocol.get('image_set', 'an unnamed set')}"
+    codes = "codes"
+    if levels and protocol.get("num_images"):
+        codes = " + ".join(f"{one['codes'] / protocol['num_images']:.0f}" for one in levels) + " codes, coarse to fine"
+    blocks = [paragraph(f"{images}, encoded and decoded by the tokenizer; each becomes {codes}.")]
+    grid_file, side = Path(folder) / "grid.png", protocol.get("image_size")
+    if grid_file.is_file() and side:
+        grid = read_grid(grid_file, int(side))
+        cards = []
+        for example in range(min(grid.shape[1], NUM_RECONSTRUCTED)):
+            shown = zip(GRID_ROWS, grid[:, example], strict=False)
+            cards.append(Card([(picture(pixels, f"example {example + 1}: {row}"), row) for row, pixels in shown]))
+        blocks.append(gallery(cards, "pairs"))
+    else:
+        blocks.append(missing(f"There is no {grid_file}. It comes from", EVALUATE))
+    known = {name: one for name, one in metrics.items() if one.get("value") is not None}
+    if known:
+        blocks.append(table(["measure", "value", ""], [(name, one["value"], one.get("unit", "")) for name, one in known.items()]))
+        how = [paragraph(f"{name}: {one.get('protocol', '')}") for name, one in known.items()]
+        blocks.append(details("how they are measured", *how))
+    absent = [paragraph(f"{key}: {one.get('reason', '')}; {one.get('remedy', '')}") for key, one in metrics.items() if key not in known]
+    if absent:
+        blocks.append(details(f"{len(absent)} measures could not be computed", *absent))
+    if levels:
+        head = ["level", "codes", "rows used", "of rows", "perplexity", "commonest row, %"]
+        rows = [[str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels]
+        blocks += [heading("Use of the codebook"), table(head, rows)]
+    figures = [Figure("PSNR of reconstructions", f"{known['psnr']['value']:.1f} dB", images)] if "psnr" in known else []
+    return Section(title, name, blocks, figures)
+
+
+# Training curves: metrics.jsonl and summary.json of run folders
+
+
+def read_metrics(folder: str | Path) -> Metrics:
+    """Return the lines of a run's metrics.jsonl that name a step, in order of steps; only their numbers."""
+    lines = read_lines(Path(folder) / "metrics.jsonl")
+    numbers = [{name: float(value) for name, value in line.items() if is_number(value)} for line in lines]
+    return sorted((line for line in numbers if "step" in line), key=lambda line: line["step"])
+
+
+def training_section(runs: Mapping[str, str | Path]) -> Section:
+    """Return the section of curves, for run folders by name."""
+    blocks = []
+    for name, folder in runs.items():
+        blocks.append(heading(name))
+        shown: list[Chart] = []
+        others: list[Chart] = []
+        for group, series in group_series(read_metrics(folder)).items():
+            chart = line_chart(TITLES.get(group, group.replace("_", " ")), series)
+            if chart:
+                (others if HIDDEN_GROUPS.search(group) else shown).append(chart)
+        if shown:
+            blocks.append({"kind": "charts", "charts": shown})
+        if others:
+            blocks.append(details("more curves", {"kind": "charts", "charts": others}))
+        if not shown and not others:
+            blocks.append(missing(f"No curves: {Path(folder) / 'metrics.jsonl'} holds no steps of a run."))
+        summary = flatten(read_object(Path(folder) / "summary.json"))
+        rows = [(key.replace("_", " "), value) for key, value in summary.items() if value is not None]
+        if rows:
+            blocks.append(details("summary of the run", table(["", "value"], rows)))
+    return Section("Training curves", "Training", blocks or [missing("No training run was named; give --tokenizer and --llm.")])
+
+
+# Questions and answers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question and a model's answer."""
+
+    image: str
+    text: str
+    kind: str
+    expected: tuple[str, ...]
+    answer: str
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the answer is one of the expected ones; None when none is known."""
+        return plain(self.answer) in {plain(one) for one in self.expected} if self.expected else None
+
+
+def plain(text: str) -> str:
+    """Return an answer as it is compared."""
+    words = re.sub(r"[^\w\s]", " ", text.casefold()).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
+    """Return the questions that were answered, in the order of the question file.
+
+    Args:
+        questions: JSON Lines of LLaVA's form (question_id, image, text, category or kind), with the right answer in one of `EXPECTED`.
+        answers: JSON Lines with question_id and text.
+    """
+    texts = {str(line.get("question_id")): str(line.get("text", "")) for line in read_lines(answers)}
+    asked = []
+    for line in read_lines(questions):
+        identity = str(line.get("question_id"))
+        if identity in texts:
+            known = next((line[name] for name in EXPECTED if line.get(name) not in (None, "", [])), ())
+            expected = tuple(map(str, known)) if isinstance(known, list | tuple) else (str(known),)
+            image = line.get("image") or ""
+            first = str(image[0] if isinstance(image, list) else image)
+            text = str(line.get("text", "")).replace("<image>", "").strip()
+            asked.append(Asked(first, text, str(line.get("kind") or line.get("category") or ""), expected, texts[identity]))
+    return asked
+
+
+def count_right(asked: Sequence[Asked]) -> dict[str, tuple[int, int]]:
+    """Return kind -> (right, questions with an expected answer), with "all" first."""
+    counts: dict[str, tuple[int, int]] = {"all": (0, 0)}
+    for one in asked:
+        if one.right is not None:
+            for kind in dict.fromkeys(("all", one.kind or "all")):
+                right, scored = counts.get(kind, (0, 0))
+                counts[kind] = (right + one.right, scored + 1)
+    return counts
+
+
+def answers_section(questions: str | Path | None, answers: Mapping[str, str | Path], images: ImageLookup) -> Section:
+    """Return the section on questions about images.
+
+    Args:
+        questions: file of questions; None if there is none.
+        answers: name of a model -> file of its answers, the model itself first, then its baselines.
+        images: finds the pictures of the questions.
+    """
+    title, name = "Questions about images", "Questions"
+    asked = {model: read_answers(questions, path) for model, path in answers.items()} if questions else {}
+    asked = {model: found for model, found in asked.items() if found}
+    if not asked:
+        command = "python -m unicode.run.answer --model DIR --questions FILE --images DIR --answers FILE"
+        return Section(title, name, [missing("No question was answered. Answers come from", command)])
+    first = next(iter(asked))
+    blocks, figures = [], []
+    counts = {model: count_right(found) for model, found in asked.items()}
+    right, scored = counts[first]["all"]
+    if scored:
+        others = [f"{model} {_percent(counts[model]['all'])}" for model in asked if model != first]
+        figures.append(Figure("questions answered right", _percent(counts[first]["all"]), ", ".join(others) or f"{scored:,} questions"))
+        blocks.append(paragraph(f"{right:,} of {scored:,} questions about images are answered right. {PROTOCOL}"))
+        kinds = ["all", *sorted(kind for kind in counts[first] if kind != "all")]
+        rows = [[kind, counts[first][kind][1], *(_share(counts[model].get(kind)) for model in asked)] for kind in kinds]
+        blocks.append(table(["kind", "questions", *(f"{model}, %" for model in asked)], rows))
+    else:
+        blocks.append(paragraph(f"{len(asked[first]):,} questions were answered; the question file holds no right answers."))
+    for text, value in (("Answered right", True), ("Answered wrong", False), ("Answers", None)):
+        chosen = _some_of_each_kind([one for one in asked[first] if one.right is value])
+        if chosen:
+            blocks += [heading(text), gallery([_answer_card(one, images) for one in chosen])]
+    return Section(title, name, blocks, figures)
+
+
+def _some_of_each_kind(asked: Sequence[Asked]) -> list[Asked]:
+    kinds: dict[str, list[Asked]] = {}
+    for one in asked:
+        kinds.setdefault(one.kind, []).append(one)
+    each = -(-NUM_ANSWERS // max(len(kinds), 1))
+    return [one for found in kinds.values() for one in spread(found, each)][:NUM_ANSWERS]
+
+
+def _answer_card(one: Asked, images: ImageLookup) -> Card:
+    found = images.find(one.image) if one.image else None
+    shown = [(picture(found, f"the picture of the question: {one.text}"), "")] if found else []
+    instruction = re.search(r"Answer (?:the question )?(?:using|with) ", one.text)  # LLaVA's files end questions with one
+    question = (one.text[: instruction.start()].rstrip() if instruction else "") or one.text
+    return Card(shown, question, answer=one.answer, expected=" / ".join(dict.fromkeys(one.expected)), right=one.right)
+
+
+def _percent(counts: tuple[int, int]) -> str:
+    return f"{100 * counts[0] / counts[1]:.1f} %" if counts[1] else "not scored"
+
+
+def _share(counts: tuple[int, int] | None) -> float | None:
+    return round(100 * counts[0] / counts[1], 1) if counts and counts[1] else None
+
+
+# Generated images: the folders of unicode.run.generate_images
+
+
+def _read_drawn(folder: str | Path | None) -> list[tuple[dict[str, Any], Image.Image]]:
+    """The lines of results.jsonl whose picture is there, with the picture."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    files = ImageLookup([folder])
+    found = ((line, files.find(str(line.get("file", "")))) for line in read_lines(Path(folder) / RESULTS))
+    return [(line, image) for line, image in found if image is not None]
+
+
+def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str | Path] | None = None) -> Section:
+    """Return the section of images that were generated from prompts.
+
+    Args:
+        folder: folder of `unicode.run.generate_images`, with the report of `unicode.run.eval_generation` in it.
+        baselines: name -> folder of other images with such a report.
+    """
+    title, name = "Images from prompts", "Drawings"
+    drawn = _read_drawn(folder)
+    if folder is None or not drawn:
+        return Section(title, name, [missing("No image was generated. Images come from", DRAW)])
+    seconds = [float(line["seconds"]) for line, _ in drawn if line.get("seconds")]
+    speed = f", {number(float(f'{fmean(seconds):.2g}'))} s each" if seconds else ""
+    text = f"{len(drawn):,} images that the language model wrote token by token from a prompt{_sampling(Path(folder) / SETTINGS)}{speed}."
+    cards = []
+    for line, image in spread(drawn, NUM_DRAWN):
+        prompt = str(line.get("prompt", ""))
+        cards.append(Card([(picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]))
+    blocks = [paragraph(f"{text} Some of them, evenly taken:"), gallery(cards)]
+    scores = {model: _read_scores(path) for model, path in {"this model": folder, **(baselines or {})}.items()}
+    names = list(dict.fromkeys(measure for found in scores.values() for measure in found))
+    if not names:
+        blocks.append(missing("The images were not measured. Measures come from", "python -m unicode.run.eval_generation --help"))
+        return Section(title, name, blocks)
+    blocks.append(table(["measure", *scores], [[measure, *(found.get(measure) for found in scores.values())] for measure in names]))
+    own = scores["this model"]
+    note = f"shuffled prompts {own[SHUFFLED]}" if SHUFFLED in own else f"{len(drawn):,} prompts"
+    return Section(title, name, blocks, [Figure("images with every object right", str(own[CORRECT]), note)] if own.get(CORRECT) else [])
+
+
+def decompression_section(folder: str | Path | None, images: ImageLookup) -> Section:
+    """Return the section of images that the model was given compressed and wrote out in full."""
+    title, name = "Image decompression", "Decompression"
+    drawn = _read_drawn(folder)
+    if folder is None or not drawn:
+        return Section(title, name, [missing("No image was decompressed. It is done by", f"{DRAW} --decompress")])
+    text = "The model gets an image in a quarter of the tokens, the codes of each cell added up, and writes all its codes."
+    exact = [float(line["exact"]) for line, _ in drawn if is_number(line.get("exact"))]
+    psnr = [float(line["psnr"]) for line, _ in drawn if is_number(line.get("psnr"))]
+    text += f" {100 * fmean(exact):.1f} % of the codes of {len(exact):,} images are exact." if exact else ""
+    text += f" PSNR {fmean(psnr):.1f} dB." if psnr else ""
+    files, cards = ImageLookup([folder]), []
+    for line, after in spread(drawn, NUM_DECOMPRESSED):
+        key = str(line.get("reference") or line.get("id") or "")
+        before = files.find(key) or images.find(key)
+        shown = [(picture(before, f"{key} before compression"), "before")] if before else []
+        notes = [f"{100 * line['exact']:.0f} % exact"] if is_number(line.get("exact")) else []
+        notes += [f"{line['psnr']:.1f} dB"] if is_number(line.get("psnr")) else []
+        shown.append((picture(after, f"{key} as the model wrote it"), "after"))
+        cards.append(Card(shown, lines=[", ".join(notes) or key]))
+    figures = [Figure("codes exact after decompression", f"{100 * fmean(exact):.1f} %", f"{len(exact):,} images")] if exact else []
+    return Section(title, name, [paragraph(text), gallery(cards, "pairs")], figures)
+
+
+def _sampling(settings: Path) -> str:
+    """How ids were sampled, as text that follows "from a prompt"; "" if unknown."""
+    sampling = read_object(settings).get("sampling")
+    temperature, guidance = (sampling.get(name) if isinstance(sampling, dict) else None for name in ("temperature", "guidance"))
+    if not isinstance(temperature, int | float) or not isinstance(guidance, int | float):
+        return ""
+    drawn = "greedily" if temperature == 0 else f"at temperature {number(temperature)}"
+    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {number(guidance)}'}"
+
+
+def _read_scores(folder: str | Path) -> dict[str, Cell]:
+    """Measure -> value with its unit, of the report in a folder."""
+    report = next((found for name in REPORTS if (found := read_object(Path(folder) / name))), {})
+    scores: dict[str, Cell] = {}
+    for name, entry in report.get("metrics", report).items():
+        if isinstance(entry, dict) and "value" in entry:
+            scores[name] = None if entry["value"] is None else f"{entry['value']:.4g} {entry.get('unit', '')}".strip()
+        elif isinstance(entry, int | float):
+            scores[name] = entry
+    return scores
+
+
+# Benchmarks: scores.json of unicode.run.benchmark
+
+
+def read_benchmarks(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Return title of a benchmark -> content of its scores.json, for the benchmarks in `folder`."""
+    found = {}
+    for path in sorted(Path(folder).glob("*/scores.json")):
+        content = read_object(path)
+        found[str(content.get("title") or content.get("benchmark") or path.parent.name)] = content
+    return found
+
+
+def with_baselines(folders: Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """Return the folders by name, each with the blind baselines blank_* in it after it."""
+    found: dict[str, str | Path] = {}
+    for name, folder in folders.items():
+        found[name] = folder
+        for path in sorted(Path(folder).glob("blank_*")):
+            kind = path.name.removeprefix("blank_")
+            found[f"blind, {kind}" if len(folders) == 1 else f"{name} blind, {kind}"] = path
+    return found
+
+
+def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
+    """Return the section; `folders` is name -> --out of `unicode.run.benchmark`, the model itself first."""
+    title = "Benchmarks"
+    scores = {name: read_benchmarks(folder) for name, folder in with_baselines(folders).items()}
+    names = list(dict.fromkeys(benchmark for found in scores.values() for benchmark in found))
+    if not names:
+        command = "python -m unicode.run.benchmark NAME --model DIR --data DIR --out DIR"
+        return Section(title, title, [missing("No benchmark was scored. Scores come from", command)])
+    rows: list[list[Cell]] = []
+    blocks = []
+    for name in names:
+        contents = [found.get(name, {}) for found in scores.values()]
+        known = next(content for content in contents if content)
+        counts = " of ".join(str(known[key]) for key in ("n_answered", "n_expected") if known.get(key) is not None)
+        headlines = [float(one) if isinstance(one := content.get("headline"), int | float) else None for content in contents]
+        rows.append([name, *headlines, str(known.get("unit", "")), counts])
+        values = list(flatten(known.get("values", {})).items())
+        notes = [paragraph(str(one), "note") for one in (known.get("protocol"), *(known.get("notes") or [])) if one]
+        if values:
+            blocks.append(details(f"{name}: all numbers", *notes, table(["", "value"], values)))
+    return Section(title, title, [table(["benchmark", *scores, "unit", "answered"], rows), *blocks])
+
+
+# Steps of a pipeline, versions and commands
+
+
+def read_steps(path: str | Path | None) -> list[dict[str, Any]]:
+    """Return the steps of a pipeline's steps.jsonl in the order in which they first ran; [] without a file.
+
+    A step that ran several times has the time of its last run; the time of a skipped run counts only if there is no other.
+
+    Returns:
+        Per step its step (name), command, seconds, peak_mib (None: not known) and skipped.
+    """
+    steps: dict[str, dict[str, Any]] = {}
+    for line in read_lines(path) if path else ():
+        step = {"command": "", "peak_mib": None, "skipped": False, **line, "seconds": float(line.get("seconds") or 0)}
+        if "step" in step and (step["step"] not in steps or not step["skipped"]):
+            steps[step["step"]] = step
+    return list(steps.values())
+
+
+def steps_section(steps: Sequence[Mapping[str, Any]]) -> Section:
+    """Return the section on the time and memory of each step."""
+    title, name = "Time and memory of each step", "Time"
+    if not steps:
+        return Section(title, name, [missing("The steps were not timed. The quickstart times them:", "bash scripts/quickstart.sh")])
+    total = clock(sum(step["seconds"] for step in steps))
+    rows = {"kind": "steps", "rows": steps, "longest": max(step["seconds"] for step in steps) or 1}
+    blocks = [paragraph(f"{total} in {len(steps)} steps on {describe_machine()}."), rows]
+    return Section(title, name, blocks, [Figure("from nothing to this page", total, f"{len(steps)} steps")])
+
+
+def commands_section(steps: Sequence[Mapping[str, Any]], command: str) -> Section:
+    """Return the section of versions and commands; `command` made this page."""
+    commands = [f"# {step['step']}\n{step['command']}" for step in steps if step["command"]]
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    text = "\n\n".join([*commands, f"# this page\n{command}"])
+    made = paragraph(f"Made on {describe_machine()}.", "note")
+    blocks = [{"kind": "code", "text": text}, table(["library", "version"], list(versions.items())), made]
+    return Section("Versions and the exact commands", "Commands", blocks)
+
+
+def describe_machine() -> str:
+    """Return the GPUs that the driver names, the number of cores, the processor and the system."""
+    graphics = [find_line(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    processor = find_line(Path("/proc/cpuinfo"), "model name") or platform.machine()
+    parts = [f"{len(graphics)} x {name}" for name in graphics[:1]]
+    return ", ".join([*parts, f"{os.cpu_count()} CPU cores ({processor}, {platform.system()})"])
+
+
+def find_line(path: Path, name: str) -> str:
+    """Return the value of the first "name: value" line of a file; "" where there is none."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(rf"^{name}[ \t]*:(.*)$", text, flags=re.MULTILINE)
+    return found[1].strip() if found else ""
