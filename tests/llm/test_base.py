@@ -12,10 +12,11 @@ from unicode.llm.base_model import (
     SPECIAL_TOKENS,
     BaseConfig,
     base_text,
+    build_model,
     is_made,
-    learning_rate,
     make_base_model,
     packed_rows,
+    pretrain_,
     train_tokenizer,
 )
 from unicode.llm.vocabulary import load_embedding
@@ -104,11 +105,14 @@ def test_rows_hold_every_token_once():
     assert len(expected) - 8 * len(rows) < 8
 
 
-def test_learning_rate_ends_where_it_says():
-    rates = [learning_rate(step, TINY) for step in range(TINY.steps + 1)]
-    assert max(rates) == pytest.approx(TINY.lr)
-    assert rates[0] == pytest.approx(TINY.lr / 3)
-    assert rates[-1] == pytest.approx(TINY.lr / 10)
+def test_training_runs_on_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("unicode.llm.model.choose_device", lambda device: torch.device("meta"))
+    tokenizer = train_tokenizer(SENTENCES, vocab_size=120)
+    config = BaseConfig(**vars(TINY) | {"steps": 1})
+    model = build_model(config, tokenizer)
+    with pytest.raises(RuntimeError, match="meta"):  # a number cannot be read from this device, so the loss was computed there
+        pretrain_(model, packed_rows(tokenizer, SENTENCES * 50, row_tokens=8), config)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("vocab_size", 50), ("width", 17), ("steps", 0)])

@@ -1,13 +1,11 @@
 """The data set gives every record's example, counts what it leaves out, and names what is wrong before anything is learned."""
 
 import json
-import os
 import pickle
 import random
-import socket
-import subprocess
-import sys
+import time
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ import torch
 from unicode.annotations.records import TASKS, make_turns
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
-from unicode.llm import dataset as record_index
+from unicode.llm import dataset
 from unicode.llm.dataset import ConversationDataset, split_source
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import Markers
@@ -157,7 +155,7 @@ def test_positions_for_features(opened):
         ([written(range(100, 120), layout="hierarchical 2x2 + 4x4 in order 'rows'")], "record 0 .*order 'rows', expected .*'nested'"),
         ([written(range(100, 120), tokenizer="f" * 16)], "ids are of the image tokenizer ffffffffffffffff, expected 0123456789abcdef"),
         ([written(range(100, 120), layout="spiral")], "record 0 .*'spiral' describes no layout"),
-        ([], "no record of .* is left to learn from"),
+        ([], "no record of .* is left for training"),
     ],
 )
 def test_what_is_wrong_is_named_first(opened, records, message):
@@ -207,7 +205,7 @@ def test_travels_to_workers(opened):
 
 
 def test_the_second_start_reads_no_record(opened, tmp_path, monkeypatch):
-    monkeypatch.setenv(record_index.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(dataset.CACHE, str(tmp_path / "cache"))
     records = [asked(KEYS[0]), asked("nowhere.png"), asked(KEYS[1], rounds=9)]
     first = opened(records, skip_bad=True, max_length=120)
     monkeypatch.setattr(ConversationDataset, "_measure", lambda *_: pytest.fail("a record was measured again"))
@@ -219,7 +217,7 @@ def test_the_second_start_reads_no_record(opened, tmp_path, monkeypatch):
     for change in ({"max_length": 119}, {"template": get_template("llava_v1")}, {"markers": replace(MARKERS, image_start=499)}):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             opened(records, skip_bad=True, **{"max_length": 120, **change})
-    for file in (tmp_path / "cache" / "records").iterdir():
+    for file in (tmp_path / "cache" / "records").glob("*.npz"):
         file.write_bytes(b"damaged")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         opened(records, skip_bad=True, max_length=120)
@@ -229,8 +227,8 @@ def test_several_processes_find_the_same(opened, monkeypatch):
     rng = random.Random(0)
     records = [asked(rng.choice(KEYS), rounds=rng.randint(1, 4), name=str(number)) for number in range(600)]
     alone = opened(records, skip_bad=True)
-    monkeypatch.setattr(record_index, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(record_index.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(dataset, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(dataset.os, "sched_getaffinity", lambda _: {0, 1})
     together = opened(records, skip_bad=True)
     assert together.intake == alone.intake and together.skipped["no ids"] > 0
     assert np.array_equal(together.lengths, alone.lengths)
@@ -248,48 +246,26 @@ def test_places_count_from_both_ends(opened):
         data[3]
 
 
-RANKS = """
-import os, sys, torch.distributed as dist
-from unicode.annotations.records import RefusedError
-from unicode.llm.dataset import Measured, index_records
-from pathlib import Path
+def test_processes_that_start_together_read_a_file_once(tmp_path, monkeypatch):
+    monkeypatch.setenv(dataset.CACHE, str(tmp_path / "cache"))
+    path, seen = tmp_path / "good.json", tmp_path / "seen"
+    path.write_text('[{"n": 3}, {"n": 4}]')
 
-dist.init_process_group("gloo")
+    def measure(record, place):
+        with open(seen, "a") as file:
+            file.write(f"{record['n']}\n")
+        time.sleep(0.2)
+        return dataset.Measured(record["n"], 1, 0, 0, False)
 
-def measure(record, place):
-    if record.get("bad"):
-        raise ValueError(f"{place} is bad")
-    print("measured", flush=True)
-    return Measured(record["n"], 1, False, 0, 0)
+    def read(queue):
+        queue.put(dataset.index_records(path, measure, settings={}).rows["length"].tolist())
 
-for path in sys.argv[1:]:
-    try:
-        print(index_records(Path(path), measure, settings={}).columns["lengths"].tolist(), flush=True)
-    except ValueError as error:
-        print("error:", error, flush=True)
-dist.destroy_process_group()
-"""
-
-
-def test_ranks_read_once_and_fail_together(tmp_path):
-    paths = [tmp_path / "good.json", tmp_path / "bad.json"]
-    paths[0].write_text('[{"n": 3}, {"n": 4}]')
-    paths[1].write_text('[{"bad": 1}]')
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        record_index.CACHE: str(tmp_path / "cache"),
-    }
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANKS, *paths], env={**common, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=300)[0].splitlines() for rank in ranks]
-    assert [output.count("measured") for output in outputs] == [2, 0], "the others take what the main rank kept"
-    for output in outputs:
-        assert output[-2:] == ["[3, 4]", f"error: {paths[1]}, record 0 is bad"]
+    context = get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=read, args=(queue,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [queue.get(timeout=60) for _ in processes] == [[3, 4]] * 3
+    for process in processes:
+        process.join()
+    assert seen.read_text() == "3\n4\n"

@@ -1,4 +1,4 @@
-"""The embedded default language model: text about the shapes world -> a small LLaMA and its tokenizer."""
+"""The default language model: text about the shapes world -> a small LLaMA and its tokenizer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
 from unicode.common.files import read_json, write_json
 from unicode.common.logging import get_logger
+from unicode.common.schedules import learning_rate
 from unicode.images.shapes import ShapesConfig, draw_scene
 from unicode.images.shapes_text import scene_caption, world_text
 
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# LLaMA's special tokens first, then one for padding and the marks around an image, full or compressed
+# LLaMA's special tokens first, then one for padding and the markers around images and compressed images
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image_start>", "<image_end>", "<compressed_start>", "<compressed_end>")
 ALPHABET = [*(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "Ċ"]
 
 SUMMARY = "base.json"
-BRIEF = 0.2  # share of lines whose questions ask for a short answer in the words of LLaVA's mix
+BRIEF = 0.2  # share of lines whose questions ask for a short answer as LLaVA's mixture does
 
-# turns as the lines of the world have them, so that an untrained adapter starts from something the model knows
+# turns in the form of the training text, which the base model knows already
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}"
     "{% else %} Answer: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %} Answer:{% endif %}"
@@ -72,7 +73,7 @@ class BaseConfig:
 
 
 def base_text(*, instructions: float, seed: int) -> Iterator[str]:
-    """Yield lines about the world without end; a share `instructions` of them asks for a picture, as the annotations do."""
+    """Yield lines about the shapes world, endlessly; a share `instructions` of them asks for an image, as annotations do."""
     rng = Random(seed)
     templates = [template for group in TEMPLATES.values() for template in group if "{ids}" not in template]
     world = ShapesConfig(seed=seed)
@@ -87,7 +88,7 @@ def base_text(*, instructions: float, seed: int) -> Iterator[str]:
 
 
 def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-pair tokenizer on `lines`; it knows the characters of ASCII, any other becomes <unk>."""
+    """Train a byte-pair tokenizer on `lines`; its alphabet is ASCII, any other character becomes <unk>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -102,8 +103,8 @@ def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    start = SPECIAL_TOKENS.index("<s>")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)])
+    start = ("<s>", SPECIAL_TOKENS.index("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[start])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **names)
 
@@ -122,7 +123,7 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, lines: Iterable[str], *, row
 
 
 def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained LLaMA with tied embeddings; plain attention, which is the fastest at this size on a CPU."""
+    """Return an untrained LLaMA with tied embeddings and plain attention, which is the fastest at this size on a CPU."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -136,7 +137,7 @@ def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Llama
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
-        initializer_range=config.width**-0.5,  # the usual 0.02 is made for wide models; at this width attention would stay even for long
+        initializer_range=config.width**-0.5,  # the usual 0.02 suits wide models; at this width attention would stay uniform for long
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -145,25 +146,26 @@ def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Llama
     return LlamaForCausalLM(settings)
 
 
-def learning_rate(step: int, config: BaseConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine that reaches a tenth of `lr` at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * (0.55 + 0.45 * math.cos(math.pi * progress))
-
-
 def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: BaseConfig) -> float:
-    """Train `model` to predict the next token, in place; return the loss in nats a token, a mean over the last tenth of the steps."""
+    """Train `model` to predict the next token, in place, on a GPU where there is one.
+
+    Returns:
+        The loss in nats per token, a mean over the last tenth of the steps.
+    """
     import torch
 
+    from unicode.llm.model import choose_device
+
+    device = choose_device("auto")
+    model.to(device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=config.weight_decay)
     losses: list[float] = []
     bar = tqdm(range(config.steps), desc="base model", unit="step", mininterval=2)
     for step in bar:
+        rate = learning_rate(step, peak=config.lr, minimum=config.lr / 10, warmup_steps=config.warmup_steps, steps=config.steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        batch = torch.stack([next(rows) for _ in range(config.batch_size)])
+            group["lr"] = rate
+        batch = torch.stack([next(rows) for _ in range(config.batch_size)]).to(device)
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -179,7 +181,7 @@ def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: Bas
 
 
 def is_made(folder: Path, config: BaseConfig) -> bool:
-    """Whether `folder` holds a whole base model of these settings.
+    """Whether `folder` holds a complete base model of these settings.
 
     Raises:
         ValueError: it holds one of other settings, or something else.
@@ -196,7 +198,7 @@ def is_made(folder: Path, config: BaseConfig) -> bool:
 
 
 def make_base_model(folder: Path, config: BaseConfig) -> float:
-    """Train the tokenizer and the model and save both to `folder`, which appears only when all is there; return the final loss.
+    """Train the tokenizer and the model, save both to `folder`, which is created last, and return the final loss.
 
     Raises:
         OSError: the disk is full.
@@ -216,7 +218,7 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
         write_json(partial / SUMMARY, {"settings": asdict(config), "loss": loss})
         partial.chmod(0o755)
         os.rename(partial, folder)
-    except SafetensorError as error:  # the library's own name for a full disk
+    except SafetensorError as error:  # safetensors' error on a full disk
         raise OSError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,18 +1,18 @@
 """Annotation files of any size -> examples by index, checked before training."""
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -29,35 +29,37 @@ from unicode.llm.vocabulary import Markers
 
 log = get_logger(__name__)
 
-FORMAT = 1
-"""Goes up when the meaning of a cached number changes."""
-COLUMNS = {"starts": np.int64, "ends": np.int64, "lengths": np.int32, "rounds": np.int16, "tasks": np.int8, "images": np.int16}
+FORMAT = 2
+"""Increases when the content of a cached index changes."""
+ROW = np.dtype([("start", "i8"), ("end", "i8"), ("length", "i4"), ("rounds", "i2"), ("task", "i1"), ("images", "i2")])
+"""What the index keeps of a record: its bytes in the file, tokens, rounds kept, index of its task in TASKS, number of images."""
 PARALLEL_BYTES = 1 << 24
 """Files from this size on are read by several processes."""
 MAX_PROCESSES = 16
 CHUNK_RECORDS = 256
 CACHE = "UNICODE_CACHE"
 """Environment variable: folder of the indexes; without it ~/.cache/unicode. Empty: nothing is kept."""
+TOO_LONG = "too long"
+MANY_SHOWN = 5  # faults named in an error
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the index keeps of a record: tokens, questions kept of those it has, place of its task in TASKS, number of images."""
+class Measured(NamedTuple):
+    """Tokens of a record, rounds kept, index of its task in TASKS, number of images, and whether rounds were cut off."""
 
     length: int
     rounds: int
-    cut: bool
     task: int
     images: int
+    cut: bool
 
 
 Measure = Callable[[Any, str], Measured]
-"""(record, place as words) -> what to keep; RefusedError leaves the record out, ValueError ends it all."""
+"""(record, its place in the file as text) -> its measures; RefusedError leaves the record out, ValueError ends the reading."""
 
 
 @dataclass
 class Intake:
-    """What became of the records of one or more files."""
+    """Counts of the records of one or more files: read, cut, left out."""
 
     records: int = 0
     cut: int = 0
@@ -66,20 +68,15 @@ class Intake:
     examples: dict[str, str] = field(default_factory=dict)
     """Reason -> the first of them, with file, place and what was found."""
 
-    def refuse(self, reason: str, example: str) -> None:
-        """Count a record that is left out."""
-        self.refused[reason] = self.refused.get(reason, 0) + 1
-        self.examples.setdefault(reason, example)
-
     def add(self, other: "Intake") -> None:
-        """Count what became of another file's records too."""
+        """Add the counts of further records."""
         self.records, self.cut = self.records + other.records, self.cut + other.cut
         for reason, count in other.refused.items():
             self.refused[reason] = self.refused.get(reason, 0) + count
             self.examples.setdefault(reason, other.examples[reason])
 
     def describe(self) -> str:
-        """One line on what was read, cut and left out."""
+        """Return one line on the records read, cut and left out."""
         left = ", ".join(f"{count} left out: {reason} (first: {self.examples[reason]})" for reason, count in sorted(self.refused.items()))
         cut = f", {self.cut} cut between turns" if self.cut else ""
         return f"{self.records} records{cut}{'; ' + left if left else ''}"
@@ -87,146 +84,69 @@ class Intake:
 
 @dataclass
 class RecordIndex:
-    """The usable records of one file.
+    """The usable records of a file, or of a part of one.
 
     Attributes:
-        columns: name in COLUMNS -> (n,) one number per record.
-        intake: what became of the records.
-        layout, tokenizer: what the first record that says it says about its ids.
+        rows: (n,) of type ROW.
+        intake: counts of the records.
+        layout, tokenizer: of the ids, as the first record names them that does.
+        named_by: the place of this record.
     """
 
-    columns: dict[str, np.ndarray]
+    rows: np.ndarray
     intake: Intake
     layout: str = ""
     tokenizer: str = ""
+    named_by: str = ""
 
     def __len__(self) -> int:
-        return len(self.columns["starts"])
+        return len(self.rows)
 
 
 def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> RecordIndex:
     """Return the index of an annotation file, from the cache when file and settings are those of an earlier call.
 
-    Under a launcher the main rank reads the file and the others wait for it.
+    Of several processes that index a file at the same time, one reads it and the others wait for its result.
 
     Args:
         path: a JSON list of records.
-        measure: what to keep of a record.
+        measure: measures a record.
         settings: everything that `measure` depends on, as JSON can hold it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or `measure` raised it; on every rank.
+        ValueError: it is damaged, or `measure` raised it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}; make some with python -m unicode.run.make_annotations")
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return _load_or_scan(path, measure, settings)
-    outcome: list[str | None] = [None]
-    index = None
-    if is_main():
-        try:
-            index = _load_or_scan(path, measure, settings)
-        except ValueError as error:
-            outcome = [str(error)]
-    dist.broadcast_object_list(outcome)
-    if outcome[0] is not None:
-        raise ValueError(outcome[0])
-    return index or _load_or_scan(path, measure, settings)
-
-
-def _load_or_scan(path: Path, measure: Measure, settings: dict[str, Any]) -> RecordIndex:
     cached = _cache_file(path, settings)
-    if cached is not None and cached.is_file():
-        with suppress(OSError, ValueError, KeyError):  # a damaged cache is no cache
-            return _load(cached)
-    index = _scan(path, measure)
-    if cached is not None:
+    if cached is None:
+        return _scan(path, measure)
+    with _lock(cached.with_suffix(".lock")):
+        if cached.is_file():
+            with suppress(OSError, ValueError, KeyError):  # a damaged cache is written anew
+                return _load(cached)
+        index = _scan(path, measure)
         try:
             _save(index, cached)
         except OSError as error:
-            log.warning("the index of %s could not be kept (%s); the next start reads the file again", path, error)
+            log.warning("the index of %s could not be saved (%s); the next start reads the file again", path, error)
     return index
 
 
-def _scan(path: Path, measure: Measure) -> RecordIndex:
-    """Read the whole file; a large one with several processes, which start as copies of this one."""
-    processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0))) if "fork" in get_all_start_methods() else 1
-    if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
-        return _gather(path, (_measure_chunk(path, measure, *chunk) for chunk in _chunks(path)))
-    with get_context("fork").Pool(processes, initializer=_keep, initargs=(path, measure)) as pool:
-        return _gather(path, pool.imap(_measure_kept, _chunks(path)))
-
-
-@dataclass
-class _Chunk:
-    """What was found in some records that stand one after another."""
-
-    rows: list[tuple[int, ...]] = field(default_factory=list)
-    intake: Intake = field(default_factory=Intake)
-    meaning: tuple[str, str] = ("", "")
-    place: str = ""
-
-
-def _gather(path: Path, chunks: Iterable[_Chunk]) -> RecordIndex:
-    intake, first = Intake(), _Chunk()
-    rows: list[np.ndarray] = []
-    with tqdm(desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main()) as bar:
-        for chunk in chunks:
-            rows.append(np.array(chunk.rows, dtype=np.int64).reshape(-1, len(COLUMNS)))
-            intake.add(chunk.intake)
-            if any(chunk.meaning) and not any(first.meaning):
-                first = chunk
-            if any(chunk.meaning) and chunk.meaning != first.meaning:
-                both = f"{' and '.join(filter(None, chunk.meaning))}, those of {first.place} {' and '.join(filter(None, first.meaning))}"
-                raise ValueError(f"{chunk.place}: its ids are of {both}; ids of two tokenizers or orders do not mix")
-            bar.update(chunk.intake.records)
-    whole = np.concatenate(rows) if rows else np.empty((0, len(COLUMNS)), dtype=np.int64)
-    columns = {name: whole[:, number].astype(kind) for number, (name, kind) in enumerate(COLUMNS.items())}
-    return RecordIndex(columns, intake, *first.meaning)
-
-
-def _chunks(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Number of the first record, and first byte and byte behind the last of each, for some records at a time."""
-    spans, number = locate_json_list(path), 0
-    while chunk := list(islice(spans, CHUNK_RECORDS)):
-        yield number, chunk
-        number += len(chunk)
-
-
-def _measure_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[int, int]]) -> _Chunk:
-    chunk = _Chunk()
-    with open(path, "rb") as file:
-        for index, (start, end) in enumerate(spans, number):
-            file.seek(start)
-            try:
-                record = json.loads(file.read(end - start))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, record {index}: the file is not UTF-8 text ({error.reason})") from error
-            name = record.get("id") if isinstance(record, dict) else None
-            place = f"{path}, record {index}" + (f" (id {name!r})" if name is not None else "")
-            chunk.intake.records += 1
-            try:
-                found = measure(record, place)
-            except RefusedError as refused:
-                chunk.intake.refuse(refused.reason, f"{place}: {refused.detail}")
-                continue
-            chunk.intake.cut += found.cut
-            chunk.rows.append((start, end, found.length, found.rounds, found.task, found.images))
-            if not any(chunk.meaning):
-                chunk.meaning, chunk.place = (str(record.get("layout") or ""), str(record.get("tokenizer") or "")), place
-    return chunk
-
-
-_kept: dict[str, Any] = {}  # in a process of the pool: the file and the function that measures its records
-
-
-def _keep(path: Path, measure: Measure) -> None:
-    _kept.update(path=path, measure=measure)
-
-
-def _measure_kept(chunk: tuple[int, list[tuple[int, int]]]) -> _Chunk:
-    return _measure_chunk(_kept["path"], _kept["measure"], *chunk)
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Wait for other processes that hold the lock; a folder that cannot be written or locked is no hindrance."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    except OSError:
+        yield
+        return
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _cache_file(path: Path, settings: dict[str, Any]) -> Path | None:
@@ -241,34 +161,92 @@ def _cache_file(path: Path, settings: dict[str, Any]) -> Path | None:
 
 def _save(index: RecordIndex, path: Path) -> None:
     intake = index.intake
-    words = json.dumps([[intake.records, intake.cut, intake.refused, intake.examples], index.layout, index.tokenizer])
-    arrays: dict[str, Any] = {"words": np.array(words), **index.columns}
+    words = json.dumps([[intake.records, intake.cut, intake.refused, intake.examples], index.layout, index.tokenizer, index.named_by])
     with atomic_write(path, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, words=np.array(words), rows=index.rows)
 
 
 def _load(path: Path) -> RecordIndex:
     with np.load(path) as content:
-        intake, layout, tokenizer = json.loads(str(content["words"]))
-        return RecordIndex({name: content[name] for name in COLUMNS}, Intake(*intake), layout, tokenizer)
+        intake, *named = json.loads(str(content["words"]))
+        return RecordIndex(content["rows"], Intake(*intake), *named)
 
 
-log = get_logger(__name__)
+_pool_jobs: list[tuple[Path, Measure]] = []  # in a process of the pool: the file, and the function that measures its records
 
-TOO_LONG = "too long"
-MANY_SHOWN = 5  # faults named in an error
+
+def _scan(path: Path, measure: Measure) -> RecordIndex:
+    """Read the whole file; a large one with several forks of this process."""
+    processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0))) if "fork" in get_all_start_methods() else 1
+    if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
+        return _join(path, (_index_chunk(path, measure, *chunk) for chunk in _chunks(path)))
+    with get_context("fork").Pool(processes, initializer=_pool_jobs.append, initargs=((path, measure),)) as pool:
+        return _join(path, pool.imap(_index_chunk_in_pool, _chunks(path)))
+
+
+def _join(path: Path, chunks: Iterable[RecordIndex]) -> RecordIndex:
+    whole, rows = RecordIndex(np.empty(0, ROW), Intake()), [np.empty(0, ROW)]
+    with tqdm(desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main()) as bar:
+        for chunk in chunks:
+            rows.append(chunk.rows)
+            whole.intake.add(chunk.intake)
+            if chunk.named_by and not whole.named_by:
+                whole.layout, whole.tokenizer, whole.named_by = chunk.layout, chunk.tokenizer, chunk.named_by
+            if chunk.named_by and (chunk.layout, chunk.tokenizer) != (whole.layout, whole.tokenizer):
+                both = [" and ".join(filter(None, (one.layout, one.tokenizer))) for one in (chunk, whole)]
+                reason = f"its ids are of {both[0]}, those of {whole.named_by} {both[1]}"
+                raise ValueError(f"{chunk.named_by}: {reason}; ids of two tokenizers or orders do not mix")
+            bar.update(chunk.intake.records)
+    whole.rows = np.concatenate(rows)
+    return whole
+
+
+def _chunks(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yield the number of the first record, and the first byte and the byte behind the last of each, for some records at a time."""
+    spans, number = locate_json_list(path), 0
+    while chunk := list(islice(spans, CHUNK_RECORDS)):
+        yield number, chunk
+        number += len(chunk)
+
+
+def _index_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[int, int]]) -> RecordIndex:
+    chunk, rows = RecordIndex(np.empty(0, ROW), Intake(len(spans))), []
+    with open(path, "rb") as file:
+        for index, (start, end) in enumerate(spans, number):
+            file.seek(start)
+            try:
+                record = json.loads(file.read(end - start))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, record {index}: the file is not UTF-8 text ({error.reason})") from error
+            name = record.get("id") if isinstance(record, dict) else None
+            place = f"{path}, record {index}" + (f" (id {name!r})" if name is not None else "")
+            try:
+                measured = measure(record, place)
+            except RefusedError as refused:
+                chunk.intake.add(Intake(0, 0, {refused.reason: 1}, {refused.reason: f"{place}: {refused.detail}"}))
+                continue
+            chunk.intake.cut += measured.cut
+            rows.append((start, end, *measured[:4]))
+            if not chunk.named_by and (record.get("layout") or record.get("tokenizer")):
+                chunk.layout, chunk.tokenizer, chunk.named_by = record.get("layout") or "", record.get("tokenizer") or "", place
+    chunk.rows = np.array(rows, ROW)
+    return chunk
+
+
+def _index_chunk_in_pool(chunk: tuple[int, list[tuple[int, int]]]) -> RecordIndex:
+    return _index_chunk(*_pool_jobs[-1], *chunk)
 
 
 class ConversationDataset(Dataset[Example]):
-    """The conversations of one or more annotation files, tokenized when asked for.
+    """The conversations of one or more annotation files, tokenized on access.
 
-    Every record is looked at when the data set is made: its turns, tags, ids and number of tokens. A record too long is cut between
-    turns, or left out when its first turn alone is too long; never is an image cut.
+    All records are checked and measured when the data set is made. A record that is too long is cut between turns, or left out when
+    its first round alone is too long; an image is never cut.
 
     Args:
         files: JSON lists of records; FILE@FOLDER where its image paths start from a folder of the image root.
-        stores: folders of ids (or opened stores' folders) for records that name their images.
-        template: how turns are put into words.
+        stores: folders of ids (or folders of such folders) for records that name their images.
+        template: how turns are written as text.
         text_tokenizer: the language model's, of transformers.
         markers: around images; None for a model that reads none.
         layout: of the ids; None takes it from the stores, or from the records.
@@ -277,16 +255,16 @@ class ConversationDataset(Dataset[Example]):
         max_length: most tokens of an example; 0 for no limit.
         input_mode: "sum" compresses the images of all questions, "ids" those of records that ask for it.
         isolate_turns: see `unicode.llm.examples.split_branches`.
-        image_positions: positions of an image whose features are put in later (LLaVA's way); 0 where images are ids.
+        image_positions: positions of an image whose features are put in later (LLaVA); 0 where images are ids.
         skip_bad: leave out records that cannot be used and count them, in place of an error that names them.
 
     Attributes:
         lengths: (n,) int32 tokens.
-        tasks: (n,) int8, places in annotations.conversation.TASKS.
-        sources: (n,) int32, places in `files`.
+        tasks: (n,) int8, indexes in annotations.records.TASKS.
+        sources: (n,) int32, indexes in `files`.
         num_images: (n,) int16, images of each example.
-        layout, fingerprint: of the ids, as far as anything says it.
-        intake: what became of the records; `skipped` its counts by reason.
+        layout, fingerprint: of the ids, where the arguments, stores or records name them.
+        intake: counts of the records; `skipped` are those left out, by reason.
 
     Raises:
         FileNotFoundError: no such annotation file or store.
@@ -319,16 +297,14 @@ class ConversationDataset(Dataset[Example]):
         self.max_length, self.input_mode, self.isolate_turns, self.vocab_size = max_length, input_mode, isolate_turns, vocab_size
         if self.image_ids is not None:
             self._check_stores(self.image_ids)
-        self.builder = ExampleBuilder(template, text_tokenizer, markers, None, vocab_size)
-        self._adopt(self.layout, self.fingerprint, "")
+        self.builder = ExampleBuilder(template, text_tokenizer, markers, None if image_positions else self.layout, vocab_size)
         self.indexes = [self._index(number) for number in range(len(self.paths))]
         self.intake = Intake()
         for index in self.indexes:
             self.intake.add(index.intake)
         self._check_intake(skip_bad)
-        self.lengths, self.tasks, self.num_images = (
-            np.concatenate([index.columns[name] for index in self.indexes]) for name in ("lengths", "tasks", "images")
-        )
+        rows = np.concatenate([index.rows for index in self.indexes])
+        self.lengths, self.tasks, self.num_images = (np.ascontiguousarray(rows[name]) for name in ("length", "task", "images"))
         sizes = [len(index) for index in self.indexes]
         self.sources = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         self._begins = np.cumsum([0, *sizes])
@@ -338,7 +314,7 @@ class ConversationDataset(Dataset[Example]):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
-        """Example of one record; the same whenever it is asked for."""
+        """Return the example of one record."""
         index = range(len(self))[index]
         sample, source = self.sample(index), int(self.sources[index])
         return self.builder.build(
@@ -351,7 +327,7 @@ class ConversationDataset(Dataset[Example]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_contents": {}}  # memory maps would travel as copies of the files
+        return {**self.__dict__, "_contents": {}}  # memory maps would be pickled as copies of the files
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -359,14 +335,13 @@ class ConversationDataset(Dataset[Example]):
         return self.intake.refused
 
     def sample(self, index: int) -> Record:
-        """The turns and images of one record, cut as its example is."""
+        """Return one record, cut as its example is."""
         source = int(self.sources[index])
-        columns, place = self.indexes[source].columns, index - int(self._begins[source])
-        start, end, rounds = (int(columns[name][place]) for name in ("starts", "ends", "rounds"))
+        row = self.indexes[source].rows[index - self._begins[source]]
         if source not in self._contents:
             self._contents[source] = np.memmap(self.paths[source], dtype=np.uint8, mode="r")
-        record = json.loads(self._contents[source][start:end].tobytes())
-        return read_record(record).first_rounds(rounds)
+        record = json.loads(self._contents[source][row["start"] : row["end"]].tobytes())
+        return read_record(record).first_rounds(int(row["rounds"]))
 
     def _index(self, source: int) -> RecordIndex:
         index = index_records(
@@ -374,14 +349,14 @@ class ConversationDataset(Dataset[Example]):
             lambda record, place: self._measure(record, place, source),
             settings={**self._settings(), "folder": self.folders[source]},
         )
-        self._adopt(Layout.parse(index.layout) if index.layout else None, index.tokenizer, str(self.paths[source]))
+        self._adopt(index.layout, index.tokenizer, index.named_by)
         return index
 
     def _measure(self, record: Any, place: str, source: int) -> Measured:
-        """Check a record and count its tokens. RefusedError for one that cannot be used, ValueError where the others cannot be either."""
+        """Check a record and count its tokens. RefusedError if it cannot be used, ValueError if no record of the file can."""
         sample = read_record(record)
         if sample.layout or sample.tokenizer:
-            self._adopt(self._parse_layout(sample.layout, place), sample.tokenizer, place)
+            self._adopt(sample.layout, sample.tokenizer, place)
         runs, rounds = self._runs(sample, source), len(sample.turns) // 2
         for count in range(rounds, 0, -1):
             part = sample.first_rounds(count)
@@ -395,7 +370,7 @@ class ConversationDataset(Dataset[Example]):
             except ValueError as error:
                 raise RefusedError(BAD_IDS, str(error)) from error
             if not self.max_length or length <= self.max_length:
-                return Measured(length, count, count < rounds, TASKS.index(sample.task), len(part.images))
+                return Measured(length, count, TASKS.index(sample.task), len(part.images), count < rounds)
         raise RefusedError(TOO_LONG, f"its first turn has {length} tokens, at most {self.max_length} are allowed")
 
     def _runs(self, sample: Record, source: int) -> list[np.ndarray]:
@@ -423,7 +398,7 @@ class ConversationDataset(Dataset[Example]):
         return f"{self.folders[source]}/{key}" if self.folders[source] else key
 
     def _check_stores(self, image_ids: ImageIds) -> None:
-        """Take layout and fingerprint from the stores, or check them against those expected."""
+        """Take layout and fingerprint from the stores, or compare them with the expected ones."""
         for store in image_ids.stores:
             if self.layout is not None:
                 store.check_tokenizer(self.fingerprint or store.spec.tokenizer, self.layout)
@@ -434,28 +409,26 @@ class ConversationDataset(Dataset[Example]):
                 )
         self.layout, self.fingerprint = image_ids.layout, self.fingerprint or image_ids.tokenizer
 
-    def _adopt(self, layout: Layout | None, tokenizer: str, place: str) -> None:
-        """Take what a record or file says about its ids; ValueError when it contradicts what is known."""
-        if layout is not None and self.layout is not None and layout != self.layout:
-            both = f"{layout.describe()}, expected {self.layout.describe()}"
-            raise ValueError(f"{place}: its ids are {both}; make the annotations again with the store of this image tokenizer")
-        if tokenizer and self.fingerprint and tokenizer != self.fingerprint:
+    def _adopt(self, described: str, tokenizer: str, place: str) -> None:
+        """Take layout and tokenizer that a record names for its ids; ValueError if they differ from the known ones."""
+        if described and (self.layout is None or described != self.layout.describe()):
+            try:
+                layout = Layout.parse(described)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+            if self.layout is not None and layout != self.layout:
+                both = f"{described}, expected {self.layout.describe()}"
+                raise ValueError(f"{place}: its ids are {both}; make the annotations again with the store of this image tokenizer")
+            self.layout = layout
+            if not self.image_positions:
+                self.builder = replace(self.builder, layout=layout)
+        self.fingerprint = self.fingerprint or tokenizer
+        if tokenizer and tokenizer != self.fingerprint:
             both = f"{tokenizer}, expected {self.fingerprint}"
             raise ValueError(f"{place}: its ids are of the image tokenizer {both}; make the annotations again with the store of this one")
-        self.layout, self.fingerprint = self.layout or layout, self.fingerprint or tokenizer
-        if not self.image_positions and self.builder.layout != self.layout:
-            self.builder = replace(self.builder, layout=self.layout)
-
-    def _parse_layout(self, text: str, place: str) -> Layout | None:
-        if self.layout is not None and text == self.layout.describe():
-            return self.layout
-        try:
-            return Layout.parse(text) if text else None
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
 
     def _check_intake(self, skip_bad: bool) -> None:
-        """ValueError naming the first records that cannot be used, or when none is left."""
+        """Raise ValueError naming the first records that cannot be used, or when none is left."""
         names = ", ".join(map(str, self.paths))
         bad = {reason: count for reason, count in self.intake.refused.items() if reason != TOO_LONG}
         if bad and not skip_bad:
@@ -463,12 +436,12 @@ class ConversationDataset(Dataset[Example]):
             total = f"{sum(bad.values())} of {self.intake.records} records cannot be used"
             raise ValueError(f"{total}: {shown}; mend them, or leave such records out with data.skip_bad=true")
         if not any(len(index) for index in self.indexes):
-            raise ValueError(f"no record of {names} is left to learn from: {self.intake.describe()}")
+            raise ValueError(f"no record of {names} is left for training: {self.intake.describe()}")
         if self.intake.refused or self.intake.cut:
             log.info("%s: %s", names, self.intake.describe())
 
     def _settings(self) -> dict[str, Any]:
-        """Everything but the file that the index of a file depends on."""
+        """Return everything except the file that the index of a file depends on."""
         builder = self.builder
         stores = [] if self.image_ids is None else [repr(store.manifest) for store in self.image_ids.stores]
         return {
@@ -483,7 +456,7 @@ class ConversationDataset(Dataset[Example]):
 
 
 def split_source(file: str | Path) -> tuple[Path, str]:
-    """FILE or FILE@FOLDER -> the file, and the folder below the image root that its image paths start from.
+    """Split FILE or FILE@FOLDER into the file and the folder below the image root that its image paths start from.
 
     Raises:
         ValueError: the folder leaves the image root.

@@ -1,8 +1,8 @@
-"""Which weights learn: LoRA adapters beside frozen linear layers, or the layers themselves; of the shared codebook the marker rows only."""
+"""Trainable weights of a language model: LoRA adapters or all layers; of the embedding table only the rows of the image markers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,10 +18,10 @@ TRAIN_MARKERS = ("auto", "on", "off")
 
 @dataclass
 class LoraSettings:
-    """Low-rank adaptation (Hu et al., 2021) of every linear layer of the language model but its output layer."""
+    """Low-rank adaptation (Hu et al., 2021) of every linear layer of the language model except its output layer."""
 
     enabled: bool = True
-    """Train adapters; false tunes the whole model but for its embedding table and output layer."""
+    """Train adapters; false tunes the whole model except its embedding table and output layer."""
     r: int = 128
     """Rank."""
     alpha: float = 256.0
@@ -29,12 +29,12 @@ class LoraSettings:
     dropout: float = 0.05
     """Dropout in front of an adapter."""
     train_markers: str = "auto"
-    """Let the embedding rows of the image markers learn, with adapters and in full tuning: `on`, `off`, or `auto`, which is on but
-    under ZeRO-3, where the rows of a split table cannot be picked out on every device."""
+    """Train the embedding rows of the image markers, with adapters and in full tuning: `on`, `off`, or `auto`: on except under ZeRO-3,
+    where single rows of a split table cannot be trained on every device."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
-        self.train_markers = {"True": "on", "False": "off"}.get(self.train_markers, self.train_markers)  # YAML reads on and off so
+        """Reject values out of range."""
+        self.train_markers = {"True": "on", "False": "off"}.get(self.train_markers, self.train_markers)  # YAML reads on and off as booleans
         if self.r < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ValueError(f"lora.r {self.r} must be at least 1, alpha {self.alpha} positive and dropout {self.dropout} in [0, 1)")
         if self.train_markers not in TRAIN_MARKERS:
@@ -42,29 +42,25 @@ class LoraSettings:
 
 
 def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, *, train_markers: bool = True) -> "PeftModel":
-    """Put an adapter beside every linear layer but the output layer, freeze everything else, and let the marker rows learn.
+    """Put an adapter beside every linear layer except the output layer, freeze everything else, and train the marker rows.
 
-    The base weights are not touched: embedding table and output layer keep their bytes, and what is saved is the adapter with the
-    marker rows in it.
+    Embedding table and output layer are not changed; the adapter that is saved contains the marker rows.
 
     Args:
         model: the base model; it becomes part of the result.
         settings: rank, scale, dropout.
         markers: ids of the image markers.
-        train_markers: let their rows learn (`marker_rows_train` says whether they may).
+        train_markers: train their rows; see `marker_rows_train`.
 
     Returns:
-        The model with its adapter, on whose trainable weights an optimizer may be built.
+        The model with its adapter.
     """
     from peft import LoraConfig, get_peft_model
 
     rows: dict[str, list[int]] = {}
     if train_markers:
-        ids = sorted(set(markers.ids()))
-        rows[module_name(model, model.get_input_embeddings())] = ids
-        output = model.get_output_embeddings()
-        if output is not None and not shares_table(model):
-            rows[module_name(model, output)] = ids
+        names = {module: name for name, module in model.named_modules()}
+        rows = {names[module]: sorted(markers.ids()) for module in tables(model)}
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -78,24 +74,24 @@ def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, 
 
 
 def freeze_table_(model: PreTrainedModel, markers: Markers, *, train_markers: bool = True) -> None:
-    """Make a model ready for full tuning: all weights learn but the embedding table and the output layer, of which only the marker rows do.
+    """Prepare a model for full tuning: all weights are trained, except that of embedding table and output layer only the marker rows are.
 
-    The rows of the codebook get no gradient, so an optimizer without weight decay leaves their bytes alone.
+    The other rows get no gradient, so that an optimizer without weight decay does not change them.
     """
     model.requires_grad_(True)
     for module in tables(model):
         weight = module.get_parameter("weight")
         weight.requires_grad_(train_markers)
         if train_markers:
-            keep = torch.tensor(sorted(set(markers.ids())))
+            keep = torch.tensor(sorted(markers.ids()))
             weight.register_hook(lambda gradient, keep=keep: _only_rows(gradient, keep))
 
 
 def marker_rows_train(settings: LoraSettings, *, zero_stage: int) -> bool:
-    """Whether the marker rows learn in a run.
+    """Whether the marker rows are trained in a run.
 
     Raises:
-        ValueError: asked for under ZeRO-3 on a CPU, where peft cannot pick rows of a split table.
+        ValueError: asked for under ZeRO-3 on a CPU, where peft cannot train single rows of a split table.
     """
     if settings.train_markers == "on" and zero_stage == 3 and not torch.cuda.is_available():
         raise ValueError("lora.train_markers=on does not work with ZeRO-3 on a CPU; set lora.train_markers=auto, or take ZeRO-2")
@@ -116,23 +112,18 @@ def shares_table(model: PreTrainedModel) -> bool:
     return output is not None and output.weight is model.get_input_embeddings().weight  # type: ignore[union-attr]
 
 
-def module_name(model: nn.Module, wanted: Any) -> str:
-    """Return the dotted name of a module inside `model`."""
-    return next(name for name, module in model.named_modules() if module is wanted)
-
-
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many weights learn and how many there are, also where ZeRO-3 has split them."""
+    """Return the numbers of trainable weights and of all weights, also where ZeRO-3 has split them."""
     sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
 
 
 def is_marker_row(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a trainable parameter of that name holds marker rows: those of peft, or a table that learns in full tuning."""
+    """Whether a trainable parameter of that name holds marker rows: those of peft, or a table in full tuning."""
     return "trainable_tokens" in name or (parameter.ndim == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")))
 
 
 def _only_rows(gradient: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The gradient (V, E) with zeros everywhere but in `rows`."""
+    """Return the gradient (V, E) with zeros outside `rows`."""
     rows = rows.to(gradient.device)
     return torch.zeros_like(gradient).index_copy_(0, rows, gradient.index_select(0, rows))
