@@ -6,9 +6,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +16,14 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from warm import run_ranks, start
 
-from unicode.common.files import read_json, read_jsonl, write_json, write_jsonl
+from unicode.common.files import lock_folder, read_json, read_jsonl, write_json, write_jsonl
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.run import benchmark, encode_images
 
 ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "benchmarks"
 SHORT = "Answer the question using a single word or phrase."
 NAMES = ("vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed", "llavabench", "mmvet")
 QUICK = ("--batch-size", "4", "--max-new-tokens", "4", "--device", "cpu")
@@ -270,52 +269,40 @@ def test_a_store_answers_as_the_pictures_do(arguments: list[str], tokenizer: Pat
     assert texts(tmp_path / "by_store/pope/answers.jsonl") == texts(tmp_path / "out/pope/answers.jsonl")
 
 
-def environment() -> dict[str, str]:
-    words = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    return os.environ | words
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_more_ranks_than_questions(arguments: list[str], tmp_path: Path, ranks: int) -> None:
+def test_more_ranks_than_questions(arguments: list[str], tmp_path: Path) -> None:
     assert benchmark.main(["mmvet", *arguments]) == 0  # two questions
     alone = texts(tmp_path / "out/mmvet/answers.jsonl")
     other = [word if word != str(tmp_path / "out") else str(tmp_path / "ranks") for word in arguments]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--module"]
-    done = subprocess.run(
-        [*launcher, "unicode.run.benchmark", "mmvet", *other], env=environment(), cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run_ranks("benchmark", "mmvet", *other, logs=tmp_path / "logs", ranks=3)
     assert texts(tmp_path / "ranks/mmvet/answers.jsonl") == alone
     assert read_json(tmp_path / "ranks/mmvet/scores.json")["n_answered"] == len(alone)
 
 
-@pytest.mark.slow
 def test_killed_and_started_again(arguments: list[str], data: Path, tmp_path: Path) -> None:
-    many = tmp_path / "data"
-    records = [{"question_id": n, "image": f"v1_{n % 2}.png", "text": f"how many blue things are there {n}?"} for n in range(400)]
+    many, number = tmp_path / "data", 200
+    records = [{"question_id": n, "image": f"v1_{n % 2}.png", "text": f"how many blue things are there {n}?"} for n in range(number)]
     question_lines(many / "mm-vet/llava-mm-vet.jsonl", many / "mm-vet/images", records)
     words = [str(many) if word == str(data) else word for word in arguments]
     words[words.index("--batch-size") + 1] = "2"
-    process = subprocess.Popen([sys.executable, "-m", "unicode.run.benchmark", "mmvet", *words], env=environment(), cwd=ROOT)
+    process = start("benchmark", "mmvet", *words, log=tmp_path / "log").process
     part = tmp_path / "out/mmvet/answers.jsonl.parts/00000.jsonl"
     deadline = time.monotonic() + 100
     while not (part.is_file() and part.read_bytes().count(b"\n") > 20):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with open(part, "ab") as file:  # as if the death had come in the middle of a line
-        file.write(b'{"question_id": 399, "te')
+        file.write(b'{"question_id": 199, "te')
     kept = part.read_bytes().count(b"\n")
-    assert 20 < kept < 400
+    assert 20 < kept < number
     before = texts_of_part(part)
     assert benchmark.main(["mmvet", *words]) == 0
     report = read_json(tmp_path / "out/mmvet/scores.json")
-    assert report["num_asked"] == 400 - kept
-    assert report["n_answered"] == 400
+    assert report["num_asked"] == number - kept
+    assert report["n_answered"] == number
     found = {record["question_id"]: record for record in read_jsonl(tmp_path / "out/mmvet/answers.jsonl")}
-    assert list(found) == list(range(400))
+    assert list(found) == list(range(number))
     assert all(found[name] == record for name, record in before.items())  # not asked again
     whole = [str(tmp_path / "whole") if word == str(tmp_path / "out") else word for word in words]
     assert benchmark.main(["mmvet", *whole]) == 0
@@ -495,7 +482,26 @@ def test_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "EVALUATION.md" in fails(capsys, "pope", "--answers", "a", "--data", str(tmp_path / "no"), "--out", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", [*NAMES, "all"])
-def test_dry_run(name: str, arguments: list[str], tmp_path: Path) -> None:
-    assert benchmark.main([name, *arguments, "--dry-run"]) == 0
+def test_dry_run(arguments: list[str], tmp_path: Path) -> None:
+    assert benchmark.main(["all", *arguments, "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock_folder(tmp_path / "out/pope", "answering"):
+        assert f"{tmp_path}/out/pope is in use: answering by process {os.getpid()}" in fails(capsys, "pope", *arguments)
+        assert benchmark.main(["mmvet", *arguments]) == 0  # another benchmark beside it is not in its way
+    assert not (tmp_path / "out/pope/answers.jsonl").exists()
+    assert benchmark.main(["pope", *arguments]) == 0
+
+
+def test_golden_answers_through_the_command(tmp_path: Path) -> None:
+    assert benchmark.main(["all", "--answers", str(GOLDEN / "answers"), "--data", str(GOLDEN), "--out", str(tmp_path)]) == 0
+    for expected in (GOLDEN / "expected").iterdir():
+        if expected.name != "evalai_normalisation.json":
+            made = tmp_path / expected.name.split(".")[0].split("_")[0] / expected.name
+            read = read_json if made.suffix == ".json" else lambda path: list(read_jsonl(path))
+            assert read(made) == read(expected), expected.name
+    report = read_json(tmp_path / "pope" / "scores.json")
+    assert report["n_expected"] == report["n_answered"] == 240
+    assert report["headline"] == pytest.approx(100 * (0.6923076923076923 + 0.7123287671232877 + 0.7526881720430108) / 3)

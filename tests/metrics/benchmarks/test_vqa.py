@@ -1,4 +1,4 @@
-"""Normalization and soft accuracy by hand; VQAv2, VizWiz and TextVQA: val splits, submission files, missing and damaged files."""
+"""Normalization and soft accuracy by hand; VQAv2, VizWiz, TextVQA and GQA: val splits, submission files, damaged files."""
 
 import json
 
@@ -10,9 +10,11 @@ from unicode.metrics.benchmarks.vqa import (
     CONTRACTIONS,
     NUMBER_WORDS,
     PUNCTUATION,
+    Gqa,
     Textvqa,
     Vizwiz,
     Vqav2,
+    evaluate_gqa,
     normalize_answer,
     question_of,
     soft_accuracy,
@@ -66,7 +68,7 @@ def test_at_most_32_full_stops_go():
 
 
 def test_tables_are_whole():
-    assert (len(CONTRACTIONS), len(NUMBER_WORDS), len(ARTICLES), len(PUNCTUATION)) == (120, 12, 3, 21)
+    assert (len(CONTRACTIONS), len(NUMBER_WORDS), len(ARTICLES), len(PUNCTUATION)) == (118, 12, 3, 21)
     assert not set("':$%#&.") & set(PUNCTUATION)
 
 
@@ -201,3 +203,52 @@ def test_textvqa_question_asked_twice_counts_twice(put, score):
 def test_textvqa_without_answers(put, score):
     put("textvqa/TextVQA_0.5.1_val.json", {"data": [annotation(1)]})
     assert score(Textvqa(), []).headline is None
+
+
+def question(answer, *, structural="query", words=3, group="g", operations=("select", "query")):
+    return {
+        "isBalanced": True,
+        "answer": answer,
+        "question": " ".join(["w"] * words),
+        "types": {"structural": structural, "semantic": "rel"},
+        "semantic": [{"operation": name, "argument": "name" if name == "query" else "x"} for name in operations],
+        "groups": {"global": group},
+    }
+
+
+QUESTIONS = {
+    "1": question("red"),
+    "2": question("blue"),
+    "3": question("yes", structural="verify", words=4, group=None, operations=("select", "relate", "exist")),
+    "4": question("no", structural="logical", words=4, group=None),
+}
+
+
+def test_gqa_figures():
+    values = evaluate_gqa(QUESTIONS, {"1": "red", "2": "red", "3": "yes", "4": "no"})
+    assert (values["accuracy"], values["binary"], values["open"]) == (75, 100, 50)
+    assert values["per_structural_type"] == {"logical": 100, "query": 50, "verify": 100}
+    assert values["per_semantic_type"] == {"rel": 75}
+    assert values["per_words"] == {"3": 50, "4": 100}
+    assert values["per_steps"] == {"1": pytest.approx(200 / 3), "2": 100}  # "query: name" and "exist" are no steps
+    # group g: gold red 1, blue 1; given red 2, blue 0: (2 - 1)^2 / 1 + (0 - 1)^2 / 1 = 2
+    assert values["distribution"] == pytest.approx(0.02)
+
+
+def test_gqa_scored_through_the_benchmark(put, score):
+    put("gqa/data/testdev_balanced_questions.json", {**QUESTIONS, "5": {"isBalanced": False}})
+    result = score(Gqa(), [{"question_id": "1", "text": "Red."}, {"question_id": "2", "text": " blue"}])
+    assert result.headline == 25
+    assert (result.num_expected, result.num_answered) == (4, 2)
+
+
+def test_gqa_nothing_to_score():
+    values = evaluate_gqa({}, {})
+    assert values["accuracy"] is None
+    assert values["distribution"] == 0
+
+
+def test_gqa_another_file(put, score):
+    put("gqa/data/testdev_balanced_questions.json", {"1": {"isBalanced": True}})
+    with pytest.raises(ValueError, match="is not a question file of GQA"):
+        score(Gqa(), [])

@@ -2,9 +2,8 @@
 
 from unicode.metrics.benchmarks.base import Benchmark
 from unicode.metrics.benchmarks.choice import MMBENCH, MMBENCH_CN, Seed, Sqa
-from unicode.metrics.benchmarks.gqa import Gqa
 from unicode.metrics.benchmarks.graded import Llavabench, Mmvet
-from unicode.metrics.benchmarks.vqa import Textvqa, Vizwiz, Vqav2
+from unicode.metrics.benchmarks.vqa import Gqa, Textvqa, Vizwiz, Vqav2
 from unicode.metrics.benchmarks.yes_no import Mme, Pope
 
 _ALL: tuple[Benchmark, ...] = (

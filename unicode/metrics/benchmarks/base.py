@@ -97,20 +97,13 @@ class Options:
 class Question:
     """One question to a model."""
 
-    id: str | int
-    """`question_id` as its file has it; not always unique, `key` is."""
-    text: str
-    """What the model reads, with the suffix that says how to answer, without image tag and conversation template."""
-    key: str
-    """Unique in the benchmark; `Benchmark.key_of` finds the same key from an answer record."""
-    image: str = ""
-    """Path below `image_folder`; empty for a question without image."""
-    image_data: bytes = b""
-    """The encoded image, where the benchmark's own file holds it (MMBench)."""
-    prompt: str = ""
-    """What LLaVA records as `prompt` of the answer; differs from `text` in some benchmarks."""
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the answer record (`round_id`, `options`, `option_char`) or of the question (`category`)."""
+    id: str | int  # `question_id` as its file has it; not always unique, `key` is
+    text: str  # what the model reads, with the suffix that says how to answer, without image tag and conversation template
+    key: str  # unique in the benchmark; `Benchmark.key_of` finds the same key from an answer record
+    image: str = ""  # path below `image_folder`; empty for a question without image
+    image_data: bytes = b""  # the encoded image, where the benchmark's own file holds it (MMBench)
+    prompt: str = ""  # what LLaVA records as `prompt` of the answer; differs from `text` in some benchmarks
+    fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of the answer record (`round_id`) or the question (`category`)
 
 
 @dataclass(frozen=True)

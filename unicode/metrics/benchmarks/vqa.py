@@ -1,8 +1,8 @@
-"""VQAv2, VizWiz and TextVQA: short answers, normalized, compared with ten annotators."""
+"""VQAv2, VizWiz, TextVQA and GQA: short answers, compared with those of ten annotators or with one gold answer."""
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,10 @@ from unicode.metrics.benchmarks.base import (
     Score,
     expect,
     percent,
+    ratio,
     read_question_file,
     result_text,
+    share_true,
 )
 
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
@@ -33,33 +35,20 @@ NUMBER_WORDS = {"none": "0"} | {
     word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 
-# fmt: off
+_CONTRACTED = (
+    "'ow's'at 'twas I'd've I'm I've ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
+    "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've "
+    "mustn't needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll "
+    "somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've "
+    "there're there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's what've "
+    "when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't "
+    "wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've"
+)
 CONTRACTIONS = {
-    "aint": "ain't", "arent": "aren't", "cant": "can't", "couldve": "could've", "couldnt": "couldn't", "couldn'tve": "couldn't've",
-    "couldnt've": "couldn't've", "didnt": "didn't", "doesnt": "doesn't", "dont": "don't", "hadnt": "hadn't", "hadnt've": "hadn't've",
-    "hadn'tve": "hadn't've", "hasnt": "hasn't", "havent": "haven't", "hed": "he'd", "hed've": "he'd've", "he'dve": "he'd've",
-    "hes": "he's", "howd": "how'd", "howll": "how'll", "hows": "how's", "Id've": "I'd've", "I'dve": "I'd've", "Im": "I'm", "Ive": "I've",
-    "isnt": "isn't", "itd": "it'd", "itd've": "it'd've", "it'dve": "it'd've", "itll": "it'll", "let's": "let's", "maam": "ma'am",
-    "mightnt": "mightn't", "mightnt've": "mightn't've", "mightn'tve": "mightn't've", "mightve": "might've", "mustnt": "mustn't",
-    "mustve": "must've", "neednt": "needn't", "notve": "not've", "oclock": "o'clock", "oughtnt": "oughtn't", "ow's'at": "'ow's'at",
-    "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at", "shant": "shan't", "shed've": "she'd've", "she'dve": "she'd've", "she's": "she's",
-    "shouldve": "should've", "shouldnt": "shouldn't", "shouldnt've": "shouldn't've", "shouldn'tve": "shouldn't've",
-    "somebody'd": "somebodyd", "somebodyd've": "somebody'd've", "somebody'dve": "somebody'd've", "somebodyll": "somebody'll",
-    "somebodys": "somebody's", "someoned": "someone'd", "someoned've": "someone'd've", "someone'dve": "someone'd've",
-    "someonell": "someone'll", "someones": "someone's", "somethingd": "something'd", "somethingd've": "something'd've",
-    "something'dve": "something'd've", "somethingll": "something'll", "thats": "that's", "thered": "there'd", "thered've": "there'd've",
-    "there'dve": "there'd've", "therere": "there're", "theres": "there's", "theyd": "they'd", "theyd've": "they'd've",
-    "they'dve": "they'd've", "theyll": "they'll", "theyre": "they're", "theyve": "they've", "twas": "'twas", "wasnt": "wasn't",
-    "wed've": "we'd've", "we'dve": "we'd've", "weve": "we've", "werent": "weren't", "whatll": "what'll", "whatre": "what're",
-    "whats": "what's", "whatve": "what've", "whens": "when's", "whered": "where'd", "wheres": "where's", "whereve": "where've",
-    "whod": "who'd", "whod've": "who'd've", "who'dve": "who'd've", "wholl": "who'll", "whos": "who's", "whove": "who've",
-    "whyll": "why'll", "whyre": "why're", "whys": "why's", "wont": "won't", "wouldve": "would've", "wouldnt": "wouldn't",
-    "wouldnt've": "wouldn't've", "wouldn'tve": "wouldn't've", "yall": "y'all", "yall'll": "y'all'll", "y'allll": "y'all'll",
-    "yall'd've": "y'all'd've", "y'alld've": "y'all'd've", "y'all'dve": "y'all'd've", "youd": "you'd", "youd've": "you'd've",
-    "you'dve": "you'd've", "youll": "you'll", "youre": "you're", "youve": "you've",
+    **{form[:at] + form[at + 1 :]: form for form in _CONTRACTED.split() for at, sign in enumerate(form) if sign == "'"},
+    "somebody'd": "somebodyd",
 }
-# fmt: on
-"""Spellings of contractions -> the one that counts. Entries with capitals never match, for answers come in lower case."""
+"""Contractions that lack one apostrophe -> the spelling that counts. Those with capitals never match, for answers come in lower case."""
 
 
 MAX_FULL_STOPS = 32
@@ -328,3 +317,96 @@ class Textvqa(Benchmark):
             "strict": {"accuracy": percent(total, len(keys)), "rule": "a question without an answer scores 0"},
         }
         score.files["textvqa.json"] = result_text({"accuracy": score.headline})
+
+
+GQA_SOURCE = "download the questions and images of GQA (Stanford) and unpack them in gqa/data"
+NOT_A_STEP = ("exist", "query: name", "choose name")
+"""Operations of a question's program that the official evaluation does not count as reasoning steps."""
+
+
+def gqa_prediction(text: str) -> str:
+    """Return what LLaVA submits for an answer: lower case, without full stops at the end."""
+    return text.rstrip(".").lower()
+
+
+class Gqa(Benchmark):
+    """GQA, testdev-balanced. A missing answer is wrong."""
+
+    name, title, unit = "gqa", "GQA", "% exact match"
+    protocol = "testdev-balanced, lower case, final full stops dropped, equality with the gold answer"
+    questions = NeededFile("gqa/llava_gqa_testdev_balanced.jsonl", EVAL_ARCHIVE)
+    images = NeededFile("gqa/data/images", GQA_SOURCE)
+    gold = NeededFile(
+        ("gqa/data/testdev_balanced_questions.json", "gqa/data/questions1.2/testdev_balanced_questions.json"),
+        GQA_SOURCE,
+        to_ask=False,
+        to_score=True,
+    )
+    answer_key = (gold,)
+
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        predictions = {key: gqa_prediction(record["text"]) for key, record in answers.items()}
+        score.files["gqa_predictions.json"] = json.dumps(
+            [{"questionId": record["question_id"], "prediction": predictions[key]} for key, record in answers.items()]
+        )
+        asked = self._match_questions(data, answers, options)
+        if score.note_missing_(data, self.gold):
+            if asked is not None:
+                score.count_answers_(answers, asked, where=self.questions.find(data))
+            return
+        path = self.gold.require(data)
+        with expect(f"{path} is not a question file of GQA", GQA_SOURCE):
+            balanced = {key: question for key, question in read_json(path).items() if question["isBalanced"]}
+            score.count_answers_(answers, balanced, where=path)
+            score.values = evaluate_gqa(balanced, predictions)
+        score.headline = score.values["accuracy"]
+
+
+def evaluate_gqa(questions: Mapping[str, Any], predictions: Mapping[str, str]) -> dict[str, Any]:
+    """Return accuracies in percent: all, binary, open, per type, per number of words and of steps; and the distribution score.
+
+    A question is open if its structural type is "query", else binary. Validity, plausibility, consistency and grounding need files that
+    LLaVA's evaluation switches off too.
+    """
+    correct: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for key, question in questions.items():
+        right = predictions.get(key) == question["answer"]
+        structural, semantic = question["types"]["structural"], question["types"]["semantic"]
+        for figure, value in (
+            ("all", "accuracy"),
+            ("all", "open" if structural == "query" else "binary"),
+            ("per_structural_type", structural),
+            ("per_semantic_type", semantic),
+            ("per_steps", _num_steps(question)),
+            ("per_words", len(question["question"].split())),
+        ):
+            correct[figure][str(value)].append(right)
+    rates = {figure: {value: share_true(flags) for value, flags in sorted(groups.items())} for figure, groups in correct.items()}
+    totals = rates.pop("all", {})
+    return {
+        "accuracy": totals.get("accuracy"),
+        "binary": totals.get("binary"),
+        "open": totals.get("open"),
+        "distribution": _distribution(questions, predictions),
+        **rates,
+    }
+
+
+def _num_steps(question: Mapping[str, Any]) -> int:
+    steps = [f"{step['operation']}: {step['argument']}" for step in question["semantic"]]
+    return sum(not any(part in step for part in NOT_A_STEP) for step in steps)
+
+
+def _distribution(questions: Mapping[str, Any], predictions: Mapping[str, str]) -> float:
+    """Chi-square distance of the answers given in a group to its gold answers, averaged over groups by size, / 100; lower is better."""
+    gold: dict[str, Counter[str]] = defaultdict(Counter)
+    given: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, question in questions.items():
+        group = question["groups"]["global"]
+        if group is not None:
+            gold[group][question["answer"]] += 1
+            if key in predictions:
+                given[group][predictions[key]] += 1
+    total = sum(counts.total() for counts in gold.values())
+    distances = {group: sum((given[group][name] - n) ** 2 / n for name, n in counts.items()) for group, counts in gold.items()}
+    return ratio(sum(distances[group] * counts.total() for group, counts in gold.items()), total) / 100
