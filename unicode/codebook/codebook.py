@@ -12,7 +12,7 @@ from unicode.codebook.embedding_table import LanguageTable
 from unicode.codebook.search import NORMALIZATIONS, nearest_rows
 from unicode.common.distributed import all_reduce_sum_, rank, world_size
 
-MAX_CANDIDATES = 1024  # latents offered per step to rows that nobody uses
+MAX_CANDIDATES = 1024  # latents offered per step to unused rows
 DEFAULT_PROJECTED_WIDTH = 16
 MODES = ("free", "frozen", "language", "projected")
 

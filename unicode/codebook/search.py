@@ -89,7 +89,7 @@ def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
     argmin_j |z - e_j|^2 = argmax_j (z . e_j - |e_j|^2 / 2): the squared length of z is the same for every row, so one fused
     matrix product and a maximum give the exact answer, tile by tile, without a tensor of N x K distances. The search runs
-    in float32 whatever autocast says: in bfloat16 up to one code in six differs.
+    in float32 even under autocast: in bfloat16 up to one code in six differs.
 
     Args:
         vectors: (N, E), any floating type.

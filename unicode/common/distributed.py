@@ -85,7 +85,7 @@ def on_main(compute: Callable[[], T]) -> T:
 def open_job(device: str = "auto", *, timeout_minutes: float = DAY) -> torch.device:
     """Join the other ranks, if a launcher (torchrun, deepspeed) started this process with some, and return the device to use.
 
-    The ranks speak through gloo, on CPU tensors; `unicode.run.command` leaves the group at the end.
+    The ranks exchange CPU tensors through gloo; `unicode.run.command` leaves the group at the end.
 
     Args:
         device: "auto" for this rank's GPU or, without one, the CPU; otherwise a device as torch names it.

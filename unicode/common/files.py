@@ -87,7 +87,7 @@ def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
         purpose: what the command does there, for the message to others, such as "training".
 
     Raises:
-        ValueError: another process holds the lock; the message says which, since when and what to do.
+        ValueError: another process holds the lock; the message names it, since when, and the remedy.
     """
     handle = _take_lock(Path(path), purpose) if is_main() else None
     try:
@@ -95,7 +95,7 @@ def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
     finally:
         if handle is not None:
             with suppress(FileNotFoundError):
-                (Path(path) / LOCK_FILE).unlink()  # before the release: nobody else can hold this name yet
+                (Path(path) / LOCK_FILE).unlink()  # before the release, while no other process can hold this name
             _locks.discard(handle)
             os.close(handle)
 

@@ -1,4 +1,4 @@
-"""Layout: the one place that knows in which order the codes of an image stand.
+"""Layout: the order of the ids of an image; no other module decides it.
 
 Two orders exist. The *canonical* one is how a tokenizer counts its codes: hierarchical levels one after the other, coarse to
 fine, each in raster order; residual codes cell by cell in raster order, depth fastest. The *id order* is how the LLM reads and

@@ -117,7 +117,7 @@ class Manifest:
     spec: StoreSpec
     complete: bool = False
     skipped: int = 0
-    """Images without ids; skipped.jsonl says why."""
+    """Images without ids; skipped.jsonl has the reasons."""
     shards: tuple[Shard, ...] = ()
 
     def save(self, folder: Path) -> None:
@@ -246,7 +246,7 @@ class Store:
         """Vocabulary ids of one image: int64 (N,) in id order.
 
         Raises:
-            KeyError: the store has no such image, or no ids of it; the message says which and why.
+            KeyError: the store has no such image, or no ids of it; the message names the key and the reason.
             IndexError: no such view.
         """
         found = self.get(key, view=view)

@@ -1,4 +1,4 @@
-"""StoreWriter: fills a store shard by shard; a stopped run is finished by the same command."""
+"""StoreWriter: fills a store shard by shard; the same command resumes a stopped run."""
 
 import io
 from collections import deque

@@ -1,4 +1,4 @@
-"""Ids in text: `<vistok>12-7-...</vistok>` inside the turns of an annotation, written and strictly read back."""
+"""Ids in text: `<vistok>12-7-...</vistok>` inside the turns of an annotation, written and strictly parsed."""
 
 import re
 from collections.abc import Iterable
@@ -49,13 +49,13 @@ def read_run(text: str, *, where: str = "text", vocab_size: int | None = None, a
 
 
 def split_runs(text: str, *, where: str = "text", vocab_size: int | None = None, allow_empty: bool = False) -> list[Piece]:
-    """Cut a turn into plain text and runs of ids, in order; nothing is lost, nothing is mended.
+    """Cut a turn into plain text and runs of ids, in order. The texts of the pieces join to the turn; faulty runs are errors.
 
     Args:
         text: the turn; a turn without runs gives one plain piece, an empty one none.
         where: names the record in errors, as "record 17 (id 'abc'), turn 2".
         vocab_size: ids must lie below it.
-        allow_empty: whether "<vistok></vistok>" is a run of no ids (UniCode-ECCV24 wrote it for a picture not begun).
+        allow_empty: whether "<vistok></vistok>" is a run of no ids (UniCode-ECCV24 wrote it for an image without rows so far).
 
     Raises:
         ValueError: a tag without its partner, a run inside a run, anything but whole numbers joined by single hyphens, or an

@@ -46,13 +46,13 @@ class DataConfig:
     path: str = ""
     split: str = "train"  # "train", "val" or any name that the data set's files have
     holdout: float = 0.0  # share of the images, chosen by a hash of the key, that "val" keeps and "train" leaves out; 0: both have all
-    limit: int = 0  # only so many images, evenly spread over the data set; 0: all
+    limit: int = 0  # number of images, evenly spread over the data set; 0: all
     crop: str = "auto"  # in training: random, resized (75-100 % of the area), center; auto: resized for ffhq, random otherwise
     flip: bool = False  # in training: mirror half of the pictures
     resize: str = "bicubic"  # kernel, always antialiased: bilinear, bicubic, lanczos
     draft: float = 2.0  # JPEGs may be decoded at 1/2, 1/4 or 1/8 size as long as so many times the size asked for remains; 0: never
     max_pixels: int = 89_478_485  # larger images are skipped before they are decoded
-    check_files: int = 100  # how many files of a list are looked for at the start; -1: all, 0: none
+    check_files: int = 100  # files of a list that are checked at the start; -1: all, 0: none
     shapes: ShapesConfig = field(default_factory=ShapesConfig)  # the generated world of name=shapes
 
     @property
@@ -79,7 +79,7 @@ class Source(Protocol):
     keys: PackedStrings
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of file `index`; UnreadableImageError if they cannot be had."""
+        """Return the bytes of file `index`; UnreadableImageError if it cannot be read."""
 
 
 class Files:
@@ -90,7 +90,7 @@ class Files:
         self.keys = PackedStrings(files.keys)
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of file `index`; UnreadableImageError if they cannot be had."""
+        """Return the bytes of file `index`; UnreadableImageError if it cannot be read."""
         return read_bytes(f"{self._root}/{self.keys[index]}")
 
 
@@ -204,7 +204,7 @@ class Skipped:
 
 
 class ImageDataset(Dataset[ImageSample | Skipped], ABC):
-    """Pictures of one size by index; subclasses say how to make one. Workers get it pickled, so it is small."""
+    """Pictures of one size by index; subclasses make one picture. Workers receive it pickled, so it is small."""
 
     image_size: int
     protocol: str  # how evaluation makes a square of a picture, in words, for reports and manifests
@@ -277,7 +277,7 @@ class FileImages(ImageDataset):
 
 
 class ShapesImages(ImageDataset):
-    """Pictures of the generated world; training sees them as evaluation does."""
+    """Pictures of the generated world; training does not augment them."""
 
     def __init__(self, config: ShapesConfig, *, split: str, limit: int = 0) -> None:
         if split not in SPLITS:
@@ -285,7 +285,7 @@ class ShapesImages(ImageDataset):
         super().__init__(scene_keys(config, split, limit=limit), image_size=config.image_size, protocol="generated at this size")
         self.config = config
         self.split = split
-        self.scene(0).pixels()  # a world whose objects cannot be told apart ends here
+        self.scene(0).pixels()  # raises ValueError early for shapes that cannot be told apart
 
     def scene(self, index: int) -> Scene:
         """Return the scene of picture `index`."""
@@ -301,11 +301,11 @@ def build_dataset(config: DataConfig, *, image_size: int, train: bool) -> ImageD
 
     Args:
         image_size: side of the squares in pixels.
-        train: give a `AugmentedIndex` the training transform; without it every item is as in evaluation.
+        train: give an `AugmentedIndex` the training transform; without it every item is as in evaluation.
 
     Raises:
         FileNotFoundError: a folder, list, archive, or files named in a list are missing.
-        ValueError: nothing to read, or something malformed; the message says what to set.
+        ValueError: nothing to read, or something malformed; the message names the setting.
     """
     if config.name == "shapes":
         return ShapesImages(replace(config.shapes, image_size=image_size), split=config.split, limit=config.limit)
@@ -321,11 +321,11 @@ def open_images(
         path: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, or "shapes:SPLIT".
         root: the folder that the paths in a list or annotation file start from; the file's own folder if empty.
         config: settings that are not about which pictures (resize, crop, draft, limit, the world of shapes).
-        train: give a `AugmentedIndex` the training transform, as in `build_dataset`.
+        train: give an `AugmentedIndex` the training transform, as in `build_dataset`.
 
     Raises:
-        FileNotFoundError: there is nothing of that name.
-        ValueError: there is nothing to read in it, or no telling what it is.
+        FileNotFoundError: the path does not exist.
+        ValueError: it holds no images, or is of no known kind.
     """
     base, text = config or DataConfig(), str(path)
     if text == "shapes" or text.startswith("shapes:"):

@@ -63,7 +63,7 @@ def decode_image(data: bytes, *, shorter: int = 0, max_pixels: int = 89_478_485)
     if not data:
         raise UnreadableImageError("empty file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags would fill the log, once a file and worker
+        warnings.simplefilter("ignore")  # Pillow's warnings about unusual tags would fill the log
         return _decode(data, shorter, max_pixels)
 
 

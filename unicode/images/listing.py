@@ -158,13 +158,13 @@ def join(listings: Sequence[Listing]) -> Listing:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a picture belongs to the share that "val" keeps: a hash of its key decides, for ever the same."""
+    """Whether a picture belongs to the share that "val" keeps: a hash of its key decides."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64 < share
 
 
 def check_files(listing: Listing, number: int, source: str) -> None:
-    """Look whether `number` files, evenly spread over the listing (all if negative), exist.
+    """Check that `number` files, evenly spread over the listing (all if negative), exist.
 
     Raises:
         FileNotFoundError: some do not; the message names the first three and tells how many of how many.

@@ -1,7 +1,7 @@
-"""A data set and lists of what to fetch -> batches on the wanted device, made by worker processes, and a report of what was skipped.
+"""A data set and lists of indices -> batches on a device, made by worker processes, and a report of skipped pictures.
 
-Workers hand over uint8, a quarter of the bytes of float32; the batch becomes float where it is used. A batch is a function of
-its list alone: neither the number of workers nor what was fetched before changes a bit of it.
+Workers hand over uint8, a quarter of the bytes of float32; the batch becomes float where it is used. A batch
+depends on its list alone, not on the number of workers or on earlier batches.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Batch:
     images: Tensor  # (B, 3, H, W) float32 in [-1, 1]; B may be 0 in evaluation, where nothing could be read
     keys: list[str]
     indices: list[int]
-    skipped: list[Skipped]  # what could not be read: left out in evaluation, replaced by other pictures in training
+    skipped: list[Skipped]  # unreadable pictures: left out in evaluation, replaced in training
 
 
 def build_loader(
@@ -46,11 +46,11 @@ def build_loader(
     """Return an iterable of batches, one per list of `batches`, in order.
 
     Args:
-        batches: lists of int (evaluation: what cannot be read is left out) or of Draw (training: it is replaced by another
-            picture that the Draw alone determines). Iterated anew for every pass.
+        batches: lists of int (evaluation: what cannot be read is left out) or of AugmentedIndex (training: it is replaced by
+            another picture that this index alone determines). Iterated anew for every pass.
         num_workers: processes that read and decode; 0: this one does.
         device: where the images go.
-        pin_memory: page-locked memory for the way to a GPU; None: if `device` is one.
+        pin_memory: page-locked memory for copies to a GPU; None: if `device` is one.
         prefetch: batches that each worker prepares ahead.
     """
     device = torch.device(device)
@@ -94,7 +94,7 @@ class SkipReport:
         self._skipped: dict[str, Skipped] = {}  # by key: a picture that is met again counts once
 
     def add(self, skipped: Iterable[Skipped]) -> None:
-        """Take over the skipped pictures of a batch."""
+        """Add the skipped pictures of a batch."""
         for entry in skipped:
             self._skipped.setdefault(entry.key, entry)
 
@@ -122,7 +122,7 @@ class SkipReport:
 class _RawBatch(Batch):
     """A batch whose images are still uint8."""
 
-    error: str = ""  # why there is no batch: an exception would arrive from a worker as its whole traceback
+    error: str = ""  # why there is no batch: an exception in a worker would print its whole traceback
 
     def pin_memory(self) -> "_RawBatch":
         """Move the images to page-locked memory; the DataLoader calls this in a thread of its own."""

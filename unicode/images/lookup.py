@@ -55,7 +55,7 @@ class ImageLookup:
         world: settings of the world that differ from the default ones, as "colours=8".
 
     Raises:
-        FileNotFoundError: there is nothing of a name.
+        FileNotFoundError: a source does not exist.
         ValueError: an archive without images, or unknown settings of the world.
     """
 
@@ -102,7 +102,7 @@ class ImageLookup:
         missing = [key for key in keys if key not in self]
         if missing and len(missing) == len(keys):
             where = f"{', '.join(self.names)}, as '{missing[0]}' ({self._why_missing(missing[0])})"
-            raise FileNotFoundError(f"none of {len(keys)} pictures is in {where}; {setting} names where they lie")
+            raise FileNotFoundError(f"none of {len(keys)} pictures is in {where}; {setting} names their folders")
         if missing:
             log.warning("%d of %d pictures looked for are missing, as '%s'", len(missing), len(keys), missing[0])
 
@@ -126,7 +126,7 @@ class _Source(Protocol):
         """Whether there is a picture of this key."""
 
     def read(self, key: str) -> Image.Image | bytes:
-        """Return a picture or the content of its file; UnreadableImageError if it cannot be had."""
+        """Return a picture or the content of its file; UnreadableImageError if it cannot be read."""
 
     def caption(self, key: str) -> str:
         """Return the words about a picture, or ""."""

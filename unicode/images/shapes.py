@@ -226,8 +226,8 @@ def combinations(config: ShapesConfig) -> Combinations:
 
     The choice depends on the names alone, not on a seed: in the order of a hash, a combination is held out if training keeps
     each of its pairs (colour, shape), (colour, place) and (shape, place) in at least half of the combinations that have it. With
-    fewer, training scenes would teach a rule instead: if of all white things only triangles lay at the bottom right, a white square
-    there would contradict what was seen rather than be new.
+    fewer, training scenes would teach a rule instead: if all white things at the bottom right were triangles, a white square
+    there would contradict that rule.
     """
     return _combinations(config.colour_names, config.shape_names, config.place_names, config.holdout)
 

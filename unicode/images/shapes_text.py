@@ -41,7 +41,7 @@ def _noun(thing: Thing, config: ShapesConfig) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun behind "a" or "an"."""
+    """Return a noun with "a" or "an" before it."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -203,10 +203,10 @@ def fact(config: ShapesConfig, rng: Random) -> str:
 def world_text(num_lines: int | None = None, *, seed: int = 0, config: ShapesConfig | None = None) -> Iterator[str]:
     """Yield lines of text about the world for pre-training a small language model; without end if `num_lines` is None.
 
-    Most lines say the same scene several times in other words and orders, then ask about it: to go on with such a line a model has to
-    look up what was said of a place or thing, which is what questions about pictures ask of it later. Six lines in ten are about a
-    wider world (all colours, shapes and places), where there is too much to learn by heart. Words are free to combine, as in the text of
-    any language model: held-out combinations occur here, and in no picture of the split "train".
+    Most lines describe the same scene several times in other words and orders, then ask about it. To continue such a line a model has to
+    look up an earlier description of a place or thing, as questions about images require later. Six lines in ten are about a larger
+    world (all colours, shapes and places), which cannot be memorized. Words combine freely, as in the text of any language model:
+    held-out combinations occur here, but in no picture of the split "train".
     """
     world = replace(config or ShapesConfig(), seed=seed)
     wide = replace(world, **WIDE, image_size=max(world.image_size, 48), sizes=world.sizes, grid=8)
