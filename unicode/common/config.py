@@ -71,7 +71,7 @@ def _read_chain(path: Path) -> list[tuple[str, Any]]:
             return chain
         wanted, named_by = wanted.parent / str(extended), f", which {wanted} extends"
         if wanted.resolve() in seen:
-            raise ValueError(f"{chain[0][0]} extends {extended}, which extends it in turn; remove one `extends:`")
+            raise ValueError(f"{chain[0][0]} extends {extended}, which leads back to itself; remove one `extends:`")
 
 
 def _check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
