@@ -1,1 +1,1 @@
-"""Images to codes and back: HQ-VAE and RQ-VAE, what they are trained against, and other people's weights."""
+"""Images <-> codes <-> ids: HQ-VAE and RQ-VAE, their losses, published weights, encoding and decoding of data sets."""

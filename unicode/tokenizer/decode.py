@@ -41,7 +41,7 @@ class DecodeReport:
 
     pictures: int
     partial: int
-    """Runs that are no whole picture."""
+    """Runs of ids that are not a whole picture."""
 
 
 def decode_runs(
@@ -66,7 +66,7 @@ def decode_runs(
         total: number of runs where it is known, for the progress bar.
 
     Raises:
-        ValueError: a key that leaves `out`, an id that is none of the tokenizer's, or a number of levels that it does not have.
+        ValueError: a key outside `out`, an id that the tokenizer does not have, or a number of levels that it does not have.
         OSError: the disk is full.
     """
     if batch_size < 1 or limit < 0:

@@ -33,15 +33,15 @@ class EncodeConfig:
     """
 
     batch_size: int = 32
-    """Images per forward pass. Kernels may round the last bit of a latent otherwise for another size; of 120,000 codes measured none
-    was so close to the border of two rows that it changed."""
+    """Images per forward pass. Another size may change the last bit of a latent; of 120,000 codes measured none was so close to the
+    border of two rows that it changed."""
     num_workers: int = 2
     """Processes of each rank that read images; 0: the rank itself."""
     precision: str = "float32"
     """Arithmetic of the encoder, "float32" or "bf16"; the manifest records it."""
     views: tuple[str, ...] = ("whole",)
-    """What is encoded of each image: "whole" = as evaluation sees it, "flip" = its mirror image, "crop" = as training sees it, drawn
-    by a seed of its own each time it is named. More than one make the views axis of the store."""
+    """What is encoded of each image: "whole" = the evaluation square, "flip" = its mirror image, "crop" = a training crop, with another
+    seed each time it is named. More than one make the views axis of the store."""
     crop: str = "random"
     """Kind of the data set's training crop (`DataConfig.crop`), for the manifest of a store with "crop" among its views."""
     shard_size: int = 0
@@ -107,23 +107,23 @@ def encode_images(
 
     Raises:
         ValueError: `out` holds ids of another tokenizer, transform or list of images, or no image can be read.
-        OSError: the disk is full; what is written stays, the same command goes on from there.
+        OSError: the disk is full; what is written stays, and the same command resumes.
     """
     spec = describe_store(tokenizer, dataset, config)
     start = time.perf_counter()
     with StoreWriter(out, spec) as writer:
         _prepare(writer, dataset)
         missing = writer.missing()
-        barrier()  # nobody writes before everybody has looked, so that all deal the same shards
+        barrier()  # all ranks list the missing shards before one writes, so all deal the same shards
         images = sum(len(spec.shard_rows(shard)) for shard in missing)
         if images < spec.num_images:
-            log.info("%s: %d of %d images are there already", out, spec.num_images - images, spec.num_images)
+            log.info("%s: %d of %d images exist already", out, spec.num_images - images, spec.num_images)
         _encode_shards(tokenizer, dataset, writer, missing[rank() :: world_size()], config=config, device=torch.device(device))
         writer.close()
         barrier()
         skipped = int(all_reduce_sum_(torch.tensor(writer.finish(dataset.keys).skipped if is_main() else 0)))
     if skipped == spec.num_images:
-        raise ValueError(f"none of the {skipped} images could be read; {Path(out) / 'skipped.jsonl'} says why")
+        raise ValueError(f"none of the {skipped} images could be read; {Path(out) / 'skipped.jsonl'} has the reasons")
     return EncodeReport(images, spec.num_images - images, skipped, time.perf_counter() - start)
 
 
@@ -142,13 +142,13 @@ def _prepare(writer: StoreWriter, dataset: ImageDataset) -> None:
         except (ValueError, OSError) as caught:
             error = caught
     if int(all_reduce_sum_(torch.tensor(int(error is not None)))):
-        raise error or ValueError("the first rank could not take the folder of the store; its message says why")
+        raise error or ValueError("the first rank could not lock or check the folder of the store; see its message")
 
 
 def _encode_shards(
     tokenizer: ImageTokenizer, dataset: ImageDataset, writer: StoreWriter, shards: list[int], *, config: EncodeConfig, device: torch.device
 ) -> None:
-    """Encode the shards of this rank and hand them to the writer. On a GPU nothing waits for the device: the writer's thread does."""
+    """Encode the shards of this rank and hand them to the writer. On a GPU only the writer's thread waits for the device."""
     spec = writer.spec
     pictures = _Pictures(dataset, spec.views)
     plan = _Plan(spec, shards, config.batch_size, sorted(set(pictures.sources)))
@@ -215,7 +215,7 @@ class _Pictures(ImageDataset):
 
 @dataclass(frozen=True)
 class _Plan:
-    """The batches of some shards in order: what the loader is asked for, and therefore what comes back from it."""
+    """The batches of some shards, in the order in which the loader returns them."""
 
     spec: StoreSpec
     shards: list[int]
