@@ -47,14 +47,14 @@ def test_every_gpu_of_the_machine(start):
     code, text, _ = start(TRAIN, "my.yaml", gpus=8, MASTER_PORT="29511")
     assert code == 0
     assert text.startswith(
-        "-m|deepspeed.launcher.runner|--no_local_rank|--master_port|29511|--module|unicode.run.train_tokenizer|my.yaml|CPU= "
+        "-m|deepspeed.launcher.runner|--quiet|--no_local_rank|--master_port|29511|--module|unicode.run.train_tokenizer|my.yaml|CPU= "
     )
 
 
 def test_several_processes_on_the_cpu(start):
     code, text, _ = start(TRAIN, "my.yaml", NUM_RANKS="2")
     assert code == 0
-    assert text.startswith("-m|deepspeed.launcher.runner|--num_accelerators|2|--no_local_rank|--master_port|29500|--module|unicode.run")
+    assert text.startswith("-m|deepspeed.launcher.runner|--quiet|--num_accelerators|2|--no_local_rank|--master_port|29500|--module|unicode.run")
     assert text.endswith("CPU=true IF=")
 
 
@@ -110,7 +110,7 @@ def test_benchmarks(start, name):
 
 def test_benchmarks_on_every_gpu(start):
     text = start("scripts/llava_eval/gqa.sh", "model", gpus=4)[1]
-    assert text.startswith("-m|deepspeed.launcher.runner|--no_local_rank|--master_port|29500|--module|unicode.run.benchmark|gqa|")
+    assert text.startswith("-m|deepspeed.launcher.runner|--quiet|--no_local_rank|--master_port|29500|--module|unicode.run.benchmark|gqa|")
 
 
 def test_benchmarks_without_a_model(start):

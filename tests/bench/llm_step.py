@@ -37,8 +37,7 @@ from unicode.llm.vocabulary import Markers, choose_markers
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer
-from unicode.train.llm_trainer import Collator
-from unicode.train.loss import combine, target_losses
+from unicode.train.loss import Collator, combine, prepare_forward_, target_losses
 from unicode.train.samplers import ConversationSampler
 
 MATRIX_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 operations/s of the data sheets
@@ -123,6 +122,7 @@ class Step:
         base.config.use_cache = False
         lora = LoraSettings(r=args.rank, alpha=2 * args.rank, dropout=0.0)
         model: Any = add_lora_(base, lora, parts.markers)
+        prepare_forward_(model)
         images = 2 * torch.rand(args.batch, 3, args.image_size, args.image_size) - 1
         self.images: torch.Tensor | None = None
         self.positions = 0
@@ -174,7 +174,7 @@ class Step:
             rows = torch.arange(len(self.images)).repeat_interleave(self.positions)
             inputs |= {"pixels": self.images, "image_at": (rows * batch["inputs"]["input_ids"].shape[1] + places).to(self.device)}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16"):
-            logits = self.model(**inputs, logits_to_keep=targets.keep, use_cache=False).logits
+            logits = self.model(**inputs, logits_at=targets.at, use_cache=False).logits
         nll = target_losses(logits, targets)
         totals = batch["targets"].total_weights().float().to(self.device)
         combine(nll, targets, totals=totals, kind_weights=torch.ones(2, device=self.device)).backward()

@@ -210,7 +210,7 @@ def test_a_broken_loss_stops_the_run_and_names_the_step(llm_overrides: list[str]
 
 
 def test_learning_rates_of_markers_and_of_the_rest(llm_overrides: list[str]) -> None:
-    trainer = build(llm_overrides, "optimizer.marker_lr=0.01", "optimizer.weight_decay=0.1")._trainer()
+    trainer = build(llm_overrides, "optimizer.marker_lr=0.01", "optimizer.weight_decay=0.1").trainer()
     groups = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in trainer.create_optimizer().param_groups}
     assert groups == {(0.005, 0.1): 2 * 7 * 2, (0.01, 0.0): 1}
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from unicode.annotations.records import TASKS
 from unicode.images.dataset import DataConfig
 from unicode.llm.llava import VisionSettings
 from unicode.llm.lora import LoraSettings
@@ -335,7 +336,9 @@ def _check_word(key: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _check_weights(key: str, weights: dict[str, float]) -> None:
-    """Raise ValueError for a negative weight."""
-    for name, weight in weights.items():
+    """Raise ValueError for a task that does not exist or a negative weight."""
+    for task, weight in weights.items():
+        if task not in TASKS:
+            raise ValueError(f"{key} names the task '{task}'; known: {', '.join(TASKS)}")
         if not 0 <= weight < 1e6:
-            raise ValueError(f"{key}.{name} is {weight}; it must be a number from 0 up")
+            raise ValueError(f"{key}.{task} is {weight}; it must be a number from 0 up")

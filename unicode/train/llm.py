@@ -1,28 +1,38 @@
 """Training of a language model on conversations with images: a config in, a run folder with an adapter or model out; resumes."""
 
+import math
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer
 
-from unicode.common.checkpoint import checkpoint_step, newest_checkpoint
+from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint
 from unicode.common.config import save_config
-from unicode.common.distributed import barrier, is_main, on_main, rank, world_size
+from unicode.common.distributed import all_reduce_sum_, barrier, is_main, on_main, rank, world_size
 from unicode.common.files import lock_folder, read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base, write_card
 from unicode.llm.examples import preview
-from unicode.llm.lora import add_lora_, count_parameters, freeze_table_, marker_rows_train
+from unicode.llm.llava import LlavaModel
+from unicode.llm.lora import add_lora_, count_parameters, freeze_table_, is_marker_row, marker_rows_train
 from unicode.llm.model import fit_embeddings_, open_base, open_description, table_rows
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import choose_markers
 from unicode.train.config import TrainLlmConfig
-from unicode.train.llm_data import check_tasks, open_vision, read_data
-from unicode.train.llm_trainer import Collator, LlmTrainer, keeps_logits, sum_inputs_
-from unicode.train.runtime import build_arguments, check_resumable, choose_dtype, resolve_runtime, set_steps_
+from unicode.train.llm_data import open_vision, read_data, spread
+from unicode.train.loss import Batch, Collator, LossTable, combine, prepare_forward_, target_losses
+from unicode.train.monitor import LlmMonitor
+from unicode.train.runtime import build_arguments, check_resumable, choose_dtype, resolve_runtime
 from unicode.train.samplers import ConversationSampler
 
 SUMMARY = "summary.json"
@@ -46,8 +56,8 @@ class LlmTraining:
             raise ValueError("model.path is empty; give the folder of a language model, for example model.path=outputs/base")
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        check_tasks("optimizer.task_weights", config.optimizer.task_weights)
         self.runtime = resolve_runtime(config)
+        self.args = build_arguments(config, self.runtime)  # joins the ranks, of which one reads the data for all
         self.markers_train = marker_rows_train(config.lora, zero_stage=self.runtime.zero_stage)
         model_config, self.text_tokenizer = open_description(config.model.path)
         self.markers = choose_markers(self.text_tokenizer, table_rows=table_rows(model_config))
@@ -59,15 +69,15 @@ class LlmTraining:
             template=self.template,
             text_tokenizer=self.text_tokenizer,
             markers=self.markers,
-            image_positions=self.vision.positions if self.vision else 0,
+            image_positions=self.vision.tower.num_features if self.vision else 0,
         )
         if self.vision:
             self.vision.check(self.data.train)
         loop = config.train
         self.steps = loop.steps or max(1, round(loop.epochs * self.data.epoch_length / loop.batch_size))
         check_resumable(config, self.folder, fixed=FIXED)
-        self.args = build_arguments(config, self.runtime)
-        set_steps_(self.args, steps=self.steps, warmup=config.optimizer.warmup)
+        warmup = config.optimizer.warmup
+        self.args.max_steps, self.args.warmup_steps = self.steps, math.ceil(warmup * self.steps) if warmup < 1 else int(warmup)
         torch.manual_seed(config.run.seed)
         self.model: Any = self._build_model()
 
@@ -78,39 +88,27 @@ class LlmTraining:
         dtype = choose_dtype(config, bf16=self.runtime.bf16)
         base, _ = open_base(model.path, dtype=dtype, attention=model.attention, quantize=model.quantize, device=device)
         fit_embeddings_(base, self.markers)
-        self.keeps_logits = keeps_logits(base)
         base.config.use_cache = False
         if model.gradient_checkpointing:
-            checkpointing_(base)
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora.enabled:
             built: Any = add_lora_(base, config.lora, self.markers, train_markers=self.markers_train)
         else:
             freeze_table_(base, self.markers, train_markers=self.markers_train)
             built = base
-        if self.sums:
-            sum_inputs_(built, built.get_input_embeddings())
-        return self.vision.around(built) if self.vision else built
-
-    @property
-    def sums(self) -> bool:
-        """Whether some images may come as one embedding per cell."""
-        return self.data.train.layout is not None
-
-    @property
-    def device(self) -> torch.device:
-        """Where this rank computes."""
-        return self.args.device
+        prepare_forward_(built)
+        return self.vision.wrap(built) if self.vision else built
 
     def describe(self) -> str:
         """One line on model, data and steps."""
         learning, total = count_parameters(self.model)
         held_out = f", {len(self.data.val)} held out" if self.data.val is not None else ""
         data = f"{len(self.data.train)} conversations ({self.data.epoch_length} an epoch{held_out}), longest {self.data.max_length} tokens"
-        return f"{total / 1e6:.1f} M parameters, {learning / 1e6:.2f} M of them learn; {data}; {self.steps} steps on {self.device}"
+        return f"{total / 1e6:.1f} M parameters, {learning / 1e6:.2f} M of them learn; {data}; {self.steps} steps on {self.args.device}"
 
     def preview(self, count: int) -> None:
         """Print the first conversations of the run's order, learned and masked tokens told apart."""
-        sampler = self._sampler()
+        sampler = self.sampler()
         places = [index for step in range(self.steps) for index in sampler.batch(step)[:count]][:count]
         preview((self.data.train[index] for index in places), self.text_tokenizer, count=count)
 
@@ -129,7 +127,7 @@ class LlmTraining:
             on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
             if checkpoint is not None:
                 logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
-            trainer, begun = self._trainer(), time.perf_counter()
+            trainer, begun = self.trainer(), time.perf_counter()
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
                 seconds = time.perf_counter() - begun
@@ -140,29 +138,21 @@ class LlmTraining:
                 trainer.monitor.close()
             return self.folder
 
-    def _trainer(self) -> LlmTrainer:
-        pad = self.text_tokenizer.pad_token_id
+    def trainer(self) -> "LlmTrainer":
+        """Return what does the steps."""
+        pad, config = self.text_tokenizer.pad_token_id, self.config
         collator = Collator(
             pad_id=pad if pad is not None else self.text_tokenizer.eos_token_id or 0,
-            pack=self.config.data.pack,
-            sums=self.sums,
-            keep_logits=self.keeps_logits,
+            pack=config.data.pack,
+            sums=self.data.train.layout is not None,
             mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32,
-            task_weights=dict(self.config.optimizer.task_weights),
+            task_weights=dict(config.optimizer.task_weights),
             add_images=self.vision.reader if self.vision else None,
         )
-        return LlmTrainer(
-            self.model,
-            self.args,
-            config=self.config,
-            sampler=self._sampler(),
-            train_set=self.data.train,
-            val_set=self.data.val,
-            collator=collator,
-            text_tokenizer=self.text_tokenizer,
-        )
+        return LlmTrainer(self, collator)
 
-    def _sampler(self) -> ConversationSampler:
+    def sampler(self) -> ConversationSampler:
+        """Return the order of the training conversations on this rank."""
         return ConversationSampler(
             self.data.train.lengths,
             weights=self.data.weights,
@@ -181,35 +171,34 @@ class LlmTraining:
         path = self.folder / SUMMARY
         return path.is_file() and read_json(path).get("steps", 0) >= self.steps
 
-    def _finish(self, trainer: LlmTrainer, *, seconds: float) -> None:
+    def _finish(self, trainer: "LlmTrainer", *, seconds: float) -> None:
         """Write what inference needs to the top of the run folder, the summary last."""
         trainer.save_model(str(self.folder))
-        vision = {"unreadable_pictures": self.vision.unreadable(self.device)} if self.vision else {}
+        learning, total = count_parameters(self.model)
+        tokens = trainer.monitor.tokens * world_size()
+        summary = {
+            "steps": self.steps,
+            "seconds": round(seconds, 2),
+            "tokens": tokens,
+            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+            "peak_memory_bytes": peak_memory(self.args.device),
+            "parameters": total,
+            "parameters_learned": learning,
+            "ranks": world_size(),
+            "losses": {name: value for name, value in trainer.monitor.last.items() if "loss" in name},
+        }
+        if self.vision:  # pictures of all ranks; one that was met again counts again
+            unreadable = torch.tensor([self.vision.reader.num_unreadable], device=self.args.device)
+            summary["unreadable_pictures"] = int(all_reduce_sum_(unreadable))
         if is_main():
             write_card(self.folder, self.card())
-            last = trainer.monitor.last
-            learning, total = count_parameters(self.model)
-            write_json(
-                self.folder / SUMMARY,
-                {
-                    "steps": self.steps,
-                    "seconds": round(seconds, 2),
-                    "tokens": trainer.monitor.tokens * world_size(),
-                    "tokens_per_second": round(trainer.monitor.tokens * world_size() / max(seconds, 1e-9), 1),
-                    "peak_memory_bytes": peak_memory(self.device),
-                    "parameters": total,
-                    "parameters_learned": learning,
-                    "ranks": world_size(),
-                    "losses": {name: value for name, value in last.items() if "loss" in name},
-                    **vision,
-                },
-            )
+            write_json(self.folder / SUMMARY, summary)
         barrier()
 
     def card(self) -> Card:
         """What the weights mean to who loads them."""
         config, train = self.config, self.data.train
-        tokenizer = {"path": config.model.image_tokenizer, "fingerprint": train.fingerprint}
+        image_tokenizer = {"path": config.model.image_tokenizer, "fingerprint": train.fingerprint}
         return Card(
             kind="llava" if self.vision else "lora" if config.lora.enabled else "full",
             base=config.model.path,
@@ -217,7 +206,7 @@ class LlmTraining:
             template=config.model.template,
             input_mode=config.model.input_mode,
             layout=None if train.layout is None else train.layout.to_dict(),
-            image_tokenizer=tokenizer if any(tokenizer.values()) else None,
+            image_tokenizer=image_tokenizer if any(image_tokenizer.values()) else None,
             markers=self.markers.to_dict(),
             vision=self.vision.describe() if self.vision else None,
             max_length=self.data.max_length,
@@ -225,13 +214,195 @@ class LlmTraining:
         )
 
 
-def checkpointing_(model: Any) -> None:
-    """Let a model of transformers compute activations anew in the backward pass; the method's name depends on the version."""
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+class LlmTrainer(Trainer):
+    """transformers' Trainer with this project's batches, loss, data order, held-out losses and checkpoints."""
+
+    def __init__(self, training: LlmTraining, collator: Collator) -> None:
+        args, data = training.args, training.data
+        self.folder = self.checkpoint_folder = training.folder
+        self.monitor = LlmMonitor(self.folder, args.device)
+        super().__init__(
+            model=training.model,
+            args=args,
+            data_collator=collator,
+            train_dataset=data.train,
+            eval_dataset=data.val,
+            processing_class=training.text_tokenizer,
+            callbacks=[self.monitor],
+        )
+        self.remove_callback(PrinterCallback)
+        self.settings, self.sampler, self.text_tokenizer = training.config, training.sampler(), training.text_tokenizer
+        self.bare_model: Any = training.model  # not wrapped by DDP or DeepSpeed
+        weights = self.settings.optimizer
+        self.kind_weights = torch.tensor([weights.text_weight, weights.image_weight], device=args.device)
+        self.losses = LossTable(args.device)
+        # The loss is normalized over the whole step here: Trainer shall not divide it by the number of micro-batches once more.
+        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = True, True
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, left on the CPU: counting their targets there costs no wait for the device."""
+        return self._loader(self.train_dataset, self.sampler)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Return the micro-batches of one step on this rank, and the weights of text and image targets in the whole step, (2,).
+
+        Dropout is seeded by the step, so that a resumed run needs no random state and ends with the same bits.
+        """
+        samples = [next(epoch_iterator) for _ in range(num_batches)]
+        counts = torch.zeros(3, dtype=torch.float64)
+        for batch in samples:
+            counts[:2] += batch["targets"].total_weights()
+            counts[2] += batch["num_tokens"]
+        self.monitor.tokens += int(counts[2])
+        torch.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 4099 + rank())
+        return samples, all_reduce_sum_(counts[:2].to(device=self.args.device, dtype=torch.float32))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The share of a micro-batch in the loss of its step, times the number of ranks, because ranks average their gradients."""
+        assert isinstance(num_items_in_batch, torch.Tensor), "the targets of the step were not counted"
+        nll, targets = self._forward(model, inputs)
+        self.losses.add(nll, targets)
+        loss = combine(nll, targets, totals=num_items_in_batch, kind_weights=self.kind_weights)
+        self.monitor.watch(loss.detach(), self.state.global_step + 1)
+        loss = loss * world_size()
+        return (loss, None) if return_outputs else loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with groups of their own for projector and marker rows; no decay for vectors and marker rows."""
+        if self.optimizer is None:
+            options = self.settings.optimizer
+            rates = {"main": options.lr, "projector": options.projector_lr or options.lr, "markers": options.marker_lr or options.lr}
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            for name, parameter in self.bare_model.named_parameters():
+                if parameter.requires_grad:
+                    kind = "projector" if name.startswith("projector.") else "markers" if is_marker_row(name, parameter) else "main"
+                    matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+                    groups.setdefault((kind, matrix and kind != "markers"), []).append(parameter)
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.bare_model)
+            decay = self.args.weight_decay
+            wanted = [{"params": found, "lr": rates[kind], "weight_decay": decay * decays} for (kind, decays), found in groups.items()]
+            self.optimizer = optimizer(wanted, **settings)
+        return self.optimizer  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Measure the held-out losses, plain and by task; every conversation counts once, whatever the ranks."""
+        if self.eval_dataset is None:
+            return {}
+        begun, model = time.perf_counter(), self.model_wrapped
+        table = LossTable(self.args.device)
+        was_training = model.training
+        model.eval()
+        batches, counts = self._eval_batches()
+        for batch, count in zip(self._loader(self.eval_dataset, batches), counts, strict=True):
+            nll, targets = self._forward(model, self._prepare_inputs(batch))
+            table.add(nll, targets, weight=count)
+        model.train(was_training)
+        found = table.take()
+        options = self.settings.optimizer
+        loss = options.text_weight * found.get("text_loss", 0.0) + options.image_weight * found.get("image_loss", 0.0)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **found}.items() if "targets" not in name}
+        metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - begun
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.monitor.tokens_per_second()  # the time of the measurement belongs to no step
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the losses by kind and task, and tokens per second, to a training log."""
+        if "loss" in logs:
+            logs |= self.losses.take()
+            logs["tokens_per_second"] = self.monitor.tokens_per_second()
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, or the whole model where it was tuned, and a projector; never full weights beside an adapter."""
+        model = self.bare_model
+        inner = model.lm if isinstance(model, LlavaModel) else model
+        adapted = isinstance(inner, PeftModel)
+        if inner is model and not adapted:
+            super().save_model(output_dir, _internal_call)
+            return
+        tuned = not adapted and any(parameter.requires_grad for parameter in inner.parameters())
+        state = self.accelerator.get_state_dict(self.model_wrapped) if tuned else gather_trainable(model)
+        if is_main():
+            folder = output_dir or str(self.folder)
+            model.save_pretrained(folder, state_dict=state, **({"save_embedding_layers": False} if adapted else {}))
+            self.text_tokenizer.save_pretrained(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer puts the folder checkpoint-N."""
+        return str(self.checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as `unicode.common.checkpoint` does, whatever engine writes the files."""
+
+        def write(folder: Path) -> None:
+            self.checkpoint_folder = folder.parent
+            super(LlmTrainer, self)._save_checkpoint(model, trial)
+            self.checkpoint_folder = self.folder
+
+        save_checkpoint(self.folder / f"checkpoint-{self.state.global_step}", write, keep=self.settings.train.keep)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Not saved: put back after the seed of a step is set, it would undo it."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Fill the model from a checkpoint; a LLaVA model, which transformers does not know, from what `save_model` wrote."""
+        if isinstance(self.bare_model, LlavaModel):
+            self.bare_model.load_trained_(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers would walk over all parameters in every step."""
+        return 0
+
+    def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
+        """(n,) losses of the targets of a micro-batch, and the targets."""
+        targets = inputs["targets"]
+        outputs = model(**inputs["inputs"], logits_at=targets.at, use_cache=False)
+        return target_losses(outputs.logits, targets), targets
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Copy a micro-batch to the device without waiting for it."""
+        moved = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs["inputs"].items()}
+        return inputs | {"inputs": moved, "targets": inputs["targets"].to(self.args.device)}
+
+    def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:
+        workers, pin = self.settings.data.num_workers, self.args.device.type == "cuda"
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pin)
+
+    def _eval_batches(self) -> tuple[list[list[int]], list[float]]:
+        """Batches of this rank, of like lengths, and 1 for each; ranks with fewer repeat one that counts 0, so that all do as many."""
+        total = len(self.eval_dataset)  # type: ignore[arg-type]
+        chosen = spread(total, self.settings.train.eval_samples or total)
+        chosen = chosen[np.argsort(np.asarray(self.eval_dataset.lengths)[chosen], kind="stable")]  # type: ignore[union-attr]
+        size = self.args.per_device_eval_batch_size
+        batches = [chosen[begin : begin + size].tolist() for begin in range(0, len(chosen), size)]
+        mine = batches[rank() :: world_size()]
+        missing = -(-len(batches) // world_size()) - len(mine)
+        return [*mine, *[batches[0]] * missing], [1.0] * len(mine) + [0.0] * missing
+
+
+def gather_trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return name -> trainable weight on the CPU, complete also where ZeRO-3 has split it; call on every rank."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gathered: Any = nullcontext()
+    if any(hasattr(parameter, "ds_id") for parameter in named.values()):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(list(named.values()))
+    with gathered:
+        return {name: parameter.detach().cpu().clone() for name, parameter in named.items()}
 
 
 def peak_memory(device: torch.device) -> int:

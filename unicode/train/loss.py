@@ -1,15 +1,25 @@
-"""Cross-entropy of text and image targets, averaged apart over a whole optimizer step."""
+"""Conversations -> micro-batches with their targets -> cross-entropy, averaged apart for text and images over an optimizer step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from unicode.annotations.records import TASKS
 from unicode.common.distributed import all_reduce_sum_
+from unicode.llm.collate import collate, sum_inputs
+from unicode.llm.examples import Example
 
+Batch = dict[str, Any]
 TEXT, IMAGE = 0, 1
 NUM_KINDS = 2
+TASK_NAMES = [*TASKS, "other"]
+"""Names in the logs, in the order of their indices in targets; "other" are conversations whose record names no task."""
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+EXTRA_INPUTS = ("extra_ids", "extra_at")
 
 
 @dataclass
@@ -17,15 +27,13 @@ class Targets:
     """What the learned positions of a micro-batch must predict; n targets, in any order.
 
     Attributes:
-        keep: (k,) int64 positions whose logits are computed at all, ascending; None: every position but the last.
-        at: (n,) int64 into the flattened (B, k) of the logits.
+        at: (n,) int64 flat positions b T + t whose logits predict them.
         ids: (n,) int64 vocabulary ids.
         kinds: (n,) int64, TEXT or IMAGE.
         tasks: (n,) int64 index of the task.
         weights: (n,) float32 weight of the task.
     """
 
-    keep: torch.Tensor | None
     at: torch.Tensor
     ids: torch.Tensor
     kinds: torch.Tensor
@@ -37,21 +45,15 @@ class Targets:
         return torch.zeros(NUM_KINDS, dtype=torch.float64).index_add_(0, self.kinds, self.weights.double())
 
     def pin_memory(self) -> "Targets":
-        """In page-locked memory, as data loaders ask for it."""
-        return self._each(torch.Tensor.pin_memory)
+        """Copy to page-locked memory; data loaders call it."""
+        return Targets(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
     def to(self, device: torch.device) -> "Targets":
-        """On a device, without waiting for it."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Targets":
-        values = [getattr(self, field.name) for field in fields(self)]
-        return Targets(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
+        """Copy to a device without waiting for it."""
+        return Targets(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
-def find_targets(
-    labels: torch.Tensor, is_image: torch.Tensor, tasks: torch.Tensor, task_weights: torch.Tensor, *, keep_logits: bool = True
-) -> Targets:
+def find_targets(labels: torch.Tensor, is_image: torch.Tensor, tasks: torch.Tensor, task_weights: torch.Tensor) -> Targets:
     """Turn labels, which stand at the position of their own token, into targets of the position before.
 
     Args:
@@ -59,29 +61,77 @@ def find_targets(
         is_image: (B, T) bool, whether the token there is an image id.
         tasks: (B, T) int64 index of the task each position belongs to.
         task_weights: (tasks,) float32.
-        keep_logits: compute logits only at positions that some row of the batch learns from.
     """
-    shifted = labels[:, 1:]
-    learned = shifted != -100
+    learned = labels[:, 1:] != -100
     rows, positions = learned.nonzero(as_tuple=True)
-    keep, width = None, shifted.shape[1] + 1
-    columns = positions
-    if keep_logits:
-        keep = learned.any(dim=0).nonzero().flatten()
-        width = len(keep)
-        columns = torch.searchsorted(keep, positions)
     task = tasks[:, 1:][learned]
-    return Targets(keep, rows * width + columns, shifted[learned], is_image[:, 1:][learned].long(), task, task_weights[task])
+    return Targets(rows * labels.shape[1] + positions, labels[:, 1:][learned], is_image[:, 1:][learned].long(), task, task_weights[task])
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes micro-batches; travels to worker processes.
+
+    Attributes:
+        pad_id: id at padded positions.
+        pack: put all examples of a micro-batch into one row.
+        sums: the model takes compressed images (see `prepare_forward_`).
+        mask_dtype: of masks with four dimensions.
+        task_weights: task -> weight of its targets; 1 for those not named.
+        add_images: examples -> further inputs of the model (pixels of a LLaVA model); None for a model that reads ids.
+    """
+
+    pad_id: int
+    pack: bool = False
+    sums: bool = False
+    mask_dtype: torch.dtype = torch.float32
+    task_weights: Mapping[str, float] | None = None
+    add_images: Callable[[Sequence[Example], Batch], Batch] | None = None
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Return {"inputs": arguments of the model, "targets": `Targets`, "num_tokens": tokens without padding}."""
+        laid = collate(examples, pad_id=self.pad_id, pack=self.pack, mask_dtype=self.mask_dtype)
+        names = (*MODEL_INPUTS, *EXTRA_INPUTS) if self.sums else MODEL_INPUTS
+        inputs = {name: laid[name] for name in names if name in laid}
+        if self.add_images is not None:
+            inputs |= self.add_images(examples, laid)
+        weights = torch.tensor([(self.task_weights or {}).get(task, 1.0) for task in TASK_NAMES])
+        owner = laid["example"].clamp_min(0)  # padding is never learned: whose it is does not matter
+        tasks = laid["task"].remainder(len(TASK_NAMES))[owner]
+        targets = find_targets(laid["labels"], laid["is_image"], tasks, weights)
+        return {"inputs": inputs, "targets": targets, "num_tokens": sum(map(len, examples))}
+
+
+def prepare_forward_(model: Any) -> None:
+    """Let a causal language model take compressed images, and compute logits only at the positions that something is learned from.
+
+    The forward of a model of transformers or peft then takes `extra_ids` and `extra_at` (see `collate.sum_inputs`) and `logits_at`, (n,)
+    flat positions b T + t; with these the logits are (1, n, V). Hooks of torch, so the model keeps its class, and everything happens
+    inside the forward that DDP and DeepSpeed wrap.
+    """
+    wanted: list[torch.Tensor] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        wanted[:] = [options.pop("logits_at")] if "logits_at" in options else []
+        if "extra_ids" in options:
+            rest = {name: value for name, value in options.items() if name not in ("input_ids", *EXTRA_INPUTS)}
+            options = {"inputs_embeds": sum_inputs(model.get_input_embeddings(), options), **rest}
+        return args, options
+
+    def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].flatten(0, -2).index_select(0, wanted[0])[None], *args[1:]) if wanted else args
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.get_output_embeddings().register_forward_pre_hook(select)
 
 
 def target_losses(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     """(n,) float32 negative log likelihoods of the targets.
 
     Args:
-        logits: (B, k, V) at the positions `targets.keep`.
+        logits: (1, n, V) or (n, V), computed at the positions `targets.at`.
     """
-    chosen = logits.flatten(0, 1).index_select(0, targets.at)
-    return F.cross_entropy(chosen.float(), targets.ids, reduction="none")
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.ids, reduction="none")
 
 
 def combine(nll: torch.Tensor, targets: Targets, *, totals: torch.Tensor, kind_weights: torch.Tensor) -> torch.Tensor:
@@ -97,20 +147,14 @@ def combine(nll: torch.Tensor, targets: Targets, *, totals: torch.Tensor, kind_w
 
 
 class LossTable:
-    """Sums of losses by task and kind, kept on the device; numbers are asked for only at log lines.
+    """Sums of losses by task and kind, kept on the device; numbers are asked for only at log lines."""
 
-    Args:
-        tasks: names of the tasks.
-        device: where to add up.
-    """
-
-    def __init__(self, tasks: list[str], device: torch.device) -> None:
-        self.tasks = tasks
-        self.sums = torch.zeros(2, len(tasks) * NUM_KINDS, dtype=torch.float64, device=device)  # of losses and of targets
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, len(TASK_NAMES) * NUM_KINDS, dtype=torch.float64, device=device)  # of losses and of targets
 
     @torch.no_grad()
     def add(self, nll: torch.Tensor, targets: Targets, *, weight: float = 1.0) -> None:
-        """Take the targets of one micro-batch; `weight` 0 takes part without counting."""
+        """Take the targets of one micro-batch; with `weight` 0 they do not count."""
         cells = targets.tasks * NUM_KINDS + targets.kinds
         values = torch.stack([nll.detach().double(), torch.ones_like(nll, dtype=torch.float64)]) * weight
         self.sums.index_add_(1, cells, values)
@@ -121,14 +165,14 @@ class LossTable:
         "text_loss" and "image_loss" over all tasks, "loss/TASK" over all targets of a task, and the numbers of targets. What had no
         targets is left out.
         """
-        sums, counts = all_reduce_sum_(self.sums.clone()).cpu().view(2, len(self.tasks), NUM_KINDS).unbind()
+        sums, counts = all_reduce_sum_(self.sums.clone()).cpu().view(2, len(TASK_NAMES), NUM_KINDS).unbind()
         self.sums.zero_()
         means: dict[str, float] = {}
         for kind, name in ((TEXT, "text"), (IMAGE, "image")):
             if counts[:, kind].sum() > 0:
                 means[f"{name}_loss"] = float(sums[:, kind].sum() / counts[:, kind].sum())
                 means[f"{name}_targets"] = float(counts[:, kind].sum())
-        for index, task in enumerate(self.tasks):
+        for index, task in enumerate(TASK_NAMES):
             if counts[index].sum() > 0:
                 means[f"loss/{task}"] = float(sums[index].sum() / counts[index].sum())
         return means

@@ -1,6 +1,5 @@
 """A run's config -> devices, precision, ranks, DeepSpeed, the arguments of transformers' Trainer, and whether a run folder may go on."""
 
-import math
 import os
 import socket
 from dataclasses import asdict, dataclass
@@ -110,7 +109,7 @@ def choose_dtype(config: TrainLlmConfig, *, bf16: bool) -> str:
 
 
 def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArguments:
-    """Return the arguments of a run, its number of steps still open (see `set_steps_`); joins the other ranks.
+    """Return the arguments of a run, its number of steps still open (see `LlmTraining`); joins the other ranks.
 
     With ZeRO-3, models that are opened while these arguments live are split over the ranks at once.
     """
@@ -150,12 +149,6 @@ def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArgumen
     )
     assert args.device is not None  # asking for it joins the process group
     return args
-
-
-def set_steps_(args: TrainingArguments, *, steps: int, warmup: float) -> None:
-    """Set the number of steps and of those that warm up, a share of them below 1."""
-    args.max_steps = steps
-    args.warmup_steps = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
 def join_ranks(runtime: Runtime, *, timeout: timedelta) -> None:
