@@ -1,4 +1,4 @@
-"""Console messages: one logger per module; INFO on the main rank, warnings on the others; nothing that only a library's authors can mend."""
+"""Console messages: one logger per module; INFO on the main rank, warnings on the others; no warnings that only a library can mend."""
 
 import logging
 import os
