@@ -1,4 +1,4 @@
-"""What the annotation functions share: input files, stores of ids, and the way read -> convert -> shuffle -> write -> report.
+"""Shared by the annotation functions: input files, stores of ids, and the pipeline read -> convert -> shuffle -> write -> report.
 
 These arguments mean the same in every function:
 
@@ -43,7 +43,7 @@ DRY_RUN_RECORDS = 100
 VIEWS = ("first", "drawn")
 LAION, MIX = "blip_laion_cc_sbu_558k", "llava_v1_5_mix665k"
 PUBLISHED_NAMES = {LAION: "llava_laion558k", MIX: "llava_mix665k"}
-"""Stem of an annotation file of LLaVA -> the name that what is made from it carries in published files."""
+"""Stem of an annotation file of LLaVA -> the name of its outputs in published files."""
 Item = tuple[str, int, Any]
 """(file or store, place in it, the record or key of an image)."""
 Made = list[tuple[int, dict[str, Any]]]
@@ -74,7 +74,7 @@ class Report:
     outputs: dict[str, int] = field(default_factory=dict)
     """Name of each file written -> number of its records."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know: inputs that were skipped, warnings."""
+    """Warnings and inputs that were skipped."""
     ids: dict[str, Any] = field(default_factory=dict)
     """Tokenizer and layout of the ids in the output; empty where there are none."""
     seconds: float = 0.0
@@ -231,7 +231,7 @@ class ImageIds:
     Attributes:
         tokenizer: fingerprint of the tokenizer of the ids.
         layout: grid and order of the ids.
-        fields: what a record with such ids says about them.
+        fields: the fields about its ids in a record.
 
     Raises:
         ValueError: stores of two tokenizers or two orders, no store, or an unknown view.
@@ -353,7 +353,7 @@ class LineSpool:
 
 @contextmanager
 def open_spool(folder: Path, *, seed: int) -> Iterator[LineSpool]:
-    """A spool whose nameless temporary file lies in `folder`, where the output will need as much room anyway."""
+    """A spool whose temporary file lies in `folder`, which needs as much room for the output."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:  # a buffer could fail a second time when it is closed
         yield LineSpool(file, seed, folder)
@@ -373,7 +373,7 @@ def build(
     The report lies beside the main file. With `dry_run` the first items are converted and nothing is written.
 
     Raises:
-        ValueError: not one record was left for the main file; the message says why.
+        ValueError: no record was left for the main file; the message has the reasons.
         OSError: the disk is full; older files of those names stay as they were.
     """
     main = next(iter(outputs))

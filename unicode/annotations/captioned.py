@@ -1,4 +1,4 @@
-"""Pictures whose words are known -> annotation files of LLaVA's form, for train and val: the shapes world, captioned folders.
+"""Captioned pictures (the shapes world, captioned folders) -> annotation files of LLaVA's form, for train and val.
 
 <name>_captions_{train,val}.json    {"id", "image", "conversations": ["<image>\\nDescribe it.", caption]}, as LLaVA's 558K
 <name>_questions_{train,val}.json   the same with short questions and answers, as LLaVA's 665K mix, and "kinds", one a question
@@ -28,7 +28,7 @@ Groups = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Words:
-    """What is known about one picture."""
+    """Caption and questions of one picture."""
 
     split: str
     caption: str
@@ -65,8 +65,8 @@ def get_folder_anno(
 ) -> Report:
     """Captions and questions of a folder of captioned pictures: animals/birds/owl.png with animals/birds/owl.txt.
 
-    The caption is the first line of the text; the questions ask for the subject (animals) and the group (birds), which the tree of
-    folders knows. Writes <name>_captions_{train,val}.json and <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
+    The caption is the first line of the text; the questions ask for the subject (animals) and the group (birds), taken from the tree
+    of folders. Writes <name>_captions_{train,val}.json and <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
 
     Args:
         root: the folder of pictures, from which the paths in the output start.
@@ -132,7 +132,7 @@ def find_groups(keys: Iterable[str]) -> Groups:
 
 
 def subject_questions(key: str, groups: Groups, rng: Random) -> list[SceneQuestion]:
-    """What the place of a picture in the tree can be asked for: subject and group among others, yes and no; in random order."""
+    """Questions about the place of a picture in the tree: subject and group among others, yes and no; in random order."""
     found: list[SceneQuestion] = []
     folders = key.split("/")[:-1][:2]
     for depth, name in enumerate(folders):

@@ -95,13 +95,13 @@ def concat_vae_with_vqabench(
 ) -> Report:
     """Append the images of LLaVA's benchmarks to what concat_vae_with_mix made: llava_concat_vqa_train.txt, and _val.txt unchanged.
 
-    This trains the tokenizer on test images. It is here because published tokenizers were trained so; it needs allow_test_images,
-    and numbers of a tokenizer trained so must say it. Benchmarks that are not there are named and left out. The pictures
-    inside MMBench's tables are written to files beside them. The lists are looked for in `out`, then in `root`.
+    This trains the tokenizer on test images. Published tokenizers were trained so. It needs allow_test_images, and results of
+    such a tokenizer must state it. Benchmarks that are not there are named and left out. The pictures
+    inside MMBench's tables are written to files beside them. The lists are read from `out`, else from `root`.
 
     Args:
         bench: folder of the benchmarks (LLaVA's playground/data/eval), relative to `root`.
-        allow_test_images: yes, train on them.
+        allow_test_images: confirms that test images may be used.
     """
     if not allow_test_images:
         raise ValueError(TEST_IMAGES)
@@ -110,7 +110,7 @@ def concat_vae_with_vqabench(
     except RefusedError as refused:
         raise ValueError(f"--bench {bench}: the lists hold paths relative to --root, so must this be ({refused})") from None
     report = Report("concat_vae_with_vqabench", seed)
-    report.note("the train list holds test images of the benchmarks: say so with every score of a tokenizer trained on it")
+    report.note("the train list holds test images of the benchmarks: state this with every score of a tokenizer trained on it")
     lists = [_find_list(f"{CONCAT}_{split}.txt", (Path(out), Path(root))) for split in SPLITS]
     report.inputs = [*map(str, lists), str(Path(root) / bench)]
     missing = [name for name, files in BENCHMARKS.items() if not (Path(root) / folder / files.questions).is_file()]

@@ -41,7 +41,7 @@ _BAD_PATH = re.compile(r"^(/|[A-Za-z]:)|\0")
 
 
 class RefusedError(Exception):
-    """This record is left out and the work goes on: `reason` is one of the phrases above, `detail` says what was found."""
+    """Leaves one record out: `reason` is one of the phrases above, `detail` is what was found."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -50,15 +50,15 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """A checked record: turns of human and gpt by turns, beginning with human and ending with gpt.
+    """A checked record: alternating turns of human and gpt; human begins, gpt ends.
 
     Attributes:
         id: its id as text; without one, its first image or a digest of its words.
         turns: every image is an <image> tag (in the form "written" runs of ids stay in the text).
         images: for each tag in order the key of the image, relative to the image root, or its ids, int64 (n,).
-        task: one of TASKS; where the record names none, what its images tell (in the form "any" only).
-        input_mode: how the record wants its images read, "" for no wish.
-        layout, tokenizer: what the record says about its ids, "" for nothing.
+        task: one of TASKS; where the record names none, derived from its images (in the form "any" only).
+        input_mode: how images are read, one of INPUT_MODES; "" where the record does not set it.
+        layout, tokenizer: of its ids; "" where the record does not name them.
     """
 
     id: str
@@ -81,7 +81,7 @@ class Record:
 
     @property
     def caption(self) -> str:
-        """The single answer of a record about one image, white space made even. RefusedError for any other record."""
+        """The single answer of a record about one image, white space normalized. RefusedError for any other record."""
         if not self.images:
             raise RefusedError(NO_IMAGE, "a text-only record")
         if len(self.images) > 1:
@@ -97,7 +97,7 @@ class Record:
 
 
 def read_record(record: Any, *, form: Literal["any", "llava", "written"] = "any") -> Record:
-    """Check a record of an annotation file and take it apart.
+    """Check and parse a record of an annotation file.
 
     Args:
         record: the value read from JSON.
@@ -126,13 +126,13 @@ def read_record(record: Any, *, form: Literal["any", "llava", "written"] = "any"
 
 
 def make_record(name: str, task: str, turns: Sequence[str], **fields: str) -> dict[str, Any]:
-    """Put a record of our form together; `turns` are spoken by human and gpt by turns, `fields` stand between id and turns."""
+    """Build a record of our form; `turns` alternate between human and gpt, `fields` stand between id and turns."""
     assert task in TASKS, task
     return {"id": name, "task": task, **fields, "conversations": make_turns(turns)}
 
 
 def make_turns(texts: Sequence[str]) -> list[dict[str, str]]:
-    """The value of "conversations" for texts that human and gpt say by turns."""
+    """The value of "conversations" for texts that alternate between human and gpt."""
     assert len(texts) >= 2 and len(texts) % 2 == 0, texts
     return [{"from": (HUMAN, GPT)[number % 2], "value": text} for number, text in enumerate(texts)]
 
@@ -188,7 +188,7 @@ def _check_answers(turns: tuple[str, ...], keys: tuple[str, ...]) -> None:
 
 
 def _read_images(turns: tuple[str, ...], keys: tuple[str, ...], *, llava: bool) -> tuple[tuple[str, ...], tuple[str | np.ndarray, ...]]:
-    """Turns with a tag for each image, and the images of the tags. A run of no ids, a picture not begun, is dropped."""
+    """Turns with a tag for each image, and the images of the tags. A run of no ids, an image without rows so far, is dropped."""
     has_runs = any(OPEN in turn or CLOSE in turn for turn in turns)
     if llava and has_runs:
         raise RefusedError(RESERVED_TAG, f"{OPEN} or {CLOSE}")

@@ -90,7 +90,7 @@ def get_decompression_anno(
 def get_uncond_anno(
     root: str | Path, images: ImageIds, out: str | Path, *, seed: int = 0, anno: str | Path = "", share: float = 0.1, dry_run: bool = False
 ) -> Report:
-    """A share of the images, asked for without a caption: what classifier-free guidance has to know about.
+    """A share of the images without a caption, which classifier-free guidance needs.
 
     Writes <name>_uncond.json, shuffled, to be mixed with a text-to-image file by concat_uni_anno.
 
@@ -116,7 +116,7 @@ def _build_uncaptioned(
     kind: str,
     dry_run: bool,
 ) -> Report:
-    """One record by `make` for each different image of the annotation file, or of the stores, that `share` lets through."""
+    """One record by `make` for each different image of the annotation file, or of the stores, that `share` selects."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it must be above 0 and at most 1")
     root, images, out = places
