@@ -2,15 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from unicode.ids.store import Store
-from unicode.run.import_ids import find_paths, main, read_published, write_published
+from unicode.ids.store import Store, StoreSpec
+from unicode.run.import_ids import find_paths, import_ids, main
 
 NAMES = [f"0{number:03d}" for number in range(6)]
 PATHS = [f"{name[:2]}/{name}.jpg" for name in NAMES]
+
+
+def read(folder: Path, out: Path | None = None, *, split: str = "train", tokenizer: Any = None) -> StoreSpec:
+    return import_ids(folder, out or folder, split=split, paths=None, tokenizer=tokenizer, dry_run=out is None)
 
 
 def write(folder: Path, names: list[str] = NAMES, split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +32,7 @@ def write(folder: Path, names: list[str] = NAMES, split: str = "train") -> tuple
 
 def test_the_run_of_ids_is_the_published_one(tmp_path: Path) -> None:
     top, bottom = write(tmp_path / "in", PATHS)
-    write_published(read_published(tmp_path / "in"), tmp_path / "out")
+    read(tmp_path / "in", tmp_path / "out")
     store = Store(tmp_path / "out")
     assert store.layout.order == "rows"
     for row, path in enumerate(PATHS):
@@ -64,25 +70,25 @@ def test_names_with_two_paths_or_none(tmp_path: Path) -> None:
 def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     top, bottom = write(tmp_path / "in", PATHS)
     known = torch.cat([top.flatten(), bottom.flatten()]).long().unique()
-    write_published(read_published(tmp_path / "in", row_ids=known), tmp_path / "out", fingerprint="a" * 16)
+    read(tmp_path / "in", tmp_path / "out", tokenizer=SimpleNamespace(row_ids=known, fingerprint="a" * 16))
     assert Store(tmp_path / "out").spec.tokenizer == "a" * 16
     with pytest.raises(ValueError, match=f"{top[0, 0]} is no image id of the tokenizer"):
-        read_published(tmp_path / "in", row_ids=known[known != top[0, 0]])
+        read(tmp_path / "in", tokenizer=SimpleNamespace(row_ids=known[known != top[0, 0]]))
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     top, _ = write(tmp_path, PATHS)
     with pytest.raises(FileNotFoundError, match=r"val_image_list.json is missing"):
-        read_published(tmp_path, split="val")
+        read(tmp_path, split="val")
     for codes, message in (
         (top[:3], "has 3 images, train_image_list.json 6"),
-        (top.float(), "expected whole numbers"),
+        (top.float(), "expected integers"),
         ({"codes": top}, "holds dict"),
         (torch.zeros(6, 60, dtype=torch.int32), "no square grid"),
     ):
         torch.save(codes, tmp_path / "train_codes_t.pth")
         with pytest.raises(ValueError, match=message):
-            read_published(tmp_path)
+            read(tmp_path)
     (tmp_path / "train_codes_t.pth").write_bytes(b"no tensor")
-    with pytest.raises(ValueError, match="not a plain tensor"):
-        read_published(tmp_path)
+    with pytest.raises(ValueError, match="a tensor of ids is expected there"):
+        read(tmp_path)

@@ -20,7 +20,11 @@ def test_dry_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["popo"], "known: pope"), (["--scenes", "0"], "--scenes 0"), (["--world", "colour=3"], "did you mean 'colours'")],
+    [
+        (["popo"], "benchmark 'popo'; known benchmarks: pope"),
+        (["--scenes", "0"], "at least 1 scene"),
+        (["--world", "colour=3"], "did you mean 'colours'"),
+    ],
 )
 def test_bad_input(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export_benchmarks.main([*words, "--out", str(tmp_path)]) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unicode.run.make_annotations import FUNCTIONS, SAMPLE, main
+from unicode.run.make_annotations import FUNCTIONS, OPTIONS, SAMPLE, main
 
 ROOT = Path(__file__).parents[2]
 NOT_OF_THE_SAMPLE = ("concat_vae_with_vqabench", "get_folder_anno")  # the sample has neither benchmarks nor pictures
@@ -47,6 +47,7 @@ def test_overview(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert all(name in text for name in FUNCTIONS)
+    assert all(option.get("flag", "--" + name.replace("_", "-")) in text for name, option in OPTIONS.items())
 
 
 @pytest.mark.parametrize(

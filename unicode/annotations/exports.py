@@ -129,6 +129,7 @@ def export_benchmarks(
     questions: int = 5,
     seed: int = 0,
     names: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> dict[str, int]:
     """Write the benchmarks `names` (all of `EXPORTS` if empty) below the folder `out` and return the number of questions of each.
 
@@ -138,6 +139,7 @@ def export_benchmarks(
         num_scenes: the first so many scenes of the split.
         questions: questions per picture of GQA and VQAv2, at most.
         seed: of what is asked.
+        dry_run: check the arguments and write nothing.
 
     Raises:
         ValueError: an unknown name or split, or not one question.
@@ -148,6 +150,8 @@ def export_benchmarks(
         what = f"benchmark '{unknown[0]}'" if unknown else f"{num_scenes} scenes and {questions} questions each"
         raise ValueError(f"cannot export {what}; known benchmarks: {', '.join(EXPORTS)}, at least 1 scene and 1 question")
     keys = scene_keys(config, split, limit=num_scenes)
+    if dry_run:
+        return dict.fromkeys(chosen, 0)
     counts = {}
     for name in chosen:
         pictures = [Picture(key.replace("/", "_"), find_scene(config, key), Random(draw(2**63, seed, name, key))) for key in keys]

@@ -3,21 +3,13 @@
 python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/photos --out pictures
 """
 
-from __future__ import annotations
-
 import argparse
-from typing import TYPE_CHECKING
 
 from unicode.annotations.build import read_runs
 from unicode.common.distributed import open_job
 from unicode.common.logging import get_logger
-from unicode.ids.layout import Layout
 from unicode.ids.store import Store
 from unicode.run.command import command
-
-if TYPE_CHECKING:
-    from unicode.tokenizer.decode import DecodeReport, Runs
-    from unicode.tokenizer.model import ImageTokenizer
 
 log = get_logger(__name__)
 
@@ -37,40 +29,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_runs(path: str, tokenizer: ImageTokenizer, *, view: int) -> tuple[Layout, int | None, Runs]:
-    """Return the layout, the number where it is known, and the runs of what --ids names: a store, or an annotation file."""
-    from unicode.tokenizer.decode import store_runs
-
-    if path.endswith((".json", ".jsonl")):
-        return tokenizer.layout, None, read_runs(path, layout=tokenizer.layout, tokenizer=tokenizer.fingerprint)
-    store = Store(path)
-    return store.layout, len(store), store_runs(store, tokenizer, view=view)
-
-
-def summarize(report: DecodeReport, out: str) -> str:
-    """Return one line on what was done."""
-    partial = f", {report.partial} runs of ids are no whole picture and were left out" if report.partial else ""
-    return f"{out}: {report.pictures} pictures{partial}"
-
-
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    from unicode.tokenizer.decode import decode_runs
+    from unicode.tokenizer.decode import decode_runs, store_runs
     from unicode.tokenizer.load import load_tokenizer
 
     args = build_parser().parse_args(argv)
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)
-    layout, total, runs = open_runs(args.ids, tokenizer, view=args.view)
+    if args.ids.endswith((".json", ".jsonl")):
+        layout, total = tokenizer.layout, None
+        runs = read_runs(args.ids, layout=layout, tokenizer=tokenizer.fingerprint)
+    else:
+        store = Store(args.ids)
+        layout, total, runs = store.layout, len(store), store_runs(store, tokenizer, view=args.view)
     if args.dry_run:
-        next(iter(runs), None)
+        next(runs, None)
         log.info("%s: %s", args.ids, layout.describe())
         return 0
-    report = decode_runs(
-        tokenizer, runs, args.out, layout=layout, levels=args.levels, batch_size=args.batch_size, limit=args.limit, total=total
-    )
-    log.info("%s", summarize(report, args.out))
+    settings = {"levels": args.levels, "batch_size": args.batch_size, "limit": args.limit}
+    report = decode_runs(tokenizer, runs, args.out, layout=layout, total=total, **settings)
+    partial = f", {report.partial} runs of ids are no whole picture and were left out" if report.partial else ""
+    log.info("%s: %d pictures%s", args.out, report.pictures, partial)
     return 0
 
 

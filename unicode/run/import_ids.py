@@ -3,80 +3,67 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from math import isqrt
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from unicode.common.files import read_json, read_list
+from unicode.common.files import read_json, read_list, read_tensors
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
-from unicode.ids.store import Manifest, StoreSpec, check_keys, hash_keys
+from unicode.ids.store import StoreSpec, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
 from unicode.run.command import command
 
 if TYPE_CHECKING:
     import torch
 
+    from unicode.tokenizer.model import ImageTokenizer
+
+log = get_logger(__name__)
 SHARD_SIZE = 2048
 TRANSFORM = {"protocol": "imported from UniCode-ECCV24: shorter side resized, center crop"}
 
 
-@dataclass(frozen=True)
-class Published:
-    """One split as UniCode-ECCV24 wrote it, checked, with paths for names."""
-
-    keys: list[str]
-    coarse: torch.Tensor
-    """(images, n) vocabulary ids, raster order."""
-    fine: torch.Tensor
-    """(images, m) vocabulary ids, raster order."""
-    layout: Layout
-
-
-def read_published(
-    source: str | Path, *, split: str = "train", paths: str | Path | None = None, row_ids: torch.Tensor | None = None
-) -> Published:
-    """Read and check one split in the folder `source`.
+def import_ids(
+    source: str | Path, out: str | Path, *, split: str, paths: str | Path | None, tokenizer: ImageTokenizer | None, dry_run: bool = False
+) -> StoreSpec:
+    """Check one split in the folder `source`, write it to the store `out`, and return the spec of that store.
 
     Args:
         split: first part of the file names, "train" or "val".
         paths: where bare names get their paths from, see `find_paths`.
-        row_ids: LongTensor (K,): the vocabulary ids that the tokenizer of the files can write, where it is at hand.
+        tokenizer: the one that made the ids, where it is known.
 
     Raises:
         FileNotFoundError: one of the three files is missing.
-        ValueError: the files do not fit each other, hold no ids of the tokenizer, or name images without paths.
+        ValueError: the files do not fit each other, hold no ids of the tokenizer, or name images without paths; `out` holds another store.
+        OSError: the disk is full.
     """
+    import torch
+
     names, coarse, fine = _read_files(Path(source), split)
     keys = find_paths(names, paths)
     check_keys(keys)
-    if row_ids is not None:
-        for codes in (coarse, fine):
-            _check_known(codes, row_ids.cpu(), keys)
-    return Published(keys, coarse, fine, Layout("hierarchical", (_square(coarse), _square(fine)), order="rows"))
-
-
-def write_published(published: Published, out: str | Path, *, fingerprint: str = "") -> Manifest:
-    """Write a split to the store `out`; `fingerprint` is that of the tokenizer that made the ids, where it is at hand.
-
-    Raises:
-        ValueError: `out` holds another store, or an id is negative.
-        OSError: the disk is full.
-    """
-    layout, keys = published.layout, published.keys
-    vocab_size = max(int(published.coarse.max()), int(published.fine.max())) + 1
+    known = None if tokenizer is None else tokenizer.row_ids.cpu()
+    for codes in (coarse, fine):
+        foreign = torch.zeros_like(codes, dtype=torch.bool) if known is None else ~torch.isin(codes, known.to(codes.dtype))
+        if foreign.any():
+            row, place = (int(value) for value in foreign.nonzero()[0])
+            raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files are of another one")
+    layout = Layout("hierarchical", (_square(coarse), _square(fine)), order="rows")
+    vocab_size, fingerprint = int(max(coarse.max(), fine.max())) + 1, tokenizer.fingerprint if tokenizer is not None else ""
     spec = StoreSpec(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)
-    with StoreWriter(out, spec) as writer:
-        writer.prepare(keys)
-        for shard in writer.missing():
-            rows = slice(spec.shard_rows(shard).start, spec.shard_rows(shard).stop)
-            codes = layout.join([published.coarse[rows], published.fine[rows]])
-            writer.put(shard, layout.arrange(codes)[:, None])
-        writer.close()
-        return writer.finish(keys)
+    if not dry_run:
+        with StoreWriter(out, spec) as writer:
+            writer.prepare(keys)
+            for shard in writer.missing():
+                rows = slice(spec.shard_rows(shard).start, spec.shard_rows(shard).stop)
+                writer.put(shard, layout.arrange(layout.join([coarse[rows], fine[rows]]))[:, None])
+            writer.close()
+            writer.finish(keys)
+    return spec
 
 
 def find_paths(names: Sequence[str], paths: str | Path | None) -> list[str]:
@@ -89,7 +76,10 @@ def find_paths(names: Sequence[str], paths: str | Path | None) -> list[str]:
     Raises:
         ValueError: a bare name without a path, or with several.
     """
-    known = _read_paths(paths) if paths is not None else {}
+    known: dict[str, str] = {}
+    for name, path in _read_paths(paths) if paths is not None else ():
+        if known.setdefault(name, path) != path:
+            raise ValueError(f"{paths}: '{name}' stands for {known[name]} and for {path}; a bare name must have one path")
     keys = [name if PurePosixPath(name).suffix else known.get(name, "") for name in names]
     missing = [name for name, key in zip(names, keys, strict=True) if not key]
     if missing:
@@ -98,18 +88,12 @@ def find_paths(names: Sequence[str], paths: str | Path | None) -> list[str]:
     return keys
 
 
-def _read_paths(paths: str | Path) -> dict[str, str]:
-    """Bare name -> path, from an annotation file or a list. ValueError for a name with two paths."""
+def _read_paths(paths: str | Path) -> Iterator[tuple[str, str]]:
+    """(bare name, path) of each image of an annotation file or a list."""
     if Path(paths).suffix == ".json":
         records = (record for record in read_json_list(paths) if isinstance(record, dict) and isinstance(record.get("image"), str))
-        pairs = [(str(record.get("id")), record["image"]) for record in records]
-    else:
-        pairs = [(PurePosixPath(line).stem, line) for line in read_list(paths)]
-    known: dict[str, str] = {}
-    for name, path in pairs:
-        if known.setdefault(name, path) != path:
-            raise ValueError(f"{paths}: '{name}' stands for {known[name]} and for {path}; a bare name must have one path")
-    return known
+        return ((str(record.get("id")), record["image"]) for record in records)
+    return ((PurePosixPath(line).stem, line) for line in read_list(paths))
 
 
 def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torch.Tensor]:
@@ -123,18 +107,13 @@ def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torc
     names = read_json(files[0])
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"{files[0]} is not a list of names")
-    tensors = []
-    for file in files[1:]:
-        try:
-            codes = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged or foreign pickle fails in many ways
-            raise ValueError(f"{file} is not a plain tensor: {str(error).splitlines()[0]}") from error
-        if not isinstance(codes, torch.Tensor) or codes.ndim != 2 or codes.is_floating_point():
+    tensors = [read_tensors(file, wanted="a tensor of ids") for file in files[1:]]
+    for file, codes in zip(files[1:], tensors, strict=True):
+        if not isinstance(codes, torch.Tensor) or codes.ndim != 2 or codes.is_floating_point() or not codes.numel():
             found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
-            raise ValueError(f"{file} holds {found}; expected whole numbers (images, codes)")
+            raise ValueError(f"{file} holds {found}; expected integers (images, codes)")
         if len(codes) != len(names):
             raise ValueError(f"{file} has {len(codes)} images, {files[0].name} {len(names)}")
-        tensors.append(codes)
     return names, tensors[0], tensors[1]
 
 
@@ -143,19 +122,6 @@ def _square(codes: torch.Tensor) -> tuple[int, int]:
     if side * side != codes.shape[1]:
         raise ValueError(f"{codes.shape[1]} codes per image are no square grid")
     return side, side
-
-
-def _check_known(codes: torch.Tensor, row_ids: torch.Tensor, keys: Sequence[str]) -> None:
-    """ValueError naming the first of the ids (images, N) that is not one of `row_ids`."""
-    import torch
-
-    foreign = ~torch.isin(codes, row_ids.to(codes.dtype))
-    if foreign.any():
-        row, place = (int(value) for value in foreign.nonzero()[0])
-        raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files are of another one")
-
-
-log = get_logger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -175,16 +141,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args(argv)
-    fingerprint, row_ids = "", None
+    tokenizer = None
     if args.ckpt:
         from unicode.tokenizer.load import load_tokenizer
 
         tokenizer = load_tokenizer(args.ckpt)
-        fingerprint, row_ids = tokenizer.fingerprint, tokenizer.row_ids
-    published = read_published(args.source, split=args.split, paths=args.paths, row_ids=row_ids)
-    if not args.dry_run:
-        write_published(published, args.out, fingerprint=fingerprint)
-    log.info("%s: %d images, %s", args.source if args.dry_run else args.out, len(published.keys), published.layout.describe())
+    spec = import_ids(args.source, args.out, split=args.split, paths=args.paths, tokenizer=tokenizer, dry_run=args.dry_run)
+    log.info("%s: %d images, %s", args.source if args.dry_run else args.out, spec.num_images, spec.layout.describe())
     return 0
 
 

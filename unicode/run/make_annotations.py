@@ -37,13 +37,14 @@ FUNCTIONS: dict[str, Callable[..., Report]] = {
 DATA, SAMPLE = (Path(__file__).resolve().parents[2] / name for name in ("datasets/llava", "data/sample"))
 log = get_logger(__name__)
 ANNO = "FILE[@FOLDER]"
-UNREAD = "not read by this function"
 OPTIONS: dict[str, dict[str, Any]] = {
     "root": {"help": "folder of the input files; default: DATA_ROOT, datasets/llava, or else a sample of a few records"},
+    "images": {"flag": "--ids", "nargs": "+", "metavar": "STORE", "help": "stores of ids, or folders of them; default: ids below --root"},
+    "view": {"choices": VIEWS, "default": VIEWS[0], "help": "crop or flip where a store has several; default: %(default)s"},
     "out": {"default": "outputs/annotations", "help": "folder of the output, or the path of the main .json file; default: %(default)s"},
     "seed": {"type": int, "help": "fixes every draw and the order of the output; default: %(default)s"},
     "anno": {"metavar": ANNO, "help": "annotation file @ folder of the image root where its paths start; default: '%(default)s'"},
-    "annos": {"flag": "--anno", "nargs": "+", "metavar": ANNO, "help": "several such files; default: see above"},
+    "annos": {"flag": "--anno", "nargs": "+", "metavar": ANNO, "help": "several such files; concat_uni_anno takes FILE*WEIGHT too"},
     "weights": {"nargs": "+", "type": float, "metavar": "W", "help": "how often a record of each file occurs on average; default: 1"},
     "parts": {"type": int, "help": "part records per image; default: %(default)s"},
     "share": {"type": float, "help": "share of the images; default: %(default)s"},
@@ -55,62 +56,55 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "allow_test_images": {"action": "store_true", "help": "train the tokenizer on test images; scores are then not on unseen images"},
     "dry_run": {"action": "store_true", "help": "read the first records, check everything, write nothing"},
 }
+"""Parameter of a function -> its option."""
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run one annotation function; see the module's docstring."""
-    chooser = argparse.ArgumentParser(prog="make_annotations", add_help=False)
+    chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--func", choices=FUNCTIONS)
-    chosen = chooser.parse_known_args(argv)[0].func
-    parser = function_parser(chosen) if chosen else overview_parser()
-    options = vars(parser.parse_args(argv))
+    options = vars(build_parser(chooser.parse_known_args(argv)[0].func).parse_args(argv))
     function = FUNCTIONS[options.pop("func")]
     parameters = inspect.signature(function).parameters
     root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or (DATA if DATA.is_dir() else SAMPLE))
-    ids = options.pop("ids")
+    ids, view = options.pop("images"), options.pop("view", VIEWS[0])
     inputs: list[Any] = [root] if "root" in parameters else []
     if inputs == [SAMPLE] and not (ids and options.get("anno") == ""):  # images of the stores, nothing is read from the root
         log.info("neither --root nor DATA_ROOT is given: taking the sample in %s", SAMPLE)
     if "images" in parameters:
-        inputs.append(open_image_ids(ids or [root / "ids"], view=options.pop("view"), seed=options["seed"]))
+        inputs.append(open_image_ids(ids or [root / "ids"], view=view, seed=options["seed"]))
     function(*inputs, options.pop("out"), **options)
     return 0
 
 
-def overview_parser() -> argparse.ArgumentParser:
-    """The parser that shows all functions, for a command line without --func."""
-    firsts = [f"  {name:26}{(inspect.getdoc(function) or '').splitlines()[0]}" for name, function in FUNCTIONS.items()]
+def build_parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one function; without a name, one whose help shows every function and every option."""
     parser = argparse.ArgumentParser(
-        prog="make_annotations", description=__doc__, epilog="\n".join(["functions:", *firsts]), formatter_class=_formatter
+        prog=f"make_annotations --func {name}" if name else "make_annotations",
+        description=(inspect.getdoc(FUNCTIONS[name]) or "").split("\nArgs:")[0] if name else __doc__,
+        epilog=None if name else "\n".join(f"  {one:26}{(inspect.getdoc(FUNCTIONS[one]) or '').splitlines()[0]}" for one in FUNCTIONS),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=140),
+        conflict_handler="error" if name else "resolve",  # --anno takes one file or several
     )
-    parser.add_argument("--func", required=True, choices=FUNCTIONS, metavar="NAME", help="one of the functions below")
+    shown = argparse.SUPPRESS if name else "one of the functions below"
+    parser.add_argument("--func", required=True, choices=FUNCTIONS, metavar="NAME", help=shown)
+    signatures = {one: inspect.signature(function).parameters for one, function in FUNCTIONS.items()}
+    for parameter, option in OPTIONS.items():
+        readers = [one for one, own in signatures.items() if ("images" if parameter == "view" else parameter) in own]
+        if name and name not in readers and parameter not in ("root", "images"):
+            continue
+        settings = {"flag": "--" + parameter.replace("_", "-"), **option}
+        if not name:
+            some = f" ({', '.join(readers)})" if len(readers) <= len(FUNCTIONS) // 2 else ""
+            settings["help"] = settings["help"].split("; default")[0] + some
+        elif name not in readers:
+            settings["help"] = "not read by this function"
+        elif parameter not in ("images", "view"):
+            default = signatures[name][parameter].default
+            settings |= {} if default is inspect.Parameter.empty else {"default": default}
+        parser.add_argument(settings.pop("flag"), dest=parameter, **settings)
     return parser
-
-
-def function_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one function: an option for each of its parameters, its docstring as description."""
-    description = (inspect.getdoc(FUNCTIONS[name]) or "").split("\nArgs:")[0]
-    parser = argparse.ArgumentParser(prog=f"make_annotations --func {name}", description=description, formatter_class=_formatter)
-    parser.add_argument("--func", choices=FUNCTIONS, metavar="NAME", help=argparse.SUPPRESS)
-    parameters = inspect.signature(FUNCTIONS[name]).parameters
-    if "root" not in parameters:
-        parser.add_argument("--root", help=UNREAD)
-    ids_help = "stores of ids, or folders of them as a tokenizer's; default: ids below --root" if "images" in parameters else UNREAD
-    parser.add_argument("--ids", nargs="+", metavar="STORE", help=ids_help)
-    if "images" in parameters:
-        parser.add_argument("--view", choices=VIEWS, default=VIEWS[0], help="crop or flip where a store has several; default: %(default)s")
-    for parameter in (parameter for parameter in parameters.values() if parameter.name != "images"):
-        settings = dict(OPTIONS[parameter.name])
-        flag = settings.pop("flag", "--" + parameter.name.replace("_", "-"))
-        if parameter.default is not inspect.Parameter.empty:
-            settings["default"] = parameter.default
-        parser.add_argument(flag, dest=parameter.name, **settings)
-    return parser
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, width=140)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ Runs = Iterable[tuple[str, np.ndarray]]
 """(key of a picture, its ids (n,) in id order)."""
 
 
-def store_runs(store: Store, tokenizer: ImageTokenizer, *, view: int = 0) -> Runs:
+def store_runs(store: Store, tokenizer: ImageTokenizer, *, view: int = 0) -> Iterator[tuple[str, np.ndarray]]:
     """One view of the pictures of a store, in its order.
 
     Raises:
