@@ -138,6 +138,38 @@ def test_usage_is_counted_once_and_entropy_prefers_spread(table: LanguageTable) 
     assert codebook.soft_assignment_entropy(spread, codebook.rows) < codebook.soft_assignment_entropy(same, codebook.rows)
 
 
+@pytest.mark.parametrize("mode", ["language", "projected"])
+def test_levels_share_one_table_wherever_they_are_moved(mode: str, table: LanguageTable) -> None:
+    stack = torch.nn.ModuleList(build_codebooks(CodebookConfig(mode=mode, num_rows=40), table, channels=[24, 24]))
+    for moved in (stack, stack.to(torch.float64), stack.to("meta")):
+        first, second = (book.target if mode == "language" else book.table for book in moved)
+        assert first.rows is second.rows
+    assert not any("target" in name or "table" in name for name in stack.state_dict())
+
+
+@pytest.mark.parametrize("mode", ALL)
+def test_statistics_do_not_wait_for_the_device(
+    mode: str, table: LanguageTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("bincount was called")
+
+    monkeypatch.setattr(torch, "bincount", refuse)
+    codebook = build(mode, table)
+    latents = torch.randn(30, codebook.width)
+    codebook.accumulate(latents, codebook.search(latents))
+    update_codebooks_([codebook])
+    assert codebook.take_usage().sum() == 30
+
+
+def test_the_entropy_term_is_float32_under_autocast(table: LanguageTable) -> None:
+    codebook = build("projected", table, width=6)
+    latents = torch.randn(4, 5, 6)
+    expected = codebook.soft_assignment_entropy(latents, codebook.rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codebook.soft_assignment_entropy(latents, codebook.rows), expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

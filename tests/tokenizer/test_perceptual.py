@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import vgg16
 
-from unicode.tokenizer.losses import PerceptualConfig, PerceptualLoss, build_perceptual, load_lpips
+from unicode.tokenizer.losses import Objective, ObjectiveConfig, PerceptualConfig, PerceptualLoss, load_lpips
 
 lpips = pytest.importorskip("lpips")
 
@@ -28,6 +28,10 @@ def trunk_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def build(**values: object) -> PerceptualLoss | None:
+    return Objective(ObjectiveConfig(perceptual=PerceptualConfig(**values)), entropy_weight=0.0).perceptual  # type: ignore[arg-type]
 
 
 def test_one_distance_per_image(loss: PerceptualLoss, images: torch.Tensor) -> None:
@@ -78,12 +82,12 @@ def test_random_weights_are_the_same_everywhere_and_leave_the_random_state(loss:
 
 
 def test_weight_zero_builds_nothing() -> None:
-    assert build_perceptual(PerceptualConfig(weight=0.0, vgg_path="nowhere")) is None
+    assert build(weight=0.0, vgg_path="nowhere") is None
 
 
 def test_missing_file_names_setting_and_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"vgg16-397923af\.pth \(objective\.perceptual\.vgg_path\) is expected there"):
-        build_perceptual(PerceptualConfig(vgg_path="nowhere/vgg.pth"))
+        build(vgg_path="nowhere/vgg.pth")
 
 
 def test_no_download_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -93,7 +97,7 @@ def test_no_download_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"or name it in objective\.perceptual") as caught:
-        build_perceptual(PerceptualConfig())
+        build()
     assert f"put the file at {tmp_path}/checkpoints/vgg16-397923af.pth" in str(caught.value)
 
 

@@ -30,7 +30,6 @@ class ResBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)  # type: ignore[no-any-return]
@@ -48,7 +47,6 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
         h = self.norm(x)
         q, k, v = (rearrange(project(h), "b c h w -> b 1 (h w) c").contiguous() for project in (self.q, self.k, self.v))
         h = rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[2])
@@ -56,26 +54,24 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the sides with a strided convolution, padded on the right and at the bottom only."""
+    """Halve the sides with a strided convolution, padded on the right and at the bottom only: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H / 2, W / 2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
 
 
 class Upsample(nn.Module):
-    """Double the sides by repetition, then a convolution."""
+    """Double the sides by repetition, then a convolution: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
 
 
@@ -210,11 +206,15 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, latent_channels, h, w) -> (B, 3, h * stride, w * stride), about [-1, 1], not clamped."""
+    def features(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, latent_channels, h, w) -> (B, channels, h * stride, w * stride), the input of the last convolution."""
         h = self.mid(self.conv_in(latents))
         for stage in reversed(self.up):
             h = stage(h)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h)  # type: ignore[operator]
-        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        return F.silu(self.norm_out(h))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, latent_channels, h, w) -> (B, 3, h * stride, w * stride), about [-1, 1], not clamped."""
+        return self.conv_out(self.features(latents))  # type: ignore[no-any-return]

@@ -1,16 +1,17 @@
 """The adversarial part of tokenizer training: PatchGAN, hinge losses, LeCam, the adaptive weight and its schedule.
 
 Images (B, 3, H, W) in [-1, 1] enter, one logit per overlapping patch (B, 1, h, w) leaves. The discriminator first trains
-alone, then its say in the generator's loss ramps up from 0: switched on at once it ruins a good generator.
+alone, then its weight in the generator's loss rises from 0: at full weight from the start it ruins a good generator.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from unicode.common.distributed import all_reduce_sum_, world_size
 
@@ -19,16 +20,16 @@ NORMS = ("group", "none")
 
 @dataclass
 class DiscriminatorConfig:
-    """When and how a discriminator takes part. Steps are optimizer steps of the generator."""
+    """Architecture and schedule of the discriminator. Steps are optimizer steps of the generator."""
 
     enabled: bool = True  # False: reconstruction losses only, no discriminator is built
     start: int = 10000  # first step at which the discriminator itself trains
-    alone_steps: int = 1000  # steps it then trains alone before the generator hears of it
+    alone_steps: int = 1000  # steps it then trains before the adversarial loss enters the generator's
     ramp_steps: int = 2000  # steps over which its weight in the generator's loss then rises from 0 to `weight`
     weight: float = 0.75  # final factor of the adversarial loss, on top of the adaptive weight
     adaptive: bool = True  # balance the adversarial gradient against the reconstruction's at the last layer
-    adaptive_minimum: float = 0.01  # lower clamp of the adaptive weight: the adversarial loss never vanishes ...
-    adaptive_maximum: float = 100.0  # upper clamp: ... and never takes over when its own gradient is tiny
+    adaptive_minimum: float = 0.01  # lower clamp of the adaptive weight: keeps the adversarial loss in force
+    adaptive_maximum: float = 100.0  # upper clamp: for steps where the adversarial gradient is tiny
     norm: str = "group"  # "group" | "none"; no batch normalization, its statistics would differ from rank to rank
     num_layers: int = 2  # convolutions of stride 2; more = larger patches
     channels: int = 64  # channels of the first convolution, doubled by each layer up to eightfold
@@ -62,22 +63,18 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [config.channels * min(2**layer, 8) for layer in range(config.num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for index, (before, after) in enumerate(itertools.pairwise(widths), 1):
+        for index, (before, after) in enumerate(pairwise(widths), 1):
             stride = 2 if index < config.num_layers else 1
             layers.append(nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=config.norm == "none"))
-            layers.append(_norm(config.norm, after))
+            layers.append(nn.GroupNorm(math.gcd(32, after), after, eps=1e-6) if config.norm == "group" else nn.Identity())
             layers.append(nn.LeakyReLU(0.2))
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
         self.apply(_init_weights_)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]; high = taken for real. 256 px and two layers give 62 x 62."""
+        """Logits (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]; high for real images. 256 px and two layers give 62 x 62."""
         return self.main(images)
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6) if kind == "group" else nn.Identity()
 
 
 def _init_weights_(module: nn.Module) -> None:
@@ -102,10 +99,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 class LeCam(nn.Module):
-    """LeCam regularizer (Tseng et al. 2021, arXiv 2104.03310, eq. 3): keeps the discriminator from running away.
-
-    Real logits are drawn below the running mean of the fake ones and fake logits above that of the real ones, quadratically.
-    """
+    """LeCam regularizer (Tseng et al. 2021, arXiv 2104.03310, eq. 3): a penalty on logits beyond the running mean of the other kind."""
 
     def __init__(self, *, decay: float = 0.999) -> None:
         super().__init__()
@@ -127,22 +121,31 @@ class LeCam(nn.Module):
         return F.relu(real - self.fake_mean).square().mean() + F.relu(self.real_mean - fake).square().mean()
 
 
-def adaptive_weight(nll: Tensor, g_loss: Tensor, last_layer_weight: Tensor, *, maximum: float, minimum: float = 0.0) -> Tensor:
-    """||grad nll|| / (||grad g_loss|| + 1e-4) at the decoder's last layer, clamped (Esser et al. 2021, arXiv 2012.09841, eq. 7).
+def adaptive_weight(
+    features: Tensor, reconstruction: Tensor, adversarial: Tensor, conv: nn.Conv2d, *, maximum: float, minimum: float = 0.0
+) -> Tensor:
+    """||grad L_rec|| / (||grad L_adv|| + 1e-4) at the decoder's last layer, clamped (Esser et al. 2021, arXiv 2012.09841, eq. 7).
 
-    The gradients are averaged over the ranks first, so the weight is that of the whole batch and equal everywhere; a
-    collective call, without a wait for the device. Keeps both graphs for the backward that follows.
+    The gradients are those of the layer's weight, from the gradients at its output: no backward through the losses again. They
+    are averaged over the ranks first, so the weight is that of the whole batch and equal everywhere; a collective call, without a
+    wait for the device.
 
     Args:
-        nll: reconstruction loss, a scalar that depends on `last_layer_weight`.
-        g_loss: adversarial loss of the generator, likewise.
+        features: (B, C, H, W) input of the layer.
+        reconstruction: (B, 3, H, W) gradient of the reconstruction loss at the images.
+        adversarial: (B, 3, H, W) gradient of the generator's adversarial loss at the images.
+        conv: the layer.
 
     Returns:
-        A detached float32 scalar in [minimum, maximum].
+        A float32 scalar in [minimum, maximum].
     """
-    gradients = [torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0].detach().float() for loss in (nll, g_loss)]
-    of_nll, of_g = all_reduce_sum_(torch.stack(gradients)) / world_size()
-    return (of_nll.norm() / (of_g.norm() + 1e-4)).clamp(minimum, maximum)
+    size, padding = conv.weight.shape, conv.padding
+    weights = [
+        conv2d_weight(features, size, gradient.to(features.dtype), padding=padding).float()  # type: ignore[arg-type]
+        for gradient in (reconstruction, adversarial)
+    ]
+    of_reconstruction, of_adversarial = all_reduce_sum_(torch.stack(weights)) / world_size()
+    return (of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)).clamp(minimum, maximum)
 
 
 def discriminator_trains(step: int, config: DiscriminatorConfig) -> bool:

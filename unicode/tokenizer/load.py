@@ -1,6 +1,5 @@
 """Tokenizers on disk -> ImageTokenizer: run folders, save_pretrained folders and three published layouts."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,48 @@ from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.model import CONFIG_FILE, ImageTokenizer
 
 CHECKPOINTS = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt", "model.pt")
+TOKENIZER_FOLDER = "tokenizer"  # inside a checkpoint of a run
+State = dict[str, torch.Tensor]
+HQ_PREFIXES = {
+    "quant_conv_b.": "quant_conv.",
+    "post_quant_conv_b.": "post_quant_conv.",
+    "up_conv.": "stack.into.1.",
+    "down_conv.": "stack.out.1.",
+    "down_t.": "stack.resamples.0.down.",
+    "upsample_t.": "stack.resamples.0.up.",
+}
+RQ_PREFIXES = {"quant_conv.": "quant_conv.", "post_quant_conv.": "post_quant_conv."}
 RESAMPLINGS = {"pixelshuffle": "pixelshuffle", "nearest": "average", "conv": "conv"}
 
 
-@dataclass
-class _Published:
-    """A config and a state dict in our names."""
+def load_tokenizer(path: str | Path) -> ImageTokenizer:
+    """Return the tokenizer at `path`, in evaluation mode on the CPU.
 
-    config: TokenizerConfig
-    widths: list[int]
-    state: dict[str, torch.Tensor]
+    Args:
+        path: a run folder of `unicode.run.train_tokenizer` (its newest undamaged checkpoint is taken), one of its checkpoints, a
+            folder of `save_pretrained`, or a folder of hqtransformer, UniCode-ECCV24 or rq-vae-transformer.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no tokenizer in it.
+        ValueError: the tokenizer is damaged or of another architecture.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        remedy = f"train a tokenizer with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}"
+        raise FileNotFoundError(f"no folder '{folder}'; {remedy}")
+    if (folder / CONFIG_FILE).is_file():
+        return ImageTokenizer.from_pretrained(folder)
+    if (folder / TOKENIZER_FOLDER / CONFIG_FILE).is_file():
+        return ImageTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)
+    if find_published(folder) is not None:
+        return load_published(folder)
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is not None:
+        return ImageTokenizer.from_pretrained(checkpoint / TOKENIZER_FOLDER)
+    raise FileNotFoundError(
+        f"'{folder}' holds no tokenizer: neither {CONFIG_FILE}, nor undamaged checkpoints in checkpoints/, nor a published layout "
+        "(config.yaml with ckpt/last.ckpt, ckpt/state_dict.ckpt or model.pt)"
+    )
 
 
 def find_published(folder: str | Path) -> Path | None:
@@ -40,21 +71,21 @@ def load_published(folder: str | Path) -> ImageTokenizer:
 
     Raises:
         FileNotFoundError: the folder has no config.yaml with weights beside it.
-        ValueError: the weights are no plain tensors, or the config describes a model that is none of the three.
+        ValueError: the weights are no plain tensors, or the config describes a model of none of the published layouts.
     """
     weights = find_published(folder)
     if weights is None:
         raise FileNotFoundError(f"{folder} has no config.yaml with one of {', '.join(CHECKPOINTS)} beside it")
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=True)
+    try:  # interpolations stay text: the file of a stranger must not read environment variables
+        content: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=False)
     except Exception as error:  # the YAML parser has a family of errors of its own
         raise ValueError(f"{folder}/config.yaml is not valid YAML: {error}") from error
     state = _generator_state(read_tensors(weights, wanted="a published tokenizer"), source=str(weights))
     try:
         if "stage1" in content:
-            published = _convert_hq(content["stage1"], state)
+            config, state = _convert_stage1(content["stage1"], state)
         elif "arch" in content:
-            published = _convert_rq(content["arch"], state)
+            config, state = _convert_rq(content["arch"], state)
         else:
             raise ValueError("neither 'stage1' (hqtransformer, UniCode-ECCV24) nor 'arch' (rq-vae-transformer) is in it")
     except (KeyError, TypeError, AttributeError) as error:
@@ -62,13 +93,10 @@ def load_published(folder: str | Path) -> ImageTokenizer:
         raise ValueError(f"{folder}: {fault}; it is none of the published layouts") from error
     except ValueError as error:
         raise ValueError(f"{folder}/config.yaml: {error}") from error
-    tokenizer = ImageTokenizer(published.config, training=False, widths=published.widths)
-    complete = {name: published.state.get(name, tensor) for name, tensor in tokenizer.inference_state().items()}
-    tokenizer.load_inference_state({**complete, **published.state}, source=str(weights))
-    return tokenizer.eval()
+    return ImageTokenizer.from_state(config, state, source=str(weights), partial=True)
 
 
-def _generator_state(content: Any, *, source: str) -> dict[str, torch.Tensor]:
+def _generator_state(content: Any, *, source: str) -> State:
     """Return the tokenizer's tensors of a checkpoint, without containers and prefixes."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
@@ -98,54 +126,49 @@ def _autoencoder(values: dict[str, Any], *, halves_first: bool) -> AutoencoderCo
     )
 
 
-def _convert_hq(stage1: dict[str, Any], state: dict[str, torch.Tensor]) -> _Published:
-    """hqtransformer and UniCode-ECCV24: type simrqgan2."""
-    if stage1["type"] != "simrqgan2":
-        raise ValueError(f"stage1.type is '{stage1['type']}'; the HQ-VAE that was published is 'simrqgan2'")
-    aux, values = stage1["hparams_aux"], stage1["hparams"]
-    kind = str(aux.get("upsample")).rstrip("0123456789")
-    if kind not in RESAMPLINGS:
-        raise ValueError(f"stage1.hparams_aux.upsample is '{aux.get('upsample')}'; known: {', '.join(RESAMPLINGS)}")
-    if aux.get("shared_codebook"):
-        state |= {name.replace("quantize_t.", "quantize_b."): tensor for name, tensor in state.items() if name.startswith("quantize_t.")}
-    names = {
-        "quant_conv_b.": "quant_conv.",
-        "post_quant_conv_b.": "post_quant_conv.",
-        "up_conv.": "stack.into.1.",
-        "down_conv.": "stack.out.1.",
-        "down_t.": "stack.resamples.0.down.",
-        "upsample_t.": "stack.resamples.0.up.",
-        "quantize_t.embedding": "stack.codebooks.0.rows",
-        "quantize_b.embedding": "stack.codebooks.1.rows",
-        "quantize_t.selected_llm_indices": "stack.codebooks.0.row_ids",
-        "quantize_b.selected_llm_indices": "stack.codebooks.1.row_ids",
-    }
-    renamed = _rename(state, names, keep=("encoder.", "decoder."), drop=("embedding_avg",))
-    books = [renamed[f"stack.codebooks.{level}.rows"] for level in (0, 1)]
-    from_language_model = "quantize_t.llmcodebook" in state
-    codebook = CodebookConfig(mode="free", num_rows=len(books[0]), normalize="none")
-    if from_language_model:
-        length = float(aux["fix_len_l2norm"])
-        codebook.normalize = "sphere" if aux.get("use_l2_norm") else "mean_length"
-        codebook.mode, codebook.mean_length = "language", length
-        for level, name in enumerate(("quantize_t", "quantize_b")):
-            mean_row = state[f"{name}.llm_len_l2norm"].mean() if aux["norm_type"] == "rela_llm" else 1.0
-            renamed[f"stack.codebooks.{level}.scale"] = torch.as_tensor(length * mean_row, dtype=torch.float32)
+def _convert_stage1(stage1: dict[str, Any], state: State) -> tuple[TokenizerConfig, State]:
+    """hqtransformer and UniCode-ECCV24: type simrqgan2 (an HQ-VAE); UniCode-ECCV24 also: rqvae, whose passes share one codebook."""
+    kind, aux, values = stage1["type"], stage1["hparams_aux"], stage1["hparams"]
+    if kind == "rqvae":
+        if aux.get("use_l2_norm"):
+            raise ValueError("stage1.hparams_aux.use_l2_norm of an rqvae normalizes over rows of the image, which is not supported")
+        quantizers, prefixes = ["quantize"], RQ_PREFIXES
+        shape: dict[str, Any] = {"type": "rqvae", "depth": int(aux["num_quant_layer"]), "share_codebook": True}
+    elif kind == "simrqgan2":
+        upsample = str(aux.get("upsample")).rstrip("0123456789")
+        if upsample not in RESAMPLINGS:
+            raise ValueError(f"stage1.hparams_aux.upsample is '{aux.get('upsample')}'; known: {', '.join(RESAMPLINGS)}")
+        quantizers = ["quantize_t", "quantize_t" if aux.get("shared_codebook") else "quantize_b"]
+        prefixes = HQ_PREFIXES
+        shape = {"type": "hqvae", "resample": RESAMPLINGS[upsample]}
     else:
-        renamed |= {f"stack.codebooks.{level}.row_ids": torch.arange(len(book)) for level, book in enumerate(books)}
+        raise ValueError(f"stage1.type is '{kind}'; known: simrqgan2 (HQ-VAE) and rqvae")
+    renamed = _rename(state, prefixes)
+    codebook = CodebookConfig(mode="free", num_rows=len(state[f"{quantizers[0]}.embedding"]), normalize="none")
+    from_language_model = f"{quantizers[0]}.llmcodebook" in state
+    if from_language_model:
+        codebook.mode, codebook.mean_length = "language", float(aux["fix_len_l2norm"])
+        codebook.normalize = "sphere" if aux.get("use_l2_norm") else "mean_length"
+        shape["order"] = "rows" if kind == "simrqgan2" else ""
+    for level, name in enumerate(quantizers):
+        book = f"stack.codebooks.{level}"
+        renamed[f"{book}.rows"] = state[f"{name}.embedding"]
+        renamed[f"{book}.row_ids"] = torch.arange(codebook.num_rows)
+        if from_language_model:
+            renamed[f"{book}.row_ids"] = state[f"{name}.selected_llm_indices"]
+            mean_row = state[f"{name}.llm_len_l2norm"].mean() if aux["norm_type"] == "rela_llm" else 1.0
+            renamed[f"{book}.scale"] = torch.as_tensor(codebook.mean_length * mean_row, dtype=torch.float32)
     config = TokenizerConfig(
-        type="hqvae",
+        **shape,
         image_size=values["resolution"],
-        resample=RESAMPLINGS[kind],
-        code_channels=renamed["quant_conv.weight"].shape[0],
-        order="rows" if from_language_model else "nested",
+        code_channels=len(renamed["quant_conv.weight"]),
         autoencoder=_autoencoder(values, halves_first=bool(values.get("use_init_downsample"))),
         codebook=codebook,
     )
-    return _Published(config, [book.shape[1] for book in books], renamed)
+    return config, renamed
 
 
-def _convert_rq(arch: dict[str, Any], state: dict[str, torch.Tensor]) -> _Published:
+def _convert_rq(arch: dict[str, Any], state: State) -> tuple[TokenizerConfig, State]:
     """rq-vae-transformer: type rq-vae."""
     if arch["type"] != "rq-vae":
         raise ValueError(f"arch.type is '{arch['type']}'; expected 'rq-vae'")
@@ -154,68 +177,25 @@ def _convert_rq(arch: dict[str, Any], state: dict[str, torch.Tensor]) -> _Publis
     if latent[:2] != code[:2]:
         raise ValueError(f"code_shape {code} folds cells of latent_shape {latent} together, which is not supported")
     shared, depth = bool(values["shared_codebook"]), int(code[2])
-    books = 1 if shared else depth
-    # Their tables end with a row of zeros for padding that no search ever returns.
-    names = {f"quantizer.codebooks.{level}.weight": f"stack.codebooks.{level}.rows" for level in range(books)}
-    dropped = ("cluster_size_ema", "embed_ema", *(f"codebooks.{level}.weight" for level in range(books, depth)))
-    renamed = _rename(state, names, keep=("encoder.", "decoder.", "quant_conv.", "post_quant_conv."), drop=dropped)
-    for level in range(books):
-        renamed[f"stack.codebooks.{level}.rows"] = renamed[f"stack.codebooks.{level}.rows"][:-1]
-        renamed[f"stack.codebooks.{level}.row_ids"] = torch.arange(len(renamed[f"stack.codebooks.{level}.rows"]))
-    width = renamed["stack.codebooks.0.rows"].shape[1]
+    renamed = _rename(state, RQ_PREFIXES)
+    for level in range(1 if shared else depth):
+        rows = state[f"quantizer.codebooks.{level}.weight"][:-1]  # the last row is padding that no search returns
+        renamed |= {f"stack.codebooks.{level}.rows": rows, f"stack.codebooks.{level}.row_ids": torch.arange(len(rows))}
     config = TokenizerConfig(
         type="rqvae",
         image_size=ddconfig["resolution"],
         depth=depth,
-        code_channels=renamed["quant_conv.weight"].shape[0],
+        code_channels=len(renamed["quant_conv.weight"]),
         share_codebook=shared,
         autoencoder=_autoencoder(ddconfig, halves_first=False),
         codebook=CodebookConfig(mode="free", num_rows=len(renamed["stack.codebooks.0.rows"]), normalize="none"),
     )
-    return _Published(config, [width] * books, renamed)
+    return config, renamed
 
 
-def _rename(
-    state: dict[str, torch.Tensor], names: dict[str, str], *, keep: tuple[str, ...], drop: tuple[str, ...]
-) -> dict[str, torch.Tensor]:
-    """Return the tensors that we use under our names: `keep` by prefix as they are, `names` by prefix or whole name."""
-    renamed = {name: tensor for name, tensor in state.items() if name.startswith(keep)}
-    for theirs, ours in names.items():
-        for name, tensor in state.items():
-            matches = name.startswith(theirs) if theirs.endswith(".") else name == theirs
-            if matches and not name.endswith(drop):
-                renamed[ours + name.removeprefix(theirs)] = tensor
+def _rename(state: State, prefixes: dict[str, str]) -> State:
+    """Return the tensors of encoder and decoder, and those of some prefixes with the prefix replaced."""
+    renamed = {name: tensor for name, tensor in state.items() if name.startswith(("encoder.", "decoder."))}
+    for theirs, ours in prefixes.items():
+        renamed |= {ours + name.removeprefix(theirs): tensor for name, tensor in state.items() if name.startswith(theirs)}
     return renamed
-
-
-TOKENIZER_FOLDER = "tokenizer"  # inside a checkpoint of a run
-
-
-def load_tokenizer(path: str | Path) -> ImageTokenizer:
-    """Return the tokenizer that lies at `path`, in evaluation mode on the CPU.
-
-    Args:
-        path: a run folder of `unicode.run.train_tokenizer` (its newest whole checkpoint is taken), one of its checkpoints, a folder
-            of `save_pretrained`, or a folder of hqtransformer, UniCode-ECCV24 or rq-vae-transformer.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or nothing in it that is a tokenizer.
-        ValueError: what is there is damaged or of another architecture.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        remedy = f"train a tokenizer with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}"
-        raise FileNotFoundError(f"no folder '{folder}'; {remedy}")
-    if (folder / CONFIG_FILE).is_file():
-        return ImageTokenizer.from_pretrained(folder)
-    if (folder / TOKENIZER_FOLDER / CONFIG_FILE).is_file():
-        return ImageTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)
-    if find_published(folder) is not None:
-        return load_published(folder)
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    if checkpoint is not None:
-        return ImageTokenizer.from_pretrained(checkpoint / TOKENIZER_FOLDER)
-    raise FileNotFoundError(
-        f"'{folder}' holds no tokenizer: neither {CONFIG_FILE}, nor whole checkpoints in checkpoints/, nor a published layout "
-        "(config.yaml with ckpt/last.ckpt, ckpt/state_dict.ckpt or model.pt)"
-    )

@@ -23,7 +23,7 @@ TRUNKS: dict[str, Any] = {"vgg": VGG16_Weights.IMAGENET1K_V1, "alex": AlexNet_We
 class PerceptualConfig:
     """The perceptual part of the reconstruction loss."""
 
-    weight: float = 1.0  # factor of the LPIPS distance in the loss; 0 = off, nothing is loaded
+    weight: float = 1.0  # factor of the LPIPS distance in the loss; 0: off, nothing is loaded
     vgg_path: str = ""  # torchvision's VGG16 state dict (vgg16-397923af.pth); empty = torchvision's cache, else its download
     random: bool = False  # the same network with random weights: for benchmarks and tests, no use as a loss
 
@@ -33,10 +33,9 @@ class PerceptualConfig:
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS between images; frozen, always in evaluation mode, invisible to optimizers and checkpoints.
+    """LPIPS between images, frozen and in evaluation mode.
 
-    The network is not registered as a submodule, so `parameters()`, `state_dict()` and `train()` do not reach it, while
-    `.to()` and its relatives do. Precision is the caller's: float32 as it is, or whatever autocast is in force.
+    The network is not registered as a submodule: `.to()` reaches it, `parameters()`, `state_dict()` and `train()` do not.
     """
 
     network: nn.Module
@@ -54,13 +53,6 @@ class PerceptualLoss(nn.Module):
         super()._apply(fn, recurse)
         self.network._apply(fn, recurse)
         return self
-
-
-def build_perceptual(config: PerceptualConfig) -> PerceptualLoss | None:
-    """Return the VGG-based LPIPS loss of a config, or None where its weight is 0. Errors as `load_lpips`."""
-    if config.weight == 0:
-        return None
-    return load_lpips("vgg", path=config.vgg_path, random=config.random, setting="objective.perceptual.vgg_path")
 
 
 def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setting: str = "path") -> PerceptualLoss:
@@ -81,7 +73,11 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
         import lpips  # an optional dependency that takes seconds to import
     except ModuleNotFoundError as error:
         raise ValueError("LPIPS needs the package lpips: `pip install lpips`, or set objective.perceptual.weight=0") from error
-    state = None if random else _trunk_state(trunk, path, setting)
+    state = None
+    if path and not random:
+        state = read_tensors(path, wanted=f"torchvision's {trunk_file(trunk).name} ({setting})")
+    elif not random:
+        state = _cached_trunk(trunk, setting)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library calls torchvision in a deprecated way
         torch.manual_seed(0)
@@ -92,18 +88,16 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
 
 
 def trunk_file(trunk: str) -> Path:
-    """Where torchvision keeps the weights of a trunk, or would put them after its download."""
+    """Return the path in torchvision's cache of the weights of a trunk."""
     return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[trunk].url.rsplit("/", 1)[-1]
 
 
-def _trunk_state(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor]:
-    """Read the state dict of a trunk from `path`, or from torchvision's cache or download."""
-    place = trunk_file(trunk)
-    if path:
-        return read_tensors(path, wanted=f"torchvision's {place.name} ({setting})")
+def _cached_trunk(trunk: str, setting: str) -> dict[str, Tensor]:
+    """Read the state dict of a trunk from torchvision's cache, or download it."""
     try:
         return TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
+        place = trunk_file(trunk)
         raise FileNotFoundError(
             f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
             f"put the file at {place} or name it in {setting}"
@@ -147,9 +141,14 @@ class ObjectiveConfig:
 
 @dataclass
 class Losses:
-    """The generator's loss and its parts, scalars: `total` with gradient, the others to be logged."""
+    """The generator's loss of a batch.
 
-    total: torch.Tensor
+    Attributes:
+        surrogate: scalar whose gradient, not whose value, is that of the loss: <images, dL/d images> + the codebooks' losses.
+        parts: detached scalars to be logged; `loss` is the whole.
+    """
+
+    surrogate: torch.Tensor
     parts: dict[str, torch.Tensor]
 
 
@@ -163,8 +162,10 @@ class Objective(nn.Module):
 
     def __init__(self, config: ObjectiveConfig, *, entropy_weight: float) -> None:
         super().__init__()
-        self.config, self.entropy_weight = config, entropy_weight
-        self.perceptual = build_perceptual(config.perceptual)
+        self.config, self.entropy_weight, self.perceptual = config, entropy_weight, None
+        if config.perceptual.weight > 0:
+            path, random = config.perceptual.vgg_path, config.perceptual.random
+            self.perceptual = load_lpips("vgg", path=path, random=random, setting="objective.perceptual.vgg_path")
 
     def forward(
         self,
@@ -173,39 +174,46 @@ class Objective(nn.Module):
         *,
         discriminator: nn.Module | None,
         adversarial_weight: float,
-        last_weight: torch.Tensor,
+        last_layer: nn.Conv2d,
     ) -> Losses:
         """Return the losses of one batch.
 
+        The gradients of the reconstruction loss and of the adversarial loss are taken at the images, once each. The adaptive weight
+        follows from both, and one backward of `surrogate` sends their sum through the decoder.
+
         Args:
-            reconstruction: what the tokenizer made of `images`.
+            reconstruction: output of the tokenizer for `images`.
             images: (B, 3, H, W) in [-1, 1].
-            discriminator: judge of the reconstruction, its own parameters frozen by the caller; may be None when the weight is 0.
-            adversarial_weight: scheduled weight of the judge's opinion, 0 before it has a say.
-            last_weight: weight of the decoder's last layer, where the adaptive weight compares gradients.
+            discriminator: with parameters frozen by the caller; may be None when the weight is 0.
+            adversarial_weight: scheduled weight of the adversarial loss; at 0 the discriminator is not called.
+            last_layer: the decoder's last layer, where the adaptive weight compares gradients.
         """
         config, made = self.config, reconstruction.images.float()
-        parts = {"l1": F.l1_loss(made, images), "l2": F.mse_loss(made, images)}
+        pixels = made.detach().requires_grad_()
+        parts = {"l1": F.l1_loss(pixels, images), "l2": F.mse_loss(pixels, images)}
         total = config.l1 * parts["l1"] + config.l2 * parts["l2"]
         if self.perceptual is not None:
-            parts["lpips"] = self.perceptual(made, images).mean()
+            parts["lpips"] = self.perceptual(pixels, images).mean()
             total = total + config.perceptual.weight * parts["lpips"]
+        gradient = torch.autograd.grad(total, pixels)[0]
         if discriminator is not None and adversarial_weight > 0:
-            opinion = generator_loss(discriminator(made).float())
-            parts["adversarial"] = opinion
-            bounds = config.discriminator
-            if bounds.adaptive:
-                balance = adaptive_weight(total, opinion, last_weight, maximum=bounds.adaptive_maximum, minimum=bounds.adaptive_minimum)
-                parts["adaptive_weight"] = balance
-                opinion = balance * opinion
-            total = total + adversarial_weight * opinion
-        for level, commitment in enumerate(reconstruction.commitment):
-            parts[f"commitment_{level}"] = commitment
-        total = total + config.commitment * reconstruction.commitment.mean()
+            parts["adversarial"] = generator_loss(discriminator(pixels).float())
+            adversarial = torch.autograd.grad(parts["adversarial"], pixels)[0]
+            weight: torch.Tensor | float = adversarial_weight
+            if (options := config.discriminator).adaptive:
+                features = reconstruction.features.to(reconstruction.images.dtype)
+                bounds = {"maximum": options.adaptive_maximum, "minimum": options.adaptive_minimum}
+                parts["adaptive_weight"] = adaptive_weight(features, gradient, adversarial, last_layer, **bounds)
+                weight = adversarial_weight * parts["adaptive_weight"]
+            gradient = gradient + weight * adversarial
+            total = total + weight * parts["adversarial"]
+        codebooks = config.commitment * reconstruction.commitment.mean()
+        parts |= {f"commitment_{level}": commitment for level, commitment in enumerate(reconstruction.commitment)}
         if self.entropy_weight > 0:
             parts["entropy"] = reconstruction.entropy
-            total = total + self.entropy_weight * reconstruction.entropy
-        return Losses(total, {name: part.detach() for name, part in parts.items()} | {"loss": total.detach()})
+            codebooks = codebooks + self.entropy_weight * reconstruction.entropy
+        parts["loss"] = total + codebooks
+        return Losses((made * gradient).sum() + codebooks, {name: part.detach() for name, part in parts.items()})
 
 
 def image_psnr(made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

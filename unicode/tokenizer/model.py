@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 from unicode.codebook.codebook import Codebook, build_codebooks
@@ -24,6 +24,12 @@ from unicode.common.files import atomic_write, read_json, write_json
 from unicode.ids.layout import Layout
 from unicode.tokenizer.autoencoder import Decoder, Encoder
 from unicode.tokenizer.config import TokenizerConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = "unicode-tokenizer-1"
+TRAINING_ONLY = (".ema.",)  # parts of state-dict names that a saved tokenizer does not keep
+NOT_IN_FINGERPRINT = (".projection", ".steps", ".scale_steps", ".ratio", ".strength")  # ends of names that no code depends on
 
 
 def normalization(config: TokenizerConfig) -> str:
@@ -37,14 +43,8 @@ def normalization(config: TokenizerConfig) -> str:
     return "none" if book.mode == "free" else "match"
 
 
-def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, training: bool, widths: list[int] | None = None) -> Stack:
-    """Build the stacked quantizer of a tokenizer.
-
-    Args:
-        config: the tokenizer.
-        table: the language model's table, for training in a mode that needs one.
-        training: build codebooks that can learn; otherwise plain tables to be filled from saved weights.
-        widths: widths E of the rows per codebook, given when `training` is off.
+def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, widths: list[int] | None) -> Stack:
+    """Build the stacked quantizer of a tokenizer: for training, or where `widths` of the codebooks' rows are given, for saved weights.
 
     Raises:
         ValueError: see `build_codebooks`; or another number of widths than of codebooks.
@@ -54,11 +54,11 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
         channel_list = level_channels(channels, config.levels, resample=config.resample)
     else:
         channel_list = [channels] * (1 if config.share_codebook else config.depth)
-    if training:
+    if widths is None:
         codebooks = build_codebooks(book, table, channels=channel_list)
     else:
-        if widths is None or len(widths) != len(channel_list):
-            raise ValueError(f"widths {widths} of codebooks, but the config describes {len(channel_list)} codebooks")
+        if len(widths) != len(channel_list):
+            raise ValueError(f"another architecture than its config: {len(widths)} codebooks, {len(channel_list)} expected")
         empty = torch.zeros(book.num_rows, dtype=torch.long)
         codebooks = [Codebook(torch.zeros(book.num_rows, width), empty, book, learn_scale=False) for width in widths]
     kind = normalization(config)
@@ -68,28 +68,15 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, trainin
     return ResidualQuantizer(channels, codebooks, norms[0], depth=config.depth)
 
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-FORMAT = "unicode-tokenizer-1"
-TRAINING_ONLY = (".ema.",)  # parts of state-dict names that a saved tokenizer does not keep
-NOT_IN_FINGERPRINT = (".projection", ".steps", ".scale_steps", ".ratio", ".strength")  # ends of names that no code depends on
-
-
 @dataclass
 class Reconstruction:
-    """What one training forward gives.
+    """Output of one forward pass."""
 
-    Attributes:
-        images: (B, 3, H, W) reconstructions.
-        codes: one (B, n) int64 per level.
-        commitment: (L,) commitment loss per level.
-        entropy: () entropy term.
-    """
-
-    images: torch.Tensor
-    codes: list[torch.Tensor]
-    commitment: torch.Tensor
-    entropy: torch.Tensor
+    images: torch.Tensor  # (B, 3, H, W) reconstructions
+    codes: list[torch.Tensor]  # one (B, n) int64 per level
+    commitment: torch.Tensor  # (L,) commitment loss per level
+    entropy: torch.Tensor  # () entropy term
+    features: torch.Tensor  # (B, C, H, W) input of the decoder's last convolution, detached
 
 
 class ImageTokenizer(nn.Module):
@@ -98,23 +85,20 @@ class ImageTokenizer(nn.Module):
     Args:
         config: what to build.
         table: the language model's table, for training in a mode that needs one.
-        training: build codebooks that can learn; `from_pretrained` builds plain ones.
-        widths: widths of the codebooks' rows, when `training` is off.
+        widths: widths of the codebooks' rows, to build plain codebooks for saved weights instead of trainable ones.
 
     Raises:
         ValueError: the table is missing, too small or of another width; sizes that do not fit.
     """
 
-    def __init__(
-        self, config: TokenizerConfig, table: LanguageTable | None = None, *, training: bool = True, widths: list[int] | None = None
-    ) -> None:
+    def __init__(self, config: TokenizerConfig, table: LanguageTable | None = None, *, widths: list[int] | None = None) -> None:
         super().__init__()
         self.encoder = Encoder(config.autoencoder, image_size=config.image_size)
         self.quant_conv = nn.Conv2d(config.autoencoder.latent_channels, config.map_channels, 1)
-        self.stack: Stack = build_stack(config, table, training=training, widths=widths)
+        self.stack: Stack = build_stack(config, table, widths=widths)
         self.post_quant_conv = nn.Conv2d(self.stack.out_channels, config.autoencoder.latent_channels, 1)
         self.decoder = Decoder(config.autoencoder, image_size=config.image_size)
-        # The config of a tokenizer describes what was built: how many rows, and not where on this machine they came from.
+        # The saved config has the number of rows and no path of this machine.
         self.config = replace(config, codebook=replace(config.codebook, num_rows=self.num_rows, table=""))
         self.table_model = table.model if table is not None else ""
         self.table_digest = table.digest if table is not None else ""
@@ -152,7 +136,9 @@ class ImageTokenizer(nn.Module):
     def forward(self, images: torch.Tensor) -> Reconstruction:
         """Encode, quantize and decode (B, 3, H, W) images in [-1, 1]."""
         stacked = self.stack(self.quant_conv(self.encoder(images)))
-        return Reconstruction(self.decoder(self.post_quant_conv(stacked.features)), stacked.codes, stacked.commitment, stacked.entropy)
+        features = self.decoder.features(self.post_quant_conv(stacked.features))
+        reconstructed = self.decoder.conv_out(features)
+        return Reconstruction(reconstructed, stacked.codes, stacked.commitment, stacked.entropy, features.detach())
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -230,14 +216,13 @@ class ImageTokenizer(nn.Module):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into the folder `path`; each file is whole or not there.
+        """Write config.json and model.safetensors into the folder `path`, each atomically.
 
         Raises:
             OSError: the disk is full; files of an earlier save stay.
         """
-        state = self.inference_state()
         with atomic_write(Path(path) / WEIGHTS_FILE, "wb") as file:
-            file.write(save(state, {"format": "pt"}))
+            file.write(save(self.inference_state(), {"format": "pt"}))
         content: dict[str, Any] = {
             "format": FORMAT,
             "tokenizer": dataclasses.asdict(self.config),
@@ -255,45 +240,54 @@ class ImageTokenizer(nn.Module):
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged or of another architecture.
         """
-        from safetensors.torch import load_file
-
         folder = Path(path)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}; expected a folder that save_pretrained wrote")
         content = read_json(folder / CONFIG_FILE)
-        if not isinstance(content, dict) or content.get("format") != FORMAT or not {"tokenizer", "widths"} <= content.keys():
+        if not isinstance(content, dict) or content.get("format") != FORMAT or "tokenizer" not in content:
             raise ValueError(f"{folder / CONFIG_FILE} does not describe a tokenizer of this project (format {FORMAT!r} expected)")
         config = parse_config(content["tokenizer"], source=str(folder / CONFIG_FILE))
-        try:
-            tokenizer = cls(config, training=False, widths=content["widths"])
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-        tokenizer.table_model, tokenizer.table_digest = content.get("language_model", ""), content.get("table_sha256", "")
         try:
             state = load_file(folder / WEIGHTS_FILE)
         except Exception as error:  # safetensors has an error type of its own for damaged files
             raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}); save it again or take an older checkpoint") from error
-        tokenizer.load_inference_state(state, source=str(folder / WEIGHTS_FILE))
-        return tokenizer.eval()
+        tokenizer = cls.from_state(config, state, source=str(folder / WEIGHTS_FILE))
+        tokenizer.table_model, tokenizer.table_digest = content.get("language_model", ""), content.get("table_sha256", "")
+        return tokenizer
 
-    def load_inference_state(self, state: dict[str, torch.Tensor], *, source: str) -> None:
-        """Take tensors by name, all of them of the right shape; a projection, which only training uses, may be left over.
+    @classmethod
+    def from_state(cls, config: TokenizerConfig, state: dict[str, torch.Tensor], *, source: str, partial: bool = False) -> "ImageTokenizer":
+        """Build a tokenizer in evaluation mode from tensors by name; a projection, which only training uses, is ignored.
+
+        Args:
+            config: what to build.
+            state: tensors as `inference_state` names them.
+            source: where they come from, for messages.
+            partial: missing tensors keep the values that they are built with.
 
         Raises:
-            ValueError: names or shapes that do not fit this config.
+            ValueError: names or shapes that do not fit the config.
         """
-        expected = {name: tuple(tensor.shape) for name, tensor in self.inference_state().items()}
-        given = {name: tuple(tensor.shape) for name, tensor in state.items() if name in expected or not name.endswith(".projection")}
-        if given != expected:
-            missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
-            other = [name for name in expected.keys() & given.keys() if given[name] != expected[name]]
+        tables = [f"stack.codebooks.{level}.rows" for level in range(len(state))]
+        widths = [state[name].shape[-1] for name in tables if name in state]
+        try:
+            tokenizer = cls(config, widths=widths)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        built = tokenizer.inference_state()
+        state = {name: tensor for name, tensor in state.items() if name in built or not name.endswith(".projection")}
+        if partial:
+            state = built | state
+        missing, extra = sorted(built.keys() - state.keys()), sorted(state.keys() - built.keys())
+        wrong = [name for name in built.keys() & state.keys() if state[name].shape != built[name].shape]
+        if missing or extra or wrong:
             first = (missing and f"'{missing[0]}' is missing") or (extra and f"'{extra[0]}' is unknown")
-            first = first or f"'{other[0]}' has shape {given[other[0]]}, not {expected[other[0]]}"
+            first = first or f"'{wrong[0]}' has shape {tuple(state[wrong[0]].shape)}, not {tuple(built[wrong[0]].shape)}"
             counts = f"{len(missing)} missing, {len(extra)} unknown"
             raise ValueError(f"{source} holds another architecture than its config: {first} ({counts})")
-        self.load_state_dict({name: tensor for name, tensor in state.items() if name in expected}, strict=False)
-        self.__dict__.pop("fingerprint", None)
+        tokenizer.load_state_dict(state, strict=False)
+        return tokenizer.eval()
 
 
 @contextmanager
@@ -318,9 +312,8 @@ def inference_precision(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Run a block with a module in evaluation mode, then give it its mode back."""
     training = module.training
-    module.train(False)
+    module.eval()
     try:
         yield
     finally:
@@ -331,9 +324,11 @@ def parse_config(values: Any, *, source: str) -> TokenizerConfig:
     """Return the config in a dictionary read from JSON.
 
     Raises:
-        ValueError: an unknown key or a value that makes no sense; the message names `source`.
+        ValueError: an unknown key, an interpolation or a value that makes no sense; the message names `source`.
     """
     try:
+        if "${" in json.dumps(values):  # the file of a stranger must not read environment variables
+            raise ValueError("interpolations (${...}) are not read")
         merged = OmegaConf.merge(OmegaConf.structured(TokenizerConfig), OmegaConf.create(values))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, ValueError) as error:

@@ -211,9 +211,9 @@ class TokenizerTrainer:
             self.discriminator.requires_grad_(False)
         with self.accelerator.autocast():
             made = self.generator(images)
-            last = self.tokenizer.decoder.conv_out.weight
-            losses = self.objective(made, images, discriminator=self.discriminator, adversarial_weight=weight, last_weight=last)
-        self.accelerator.backward(losses.total / self.accumulation)
+            last = self.tokenizer.decoder.conv_out
+            losses = self.objective(made, images, discriminator=self.discriminator, adversarial_weight=weight, last_layer=last)
+        self.accelerator.backward(losses.surrogate / self.accumulation)
         self.monitor.add(losses.parts)
         if self.discriminator is not None:
             self.discriminator.requires_grad_(True)
