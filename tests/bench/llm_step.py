@@ -140,7 +140,7 @@ class Step:
         self.examples = self._examples(parts, runs)
         self.learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learned, lr=1e-4, fused=True)
-        self.collator = Collator(pad_id=0, mask_dtype=torch.bfloat16 if args.precision == "bf16" else torch.float32)
+        self.collator = Collator(pad_id=0)
         self.order = self._order("length", args.steps + WARM_UP + 1)
         self.batches = [self.collator([self.examples[index] for index in batch]) for batch in self.order]
         self.done = 0

@@ -43,6 +43,8 @@ def model(request) -> LlamaForCausalLM:
 @torch.no_grad()
 def logits_of(model, batch) -> torch.Tensor:
     options = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
+    if "branch" in batch:
+        options["attention_mask"] = branch_mask(batch["example"], batch["branch"], dtype=torch.float32)
     return model(inputs_embeds=sum_inputs(model.get_input_embeddings(), batch), use_cache=False, **options).logits
 
 
@@ -56,11 +58,8 @@ def test_what_a_batch_holds(examples):
     assert batch["input_ids"].shape == batch["labels"].shape == batch["is_image"].shape == (3, longest)
     assert (batch["input_ids"][batch["example"] == PADDING] == 7).all()
     assert (batch["labels"][batch["example"] == PADDING] == IGNORED).all()
-    assert torch.equal(batch["attention_mask"], (batch["example"] != PADDING).long())
-    assert "position_ids" not in batch
+    assert not {"attention_mask", "position_ids"} & set(batch), "a causal model never sees the padding behind a position"
     assert [TASKS[index] for index in batch["task"]] == ["text_only", "image_to_text", DECOMPRESSION]
-    assert batch["text_targets"].tolist() == [example.num_text_targets for example in examples]
-    assert batch["image_targets"].tolist() == [0, 0, 20]
     assert batch["is_image"].flatten()[batch["extra_at"]].all()
     assert batch["input_ids"].flatten()[batch["extra_at"]].tolist() == [100, 105, 110, 115]
 
@@ -68,7 +67,7 @@ def test_what_a_batch_holds(examples):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(model, examples, side):
     batch = collate(examples, pad_id=0, side=side)
-    assert ("position_ids" in batch) == (side == "left")
+    assert ("position_ids" in batch) == ("attention_mask" in batch) == (side == "left")
     logits = logits_of(model, batch)
     for number, example in enumerate(examples):
         assert torch.allclose(logits[batch["example"] == number], logits_alone(model, example), atol=1e-5)
@@ -94,7 +93,7 @@ def test_branches_see_the_image_and_not_each_other(model, builder, examples, pac
     turns = ["<image>\nHow many?", "two", "What colour is it?", "red", "Sure?", "yes"]
     branched = builder.build(turns, [IDS], isolate_turns=True)
     batch = collate([examples[1], branched, examples[0]], pad_id=0, pack=pack)
-    assert batch["attention_mask"].shape == (*batch["input_ids"].shape[:1], 1, *batch["input_ids"].shape[1:] * 2)
+    assert "attention_mask" not in batch and max(value.ndim for value in batch.values()) == 2, "the mask is made on the device"
     logits = logits_of(model, batch)
     own = logits[batch["example"] == 1]
     for number, (question, answer) in enumerate(zip(("How many?", "What colour is it?", "Sure?"), turns[1::2], strict=True), 1):
@@ -139,8 +138,8 @@ def test_rows_are_looked_up_in_one_call(examples):
 
 def test_masks_of_other_types(builder):
     example = builder.build(["<image>\na", "b", "c", "d"], [IDS], isolate_turns=True)
-    seen = collate([example], pad_id=0, mask_dtype=None)["attention_mask"]
-    added = collate([example], pad_id=0, mask_dtype=torch.bfloat16)["attention_mask"]
+    batch = collate([example], pad_id=0)
+    seen, added = (branch_mask(batch["example"], batch["branch"], dtype=dtype) for dtype in (None, torch.bfloat16))
     assert seen.dtype == torch.bool and added.dtype == torch.bfloat16
     assert torch.equal(seen, added == 0)
     assert torch.equal(

@@ -1,8 +1,9 @@
 """Examples -> one batch: padded on either side or packed into one row, with as much of a mask as it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,60 +18,60 @@ GREY_LEVEL = 128
 WARNINGS = 5  # unreadable pictures that are named in the log, per process
 log = get_logger(__name__)
 PADDING = -1
-"""What `example` holds at padded positions."""
+"""Value of `example` at padded positions."""
 
 
-def collate(
-    examples: Sequence[Example], *, pad_id: int, side: str = "right", pack: bool = False, mask_dtype: torch.dtype | None = torch.float32
-) -> dict[str, torch.Tensor]:
+def collate(examples: Sequence[Example], *, pad_id: int, side: str = "right", pack: bool = False) -> dict[str, torch.Tensor]:
     """Put examples into one batch of B rows and T positions; packed, B is 1 and T the sum of the lengths.
 
     Args:
         examples: at least one.
         pad_id: id at padded positions.
         side: where the padding stands; "left" for generation.
-        pack: all examples one after another in one row, none sees another.
-        mask_dtype: of a 4D mask: a float type makes one that is added to the scores (right for every attention of transformers), None
-            a mask of bool (for sdpa alone). A model in bfloat16 wants torch.bfloat16.
+        pack: all examples one after another in one row, where none sees another.
 
     Returns:
         input_ids (B, T), labels (B, T), is_image (B, T) bool; extra_ids (n, m - 1) and extra_at (n,), flat positions b * T + t;
-        example (B, T), the place in `examples` that a position belongs to, PADDING where to none; task (len(examples),), places in
-        annotations.conversation.TASKS, -1 for none; text_targets and image_targets (len(examples),), learned positions of each kind.
-        attention_mask and position_ids as it takes:
-          rows of plain examples         attention_mask (B, T) of 0 and 1; position_ids too where the padding is on the left
-          packed plain examples          position_ids (1, T) that start again with each; no mask: call the model with use_cache=False
-          examples with branches         attention_mask (B, 1, T, T) and position_ids, padded or packed
+        example (B, T), index in `examples` of each position, PADDING at padded ones; task (len(examples),), indexes in
+        annotations.records.TASKS, -1 for none. What attention needs besides:
+          padded on the right            nothing: a causal model never sees the padding behind a position
+          padded on the left             attention_mask (B, T) of 0 and 1, and position_ids
+          packed                         position_ids (1, T) that restart with each example; call the model with use_cache=False
+          examples with branches         branch (B, T), from which `branch_mask` makes the mask on the device, and position_ids
 
     Raises:
         ValueError: no examples, or an unknown side.
     """
     if not examples or side not in SIDES:
         raise ValueError(f"{len(examples)} examples, side '{side}'; expected one at least and one of: {', '.join(SIDES)}")
-    rows = [list(range(len(examples)))] if pack else [[number] for number in range(len(examples))]
-    lengths = [sum(len(examples[number]) for number in row) for row in rows]
-    width = max(lengths)
-    starts: list[int] = [0] * len(examples)
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        place = index * width + (width - length if side == "left" else 0)
-        for number in row:
-            starts[number] = place
-            place += len(examples[number])
+    lengths = [len(example) for example in examples]
+    width = sum(lengths) if pack else max(lengths)
+    ends = np.cumsum(lengths) if pack else (np.arange(len(examples)) + 1) * width
+    starts = ends - lengths if pack or side == "left" else ends - width
 
-    def lay(name: str, fill: int) -> torch.Tensor:
-        flat = torch.full((len(rows) * width,), fill, dtype=torch.long)
-        for example, start in zip(examples, starts, strict=True):
-            flat[start : start + len(example)] = getattr(example, name)
-        return flat.view(len(rows), width)
+    def lay(values: Iterable[torch.Tensor], fill: int) -> torch.Tensor:
+        flat = torch.full((1 if pack else len(examples), width), fill, dtype=torch.long)
+        for value, start in zip(values, starts, strict=True):
+            flat.view(-1)[start : start + len(value)] = value
+        return flat
 
-    batch = {"input_ids": lay("input_ids", pad_id), "labels": lay("labels", IGNORED), "is_image": lay("is_image", 0).bool()}
-    batch["labels"].flatten()[starts] = IGNORED  # what stands first is predicted from nothing, or in a packed row from a stranger
-    batch["extra_ids"] = torch.cat([example.extra_ids for example in examples])
-    batch["extra_at"] = torch.cat([example.extra_at + start for example, start in zip(examples, starts, strict=True)])
-    batch |= _attention(examples, starts, lay("branch", 0), pack=pack, left=side == "left", mask_dtype=mask_dtype)
-    batch["task"] = torch.tensor([TASKS.index(example.task) if example.task in TASKS else -1 for example in examples])
-    batch["text_targets"] = torch.tensor([example.num_text_targets for example in examples])
-    batch["image_targets"] = torch.tensor([example.num_image_targets for example in examples])
+    batch = {
+        "input_ids": lay((example.input_ids for example in examples), pad_id),
+        "labels": lay((example.labels for example in examples), IGNORED),
+        "is_image": lay((example.is_image for example in examples), 0).bool(),
+        "extra_ids": torch.cat([example.extra_ids for example in examples]),
+        "extra_at": torch.cat([example.extra_at + start for example, start in zip(examples, starts, strict=True)]),
+        "example": lay((torch.full((length,), number) for number, length in enumerate(lengths)), PADDING),
+        "task": torch.tensor([TASKS.index(example.task) if example.task in TASKS else -1 for example in examples]),
+    }
+    batch["labels"].view(-1)[starts] = IGNORED  # a first position is predicted from nothing, or in a packed row from another example
+    branched = any(bool(example.branch.any()) for example in examples)
+    if branched:
+        batch["branch"] = lay((example.branch for example in examples), 0)
+    elif side == "left" and not pack:
+        batch["attention_mask"] = (batch["example"] != PADDING).long()
+    if branched or pack or side == "left":
+        batch["position_ids"] = lay((example.positions() for example in examples), 0)
     return batch
 
 
@@ -85,31 +86,14 @@ def sum_inputs(embed: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return words.index_add(0, at.repeat_interleave(extra.shape[1]), added).view(*ids.shape, -1)
 
 
-def _attention(
-    examples: Sequence[Example], starts: list[int], branch: torch.Tensor, *, pack: bool, left: bool, mask_dtype: torch.dtype | None
-) -> dict[str, torch.Tensor]:
-    """`example`, and attention_mask and position_ids as the batch needs them."""
-    owner, positions = torch.full(branch.shape, PADDING), torch.zeros_like(branch)
-    for number, (example, start) in enumerate(zip(examples, starts, strict=True)):
-        owner.view(-1)[start : start + len(example)] = number
-        positions.view(-1)[start : start + len(example)] = example.positions()
-    parts = {"example": owner}
-    if branch.any():
-        parts["attention_mask"] = branch_mask(owner, branch, dtype=mask_dtype)
-    elif not pack:
-        parts["attention_mask"] = (owner != PADDING).long()
-    if pack or left or branch.any():
-        parts["position_ids"] = positions
-    return parts
-
-
 def branch_mask(owner: torch.Tensor, branch: torch.Tensor, *, dtype: torch.dtype | None) -> torch.Tensor:
-    """Return who sees whom, (B, 1, T, T): earlier positions of the same example, in the common beginning or the own branch.
+    """Return the attention mask (B, 1, T, T): visible are earlier positions of the same example, of no branch or the own branch.
 
     Args:
-        owner: (B, T), which example a position belongs to; padding sees only padding.
-        branch: (B, T).
-        dtype: a float type gives 0 where seen and the type's lowest number elsewhere, None gives True and False.
+        owner: (B, T), the example of each position (`example` of a batch); padding sees only padding.
+        branch: (B, T), see `Example`.
+        dtype: a float type gives a mask to be added to the scores, 0 where visible and the type's lowest number elsewhere, which every
+            attention of transformers takes; None gives True and False, for sdpa alone.
     """
     steps = torch.arange(owner.shape[1], device=owner.device)
     earlier = steps[:, None] >= steps[None, :]
@@ -122,15 +106,15 @@ def branch_mask(owner: torch.Tensor, branch: torch.Tensor, *, dtype: torch.dtype
 
 
 class PixelReader:
-    """Adds to a batch the pixels that a `LlavaModel` takes beside ids. Worker processes get it pickled.
+    """Adds to a batch the pixels that a `LlavaModel` takes beside ids; worker processes get a pickled copy.
 
-    A picture that cannot be read becomes a grey one and is counted; the labels of its conversation are ignored.
+    An image that cannot be read becomes a grey one and is counted; the labels of its conversation are ignored.
 
     Args:
-        pictures: where they come from.
-        transform: RGB picture -> (3, S, S) uint8.
+        pictures: the images by key.
+        transform: RGB image -> (3, S, S) uint8.
         side: S.
-        positions: placeholder positions n of a picture.
+        positions: placeholder positions n of an image.
     """
 
     def __init__(self, pictures: ImageLookup, *, transform: PictureTransform, side: int, positions: int) -> None:
@@ -139,13 +123,13 @@ class PixelReader:
 
     @property
     def num_unreadable(self) -> int:
-        """Pictures that could not be read so far; one that is met again counts again."""
+        """Images that could not be read so far, each counted every time."""
         return int(self._unreadable)
 
     def __call__(self, examples: Sequence[Example], batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return pixels (m, 3, S, S) uint8 and image_at (m n) int64 flat positions; nothing for a batch without pictures.
+        """Return pixels (m, 3, S, S) uint8 and image_at (m n) int64 flat positions; nothing for a batch without images.
 
-        Labels of conversations whose picture cannot be read are taken out of `batch`.
+        Labels in `batch` of conversations whose image cannot be read become IGNORED.
         """
         owners = [(number, key) for number, example in enumerate(examples) for key in example.images]
         if not owners:
@@ -157,11 +141,8 @@ class PixelReader:
             try:
                 pixels[row] = square_pixels(self.pictures.read(key), transform=self.transform, side=self.side)
             except UnreadableImageError as error:
-                self._count(key, error)
+                self._unreadable += 1
+                if self.num_unreadable <= WARNINGS:
+                    log.warning("image '%s' cannot be read (%s); its conversation is left out", key, error)
                 batch["labels"][batch["example"] == number] = IGNORED
         return {"pixels": pixels, "image_at": places}
-
-    def _count(self, key: str, error: UnreadableImageError) -> None:
-        self._unreadable += 1
-        if self.num_unreadable <= WARNINGS:
-            log.warning("picture '%s' cannot be read (%s); its conversation is left out", key, error)

@@ -96,7 +96,7 @@ class LlmTraining:
         else:
             freeze_table_(base, self.markers, train_markers=self.markers_train)
             built = base
-        prepare_forward_(built)
+        prepare_forward_(built, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
         return self.vision.wrap(built) if self.vision else built
 
     def describe(self) -> str:
@@ -145,7 +145,6 @@ class LlmTraining:
             pad_id=pad if pad is not None else self.text_tokenizer.eos_token_id or 0,
             pack=config.data.pack,
             sums=self.data.train.layout is not None,
-            mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32,
             task_weights=dict(config.optimizer.task_weights),
             add_images=self.vision.reader if self.vision else None,
         )

@@ -10,7 +10,7 @@ from torch import nn
 
 from unicode.annotations.records import TASKS
 from unicode.common.distributed import all_reduce_sum_
-from unicode.llm.collate import collate, sum_inputs
+from unicode.llm.collate import branch_mask, collate, sum_inputs
 from unicode.llm.examples import Example
 
 Batch = dict[str, Any]
@@ -18,7 +18,8 @@ TEXT, IMAGE = 0, 1
 NUM_KINDS = 2
 TASK_NAMES = [*TASKS, "other"]
 """Names in the logs, in the order of their indices in targets; "other" are conversations whose record names no task."""
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+MODEL_INPUTS = ("input_ids", "position_ids")
+BRANCH_INPUTS = ("example", "branch")
 EXTRA_INPUTS = ("extra_ids", "extra_at")
 
 
@@ -76,7 +77,6 @@ class Collator:
         pad_id: id at padded positions.
         pack: put all examples of a micro-batch into one row.
         sums: the model takes compressed images (see `prepare_forward_`).
-        mask_dtype: of masks with four dimensions.
         task_weights: task -> weight of its targets; 1 for those not named.
         add_images: examples -> further inputs of the model (pixels of a LLaVA model); None for a model that reads ids.
     """
@@ -84,14 +84,13 @@ class Collator:
     pad_id: int
     pack: bool = False
     sums: bool = False
-    mask_dtype: torch.dtype = torch.float32
     task_weights: Mapping[str, float] | None = None
     add_images: Callable[[Sequence[Example], Batch], Batch] | None = None
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Return {"inputs": arguments of the model, "targets": `Targets`, "num_tokens": tokens without padding}."""
-        laid = collate(examples, pad_id=self.pad_id, pack=self.pack, mask_dtype=self.mask_dtype)
-        names = (*MODEL_INPUTS, *EXTRA_INPUTS) if self.sums else MODEL_INPUTS
+        laid = collate(examples, pad_id=self.pad_id, pack=self.pack)
+        names = MODEL_INPUTS + (EXTRA_INPUTS if self.sums else ()) + (BRANCH_INPUTS if "branch" in laid else ())
         inputs = {name: laid[name] for name in names if name in laid}
         if self.add_images is not None:
             inputs |= self.add_images(examples, laid)
@@ -102,11 +101,11 @@ class Collator:
         return {"inputs": inputs, "targets": targets, "num_tokens": sum(map(len, examples))}
 
 
-def prepare_forward_(model: Any) -> None:
-    """Let a causal language model take compressed images, and compute logits only at the positions that something is learned from.
+def prepare_forward_(model: Any, *, mask_dtype: torch.dtype) -> None:
+    """Let a causal language model take compressed images and isolated turns, and compute logits only at the positions that something is learned from.
 
     The forward of a model of transformers or peft then takes `extra_ids` and `extra_at` (see `collate.sum_inputs`) and `logits_at`, (n,)
-    flat positions b T + t; with these the logits are (1, n, V). Hooks of torch, so the model keeps its class, and everything happens
+    flat positions b T + t; with these the logits are (1, n, V). `example` and `branch` become a mask of `mask_dtype`. Hooks of torch, so the model keeps its class, and everything happens
     inside the forward that DDP and DeepSpeed wrap.
     """
     wanted: list[torch.Tensor] = []
@@ -116,6 +115,9 @@ def prepare_forward_(model: Any) -> None:
         if "extra_ids" in options:
             rest = {name: value for name, value in options.items() if name not in ("input_ids", *EXTRA_INPUTS)}
             options = {"inputs_embeds": sum_inputs(model.get_input_embeddings(), options), **rest}
+        if "branch" in options:
+            owner, branch = (options.pop(name) for name in BRANCH_INPUTS)
+            options["attention_mask"] = branch_mask(owner, branch, dtype=mask_dtype)
         return args, options
 
     def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
