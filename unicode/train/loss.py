@@ -101,12 +101,12 @@ class Collator:
         return {"inputs": inputs, "targets": targets, "num_tokens": sum(map(len, examples))}
 
 
-def prepare_forward_(model: Any, *, mask_dtype: torch.dtype) -> None:
-    """Let a causal language model take compressed images and isolated turns, and compute logits only at the positions that something is learned from.
+def prepare_forward_(model: Any, *, mask_dtype: torch.dtype = torch.float32) -> None:
+    """Let a causal language model take compressed images and isolated turns, and compute logits only where something is learned.
 
-    The forward of a model of transformers or peft then takes `extra_ids` and `extra_at` (see `collate.sum_inputs`) and `logits_at`, (n,)
-    flat positions b T + t; with these the logits are (1, n, V). `example` and `branch` become a mask of `mask_dtype`. Hooks of torch, so the model keeps its class, and everything happens
-    inside the forward that DDP and DeepSpeed wrap.
+    The forward of a model of transformers or peft then takes `extra_ids` and `extra_at` (see `collate.sum_inputs`), `example` and `branch`
+    (see `collate.branch_mask`, of `mask_dtype`), and `logits_at`, (n,) flat positions b T + t; with these the logits are (1, n, V). Hooks
+    of torch, so the model keeps its class, and everything happens on its device, inside the forward that DDP and DeepSpeed wrap.
     """
     wanted: list[torch.Tensor] = []
 
