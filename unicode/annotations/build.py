@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -132,14 +132,22 @@ class Source:
         """Path of an image as the file has it (normalized) -> key of the image."""
         return f"{self.folder}/{path}" if self.folder else path
 
+    @property
+    def name(self) -> str:
+        """Stem of what is made from the file: llava_laion558k for LLaVA's 558K."""
+        return PUBLISHED_NAMES.get(self.path.stem, self.path.stem)
+
 
 def find_source(root: str | Path, name: str | Path) -> Source:
     """FILE or FILE@FOLDER, the file relative to `root` or to the working folder. ValueError for a folder outside of the image root."""
     whole, (file, _, folder) = str(name), str(name).rpartition("@")
-    for text, inside in ((whole, ""), (file, folder)):
-        for path in (Path(root) / text, Path(text)):
-            if text and path.is_file():
-                return Source(path, _checked_folder(inside))
+    for text, inside in ((whole, ""), (file, folder.strip("/."))):
+        found = next((path for path in (Path(root) / text, Path(text)) if text and path.is_file()), None)
+        if found is not None:
+            try:
+                return Source(found, image_key(folder) if inside else "")
+            except RefusedError as refused:
+                raise ValueError(f"'@{folder}' names no folder below the image root: {refused}") from None
     raise FileNotFoundError(f"no file {Path(root) / (file or whole)}; name one with --anno, or the folder that it is in with --root")
 
 
@@ -163,13 +171,6 @@ def split_weight(name: str | Path) -> tuple[str, float]:
     if not 0 <= value < 1e6:
         raise ValueError(f"'{name}': '{weight}' is no weight; write FILE*WEIGHT with a number from 0 up, as {file}*0.5")
     return file, value
-
-
-def read_sources(sources: Sequence[Source]) -> Iterator[Item]:
-    """The records of several annotation files one after the other."""
-    for source in sources:
-        for index, record in enumerate(read_json_list(source.path)):
-            yield str(source.path), index, record
 
 
 def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -198,26 +199,13 @@ def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[t
             yield f"{number:07d}-{place}", ids
 
 
-def output_name(source: Source | None, kind: str) -> str:
-    """Default name of an output: llava_laion558k_t2v.json for LLaVA's 558K and kind "t2v", images_t2v.json without annotation file."""
-    stem = source.path.stem if source else "images"
-    return f"{PUBLISHED_NAMES.get(stem, stem)}_{kind}.json"
-
-
-def output_path(out: str | Path, name: str, inputs: Sequence[Source]) -> Path:
+def output_path(out: str | Path, name: str, sources: Sequence[Source]) -> Path:
     """`out` itself when it is a .json file, else the file `name` in the folder `out`. ValueError when that is an input."""
     path = Path(out) if Path(out).suffix == ".json" else Path(out) / name
-    for source in inputs:
+    for source in sources:
         if path.exists() and path.samefile(source.path):
             raise ValueError(f"the output {path} would replace an input; choose another --out")
     return path
-
-
-def _checked_folder(folder: str) -> str:
-    try:
-        return image_key(folder) if folder.strip("/.") else ""
-    except RefusedError as refused:
-        raise ValueError(f"'@{folder}' names no folder below the image root: {refused}") from None
 
 
 class ImageIds:
@@ -361,22 +349,27 @@ def open_spool(folder: Path, *, seed: int) -> Iterator[LineSpool]:
 
 def build(
     report: Report,
-    items: Iterable[Item],
+    items: Iterator[Item] | list[Source],
     convert: Convert,
-    outputs: Mapping[Path, Collection[int]],
+    outputs: Path | Mapping[Path, Collection[int]],
     *,
     images: ImageIds | None = None,
     dry_run: bool = False,
 ) -> Report:
-    """Convert all items and write each file of `outputs` with the records of its groups; the first is the main one.
+    """Convert all items, or the records of annotation files, and write each file of `outputs` with the records of its groups.
 
-    The report lies beside the main file. With `dry_run` the first items are converted and nothing is written.
+    A single output takes group 0. The report lies beside the first file, the main one. With `dry_run` the first items are converted and
+    nothing is written.
 
     Raises:
         ValueError: no record was left for the main file; the message has the reasons.
         OSError: the disk is full; older files of those names stay as they were.
     """
+    outputs = {outputs: (0,)} if isinstance(outputs, Path) else outputs
     main = next(iter(outputs))
+    if isinstance(items, list):
+        report.inputs = report.inputs or [str(source.path) for source in items]
+        items = ((str(source.path), *numbered) for source in items for numbered in enumerate(read_json_list(source.path)))
     if images is not None:
         stores = [str(store.path) for store in images.stores]
         report.ids = {"layout": images.layout.to_dict(), "tokenizer": images.tokenizer, "stores": stores}
@@ -394,11 +387,13 @@ def build(
                 report.drop(refused, (source, index, thing))
         if not made:
             examples = "; ".join(str(dropped.examples[0]["detail"]) for dropped in report.dropped.values())
-            raise ValueError(f"{report.func}: of {report.read} records none is left to write ({report.reasons()}). {examples}".rstrip())
+            none = f"{report.func}: of {report.read} records none is left to write ({report.reasons()})"
+            raise ValueError(f"{none}. {examples}".rstrip())
         if spool is not None:
             report.outputs = {str(path): count for path, count in spool.write(outputs).items()}
     if dry_run:
-        report.note(f"dry run: the first {report.read} records were read, {made} made of them; {', '.join(map(str, outputs))} not written")
+        names = ", ".join(map(str, outputs))
+        report.note(f"dry run: the first {report.read} records were read, {made} made of them; {names} not written")
     else:
         report.finish(main.with_name(f"{main.stem}.report.json"))
     return report

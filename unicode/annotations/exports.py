@@ -15,7 +15,7 @@ from unicode.annotations.captioned import SHORT
 from unicode.annotations.records import IMAGE_TAG, RefusedError, make_turns, read_record
 from unicode.annotations.templates import draw
 from unicode.common.files import atomic_write, write_json, write_jsonl, write_list
-from unicode.common.json_lists import read_json_list, write_json_list
+from unicode.common.json_lists import read_json_list
 from unicode.images.shapes import Scene, ShapesConfig, find_scene, scene_keys
 from unicode.images.shapes_text import SceneQuestion, scene_questions, with_article
 
@@ -193,11 +193,6 @@ def training_conversations(config: ShapesConfig, *, num_scenes: int = 0, seed: i
     return records
 
 
-def write_training(out: str | Path, config: ShapesConfig, *, num_scenes: int, seed: int = 0) -> int:
-    """Write `training_conversations` as shapes_forms_train.json below `out` and return their number."""
-    return write_json_list(Path(out) / "shapes_forms_train.json", training_conversations(config, num_scenes=num_scenes, seed=seed))
-
-
 def with_options(question: SceneQuestion, picture: Picture) -> tuple[str, int, list[str]] | None:
     """A question as a choice of lettered options, the place of the right one, and the options; None for yes-or-no questions."""
     config = picture.scene.config
@@ -211,9 +206,8 @@ def with_options(question: SceneQuestion, picture: Picture) -> tuple[str, int, l
     if all_options is None:
         return None
     others = [option for option in all_options if option != question.answer]
-    options = [question.answer, *picture.rng.sample(others, min(len(others), len(LETTERS) - 2))]
-    picture.rng.shuffle(options)
-    return _lettered(question.text, options), options.index(question.answer), options
+    wrong = picture.rng.sample(others, min(len(others), len(LETTERS) - 2))
+    return _lettered(question.text, question.answer, wrong, picture.rng)
 
 
 def _pope(pictures: Sequence[Picture], _: int) -> Export:
@@ -331,14 +325,15 @@ def _word_question(picture: Picture) -> tuple[str, int, list[str]]:
     words = {"color": config.colour_names, "shape": config.shape_names}
     kind = picture.rng.choice(sorted(words))
     wrong = words["shape" if kind == "color" else "color"]
-    options = [picture.rng.choice(words[kind]), *picture.rng.sample(wrong, min(2, len(wrong)))]
-    answer = options[0]
-    picture.rng.shuffle(options)
-    return _lettered(f"Which of these is a {kind}?", options), options.index(answer), options
+    answer = picture.rng.choice(words[kind])
+    return _lettered(f"Which of these is a {kind}?", answer, picture.rng.sample(wrong, min(2, len(wrong))), picture.rng)
 
 
-def _lettered(text: str, options: Sequence[str]) -> str:
-    return "\n".join([text, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
+def _lettered(text: str, answer: str, wrong: Sequence[str], rng: Random) -> tuple[str, int, list[str]]:
+    options = [answer, *wrong]
+    rng.shuffle(options)
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([text, *lines]), options.index(answer), options
 
 
 def _claims(task: str, picture: Picture) -> list[tuple[str, str]]:

@@ -4,20 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unicode.annotations.build import (
-    LAION,
-    MIX,
-    PUBLISHED_NAMES,
-    ImageIds,
-    Made,
-    Report,
-    build,
-    find_source,
-    find_sources,
-    output_path,
-    read_sources,
-    split_weight,
-)
+from unicode.annotations.build import LAION, MIX, ImageIds, Made, Report, build, find_source, find_sources, output_path, split_weight
 from unicode.annotations.records import (
     IMAGE_TAG,
     IMAGE_TO_TEXT,
@@ -64,10 +51,8 @@ def get_llava_uni_anno(
             turns.append(first + "".join(runs.pop(0) + words for words in rest))
         return [(0, make_record(read.id, IMAGE_TO_TEXT, turns, **images.fields))]
 
-    stem = source.path.stem
-    main = output_path(out, f"{PUBLISHED_NAMES.get(stem, f'{stem}_uni')}.json", [source])
-    report = Report("get_llava_uni_anno", seed, inputs=[str(source.path)])
-    return build(report, read_sources([source]), convert, {main: (0,)}, images=images, dry_run=dry_run)
+    main = output_path(out, f"{source.name}{'' if source.name != source.path.stem else '_uni'}.json", [source])
+    return build(Report("get_llava_uni_anno", seed), [source], convert, main, images=images, dry_run=dry_run)
 
 
 def concat_llava_anno(
@@ -91,8 +76,7 @@ def concat_llava_anno(
         return [(0, {**record, "split": splits[source]})]
 
     main = output_path(out, "llava_v1_5_concat.json", sources)
-    report = Report("concat_llava_anno", seed, inputs=list(splits))
-    return build(report, read_sources(sources), convert, {main: (0,)}, dry_run=dry_run)
+    return build(Report("concat_llava_anno", seed), sources, convert, main, dry_run=dry_run)
 
 
 def concat_uni_anno(
@@ -142,7 +126,7 @@ def concat_uni_anno(
 
     main = output_path(out, "unicode_concat.json", sources)
     report.inputs = [f"{source} x {weight:g}" for source, weight in weight_of.items()]
-    return build(report, read_sources(sources), convert, {main: (0,)}, dry_run=dry_run)
+    return build(report, sources, convert, main, dry_run=dry_run)
 
 
 def count_copies(weight: float, seed: int, record: dict[str, Any]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unicode.annotations.build import LAION, ImageIds, Made, Report, build, find_source, output_name, output_path, read_sources
+from unicode.annotations.build import LAION, ImageIds, Made, Report, build, find_source, output_path
 from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, read_record
 from unicode.annotations.templates import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
 from unicode.ids.text import write_run
@@ -51,10 +51,9 @@ def get_t2v_anno(
             made.append((PART, make_record(conversation.id, NEXT_ROW, turns, **images.fields)))
         return made
 
-    main = output_path(out, output_name(source, "t2v"), [source])
+    main = output_path(out, f"{source.name}_t2v.json", [source])
     outputs = {main: (WHOLE, PART), main.with_stem(f"{main.stem}_full"): (WHOLE,), main.with_stem(f"{main.stem}_part"): (PART,)}
-    report = Report("get_t2v_anno", seed, inputs=[str(source.path)])
-    return build(report, read_sources([source]), convert, outputs, images=images, dry_run=dry_run)
+    return build(Report("get_t2v_anno", seed), [source], convert, outputs, images=images, dry_run=dry_run)
 
 
 def draw_rows(num_rows: int, count: int, seed: int, key: str) -> list[int]:
@@ -138,7 +137,9 @@ def _build_uncaptioned(
             taken.update(chosen)
         return made
 
-    sources = [source] if source else []
-    report.inputs = [str(source.path)] if source else [str(store.path) for store in images.stores]
-    items = read_sources(sources) if source else ((store, index, key) for index, (store, key) in enumerate(images.keys()))
-    return build(report, items, convert, {output_path(out, output_name(source, kind), sources): (0,)}, images=images, dry_run=dry_run)
+    if source is not None:
+        main = output_path(out, f"{source.name}_{kind}.json", [source])
+        return build(report, [source], convert, main, images=images, dry_run=dry_run)
+    report.inputs = [str(store.path) for store in images.stores]
+    items = ((store, index, key) for index, (store, key) in enumerate(images.keys()))
+    return build(report, items, convert, output_path(out, f"images_{kind}.json", []), images=images, dry_run=dry_run)

@@ -6,8 +6,9 @@ python -m unicode.run.export_benchmarks --out outputs/shapes/eval
 import argparse
 from pathlib import Path
 
-from unicode.annotations.exports import EXPORTS, export_benchmarks, write_training
+from unicode.annotations.exports import EXPORTS, export_benchmarks, training_conversations
 from unicode.common.config import load_config
+from unicode.common.json_lists import write_json_list
 from unicode.common.logging import get_logger
 from unicode.images.shapes import SPLITS, ShapesConfig
 from unicode.run.command import command
@@ -46,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, count in counts.items():
         log.info("%s: %d questions about %d pictures", name, count, args.scenes)
     if args.train:
-        written = write_training(args.out, config, num_scenes=args.train)
-        log.info("%s: %d conversations", Path(args.out) / "shapes_forms_train.json", written)
+        path = Path(args.out) / "shapes_forms_train.json"
+        log.info("%s: %d conversations", path, write_json_list(path, training_conversations(config, num_scenes=args.train)))
     return 0
 
 
