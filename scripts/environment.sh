@@ -2,7 +2,7 @@
 #   PYTHON set by the caller        taken as it is
 #   an active virtualenv or conda   taken when it has the dependencies
 #   otherwise                       .venv: made once, brought up to date whenever pyproject.toml or constraints.txt change
-# EXTRA=dev asks an active environment for the developers' tools as well.
+# EXTRA=dev asks for what tests, lint and types need as well; any other extra of pyproject.toml can be named in the same way.
 
 # Names on standard error what the interpreter $1 lacks of the project's dependencies (and those of the extra $2).
 has_dependencies() {
@@ -40,16 +40,19 @@ find_python() {
     return 1
 }
 
-if [ -z "${PYTHON:-}" ] && [ -n "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && has_dependencies python "${EXTRA:-}"; then
+EXTRA=${EXTRA:-}
+if [ -z "${PYTHON:-}" ] && [ -n "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" ] && has_dependencies python "$EXTRA"; then
     PYTHON=python
 fi
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=$PWD/.venv/bin/python
     stamp=$(cat pyproject.toml constraints.txt | cksum)
-    if [ "$stamp" != "$(cat .venv/stamp 2>/dev/null)" ]; then
+    if [ "$stamp" != "$(cat ".venv/stamp$EXTRA" 2>/dev/null)" ]; then
         echo "installing into .venv (once; a few minutes)" >&2
         builder=$(find_python) || exit 1
-        "$builder" -m venv .venv && "$PYTHON" -m pip install --quiet -e '.[dev]' -c constraints.txt && echo "$stamp" >.venv/stamp || exit 1
+        "$builder" -m venv .venv && "$PYTHON" -m pip install --quiet -e ".${EXTRA:+[$EXTRA]}" -c constraints.txt || exit 1
+        echo "$stamp" >.venv/stamp
+        echo "$stamp" >".venv/stamp$EXTRA"
     fi
 fi
 export PYTHON

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -100,6 +101,13 @@ def test_lmdb_keys_are_renewed_when_the_number_changes(tmp_path: Path) -> None:
     (tmp_path / "x_lmdb.keys.txt").write_text("gone\n")
     with pytest.raises(UnreadableImageError, match="missing record"):
         Lmdb(path).read(0)
+
+
+def test_without_lmdb_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_lmdb(tmp_path / "set", {b"a": b"x"})
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(ValueError, match=r"pip install 'unicode-mllm\[lsun\]'"):
+        Lmdb(tmp_path / "set")
 
 
 def test_lmdb_errors(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from unicode.common.extras import require
 from unicode.common.files import atomic_write, read_list, write_list
 from unicode.common.logging import get_logger
 from unicode.images.decode import UnreadableImageError
@@ -180,10 +181,7 @@ class Lmdb:
 @cache
 def _environment(path: str, _pid: int) -> Any:
     """Open an LMDB once per process: LMDB allows neither a second time nor across a fork."""
-    try:
-        import lmdb  # only LSUN needs it
-    except ImportError as error:
-        raise ValueError("reading LSUN needs the package lmdb: pip install lmdb") from error
+    lmdb = require("lmdb", extra="lsun")
     try:
         return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1024)
     except lmdb.Error as error:

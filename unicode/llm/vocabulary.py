@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from tokenizers import AddedToken
 
+from unicode.common.extras import require
 from unicode.common.files import read_json, read_tensors
 
 SPECIAL = "special or added token"
@@ -105,12 +106,9 @@ def open_gguf(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no GGUF file {path}")
+    gguf = require("gguf", extra="gguf")
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise ValueError(f"reading {path} needs the package gguf: pip install 'unicode-mllm[gguf]'") from error
-    try:
-        return GGUFReader(path)
+        return gguf.GGUFReader(path)
     except Exception as error:  # on damaged bytes the reader fails in whatever way they lead it to
         raise ValueError(f"{path} is damaged or not a GGUF file ({first_line(error)})") from error
 

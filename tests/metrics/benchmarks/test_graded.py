@@ -1,12 +1,12 @@
 """LLaVA-Bench and MM-Vet, and the grader against a small server on this machine."""
 
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from unicode.metrics.benchmarks import graded
 from unicode.metrics.benchmarks.base import Options
 from unicode.metrics.benchmarks.graded import (
     DEFAULT_RULES,
@@ -335,7 +335,7 @@ def test_a_remote_address_without_encryption_is_warned_about(url, warns, tmp_pat
 
 
 def test_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(graded, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match=r"pip install 'unicode-mllm\[judge\]'"):
         Grader("https://grader.test/v1", "judge-1", tmp_path / "replies.jsonl")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unicode.common.extras import require
 from unicode.common.files import read_json
 from unicode.metrics.benchmarks.base import (
     EVAL_ARCHIVE,
@@ -232,26 +233,21 @@ def write_workbook(rows: Sequence[Row], predictions: Mapping[str, str]) -> bytes
     Args:
         predictions: the raw answer by index; a row without one gets an empty cell.
     """
-    try:
-        from openpyxl import Workbook
-        from openpyxl.cell import WriteOnlyCell
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-    except ImportError as error:
-        raise ValueError("MMBench's workbook needs the package openpyxl: pip install 'unicode-mllm[mmbench]'") from error
+    openpyxl = require("openpyxl", extra="mmbench")
     columns = [name for name in rows[0] if name not in NOT_UPLOADED]
     columns.insert(PREDICTION_COLUMN, "prediction")
-    book = Workbook(write_only=True)
+    book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     sheet.append(columns)
     for row in rows:
         texts = {**row, "prediction": predictions.get(row["index"], "")}
         cells = []
         for name in columns:
-            cell = WriteOnlyCell(sheet, None)
+            cell = openpyxl.cell.WriteOnlyCell(sheet, None)
             if name == "index":
                 cell.value = int(texts[name])
             elif texts[name]:
-                cell.value = ILLEGAL_CHARACTERS_RE.sub("", texts[name])
+                cell.value = openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", texts[name])
                 cell.data_type = "s"  # an answer that begins with "=" is no formula
             cells.append(cell)
         sheet.append(cells)

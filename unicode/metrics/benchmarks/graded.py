@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from unicode.common.extras import require
 from unicode.common.files import open_append, read_json, read_jsonl
 from unicode.common.logging import get_logger
 from unicode.metrics.benchmarks.base import (
@@ -200,8 +200,7 @@ class Grader:
             )
         if not self.model:
             raise ValueError(f"which model is the grader? Set {MODEL_VARIABLE}; it is part of the score's name")
-        if find_spec("openai") is None:
-            raise ValueError("asking a grader needs the package openai: pip install 'unicode-mllm[judge]'")
+        require("openai", extra="judge")
         host = urlsplit(self.base_url).hostname or ""
         if self.base_url.startswith("http://") and host not in LOCAL_HOSTS and not host.startswith("127."):
             log.warning("%s is not encrypted: the key and the answers can be read on the way; use https://", self._shown_url)
