@@ -22,8 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unicode.generate.answers import Answer, AnswerConfig, Question, answer_questions
-from unicode.llm.language_model import LanguageModel
-from unicode.llm.load import open_model
+from unicode.llm.load import LanguageModel, open_model
 from unicode.llm.template import get_template
 
 WANTED = {"tiny": 3.0, "smol": 2.0}

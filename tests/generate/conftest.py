@@ -2,8 +2,7 @@
 
 import pytest
 
-from unicode.llm.language_model import LanguageModel
-from unicode.llm.load import open_model
+from unicode.llm.load import LanguageModel, open_model
 
 
 @pytest.fixture(scope="session")

@@ -239,17 +239,17 @@ def test_other_vision_transformers_are_towers(kind: str, tmp_path: Path) -> None
         torch.testing.assert_close(with_class(pixels), hidden[:, [0, -4, -3, -2, -1]])
 
 
-def test_the_dtype_of_a_tower_follows_its_device(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_of_a_tower_follows_its_device(clip: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = (("clip", clip, "auto"), ("clip", clip, "float32"), ("tokenizer", tokenizer_folder, "auto"))
+    towers = [build_tower(VisionSettings(kind=kind, path=str(folder), dtype=dtype)) for kind, folder, dtype in choices]
+    assert all(next(tower.parameters()).dtype == torch.float32 for tower in towers)
     moves: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device, dtype=None: moves.append((str(device), dtype)))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    for dtype in ("auto", "float32"):
-        tower = build_tower(VisionSettings(kind="tokenizer", path=str(tokenizer_folder), dtype=dtype))
-        assert next(tower.parameters()).dtype == torch.float32
-        moves.clear()
+    for tower in towers:
         tower.place_(torch.device("cpu"))
         tower.place_(torch.device("cuda"))
-        assert moves == [("cuda", torch.bfloat16 if dtype == "auto" else None)]
+    assert moves == [("cuda", torch.bfloat16), ("cuda", None), ("cuda", None)]
 
 
 @pytest.mark.parametrize(("feature", "width"), [("latent", 12), ("quantized", 24)])

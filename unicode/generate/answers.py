@@ -14,7 +14,7 @@ from unicode.common.distributed import is_main
 from unicode.generate.engine import CachedDecoder, decode_answers
 from unicode.generate.question_images import ImageError, ImageLike, ImageReader
 from unicode.generate.sampling import Sampling
-from unicode.llm.language_model import LanguageModel, Prompt
+from unicode.llm.load import LanguageModel, Prompt
 
 
 def beginning(prompt: Prompt) -> tuple[int, bytes]:

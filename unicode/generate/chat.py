@@ -18,8 +18,7 @@ from unicode.generate.sampling import Sampling
 from unicode.ids.text import split_runs
 from unicode.images.decode import UnreadableImageError, read_bytes
 from unicode.images.listing import EXTENSIONS
-from unicode.llm.language_model import Content, LanguageModel
-from unicode.llm.load import open_model
+from unicode.llm.load import Content, LanguageModel, open_model
 
 
 class Chat:

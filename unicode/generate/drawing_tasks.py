@@ -25,7 +25,7 @@ from unicode.images.dataset import ImageDataset, ShapesImages, Skipped
 from unicode.images.decode import to_float
 from unicode.images.shapes import SPLITS, ShapesConfig, find_scene, scene_keys
 from unicode.images.shapes_text import scene_caption
-from unicode.llm.language_model import LanguageModel
+from unicode.llm.load import LanguageModel
 
 SUFFIXES = (".txt", ".jsonl", ".json")
 TEXT_KEYS = ("prompt", "caption", "text")

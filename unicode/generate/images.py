@@ -15,7 +15,7 @@ from unicode.images.dataset import DataConfig
 from unicode.images.decode import to_uint8
 from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
-from unicode.llm.language_model import LanguageModel
+from unicode.llm.load import LanguageModel
 from unicode.tokenizer.model import inference_precision
 
 NOTHING = np.empty(0, dtype=np.int64)

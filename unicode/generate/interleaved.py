@@ -10,7 +10,7 @@ from unicode.annotations.records import IMAGE_TAG, RefusedError, read_record
 from unicode.annotations.templates import draw
 from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
 from unicode.generate.sampling import GREEDY, Sampling
-from unicode.llm.language_model import Content, LanguageModel
+from unicode.llm.load import Content, LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from PIL import Image
 from unicode.common.files import atomic_write
 from unicode.generate.interleaved import picture_ids
 from unicode.ids.text import split_runs
-from unicode.llm.language_model import LanguageModel
+from unicode.llm.load import LanguageModel
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 section{border-top:1px solid #ccc;padding:.5em 0}b{color:#666;font-weight:600}

@@ -136,7 +136,7 @@ class VisionSettings:
     a tokenizer, as it was trained."""
     dtype: str = "auto"
     """Of the tower, independent of the language model: a frozen tower is no part of mixed precision or of ZeRO. `float32`, `bfloat16`,
-    `float16`, or `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    `float16`, or `auto`: bfloat16 for a `clip` tower on a GPU, else float32, on which the codes of a tokenizer depend."""
     projector: str = "mlp2x_gelu"
     """`linear`, `mlp2x_gelu` (LLaVA-1.5), or any other `mlpNx_gelu`."""
     projector_path: str = ""
@@ -149,7 +149,7 @@ class VisionSettings:
     """Settings of the generated world of "shapes" that differ from the default one, as colours=8."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
+        """Reject unknown and contradictory values."""
         if self.kind not in TOWERS:
             raise ValueError(f"vision.kind is '{self.kind}'; choose one of {', '.join(TOWERS)}")
         for name, allowed in (("feature", ("", *FEATURES[self.kind])), ("fit", FITS), ("dtype", DTYPES)):
@@ -289,8 +289,8 @@ def build_tower(settings: VisionSettings) -> Tower:
 
     assert not is_deepspeed_zero3_enabled(), "build the tower before the training arguments"
     tower = TOWERS[settings.kind](settings)
-    tower.auto_dtype = settings.dtype == "auto"
-    if not tower.auto_dtype:
+    tower.auto_dtype = settings.dtype == "auto" and settings.kind == "clip"
+    if settings.dtype != "auto":
         tower.to(getattr(torch, settings.dtype))
     tower.requires_grad_(False)
     tower.train(False)

@@ -17,7 +17,7 @@ from unicode.generate.images import GenerationConfig, decode_pictures
 from unicode.generate.interleaved import Conversation, Interlocutor, Talk, hold_conversations, parse_conversations
 from unicode.generate.page import PictureFiles, Piece, Turn, write_pages
 from unicode.generate.question_images import ImageError, ImageReader
-from unicode.llm.language_model import Content, LanguageModel
+from unicode.llm.load import Content, LanguageModel
 from unicode.run.answer import open_lookup
 
 log = get_logger(__name__)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from unicode.generate.images import GenerationConfig
     from unicode.generate.sampling import Sampling
     from unicode.images.dataset import ImageDataset
-    from unicode.llm.language_model import LanguageModel
+    from unicode.llm.load import LanguageModel
 
 
 def world_of(config: GenerationConfig, side: int) -> ShapesConfig:
