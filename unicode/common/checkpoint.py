@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from unicode.common.distributed import barrier, is_main
 from unicode.common.files import read_json, sync, write_json
@@ -86,11 +87,9 @@ def prune_checkpoints(newest: Path, *, keep: int) -> None:
     Checkpoints of later steps are of a run that was resumed before them; they are replaced when the run comes to their steps.
     """
     before = [path for path in list_checkpoints(newest.parent) if checkpoint_step(path) < checkpoint_step(newest)]
-    sound = [path for path in before if find_fault(path, checksums=False) is None]
-    kept = sound[len(sound) - (keep - 1) :] if keep > 1 else []
-    oldest = checkpoint_step(kept[0] if kept else newest)
+    kept = [newest, *(path for path in reversed(before) if find_fault(path, checksums=False) is None)][:keep]
     for path in before:
-        if checkpoint_step(path) < oldest:
+        if checkpoint_step(path) < checkpoint_step(kept[-1]):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -107,28 +106,28 @@ def checkpoint_step(path: Path) -> int:
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """List the files of a checkpoint with size and checksum, each flushed to disk."""
-    names = [path.relative_to(checkpoint).as_posix() for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    """Flush the files of a checkpoint to disk and list them with size and checksum."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor() as pool:
-        described = pool.map(lambda name: _describe(checkpoint / name), names)
-        write_json(checkpoint / MANIFEST, dict(zip(names, described, strict=True)))
+        list(pool.map(sync, files))
+        names = (path.relative_to(checkpoint).as_posix() for path in files)
+        write_json(checkpoint / MANIFEST, dict(zip(names, pool.map(_describe, files), strict=True)))
 
 
 def find_fault(checkpoint: Path, *, checksums: bool = True) -> str | None:
     """Return what is wrong with a checkpoint, None if it is complete; `checksums=False` compares names and sizes only."""
-    old = (checkpoint / OLD_MANIFEST).is_file() and not (checkpoint / MANIFEST).is_file()
+    manifest = next((checkpoint / name for name in (MANIFEST, OLD_MANIFEST) if (checkpoint / name).is_file()), None)
     try:
-        content = read_json(checkpoint / (OLD_MANIFEST if old else MANIFEST))
+        files: dict[str, Any] = read_json(manifest or checkpoint / MANIFEST)
     except (OSError, ValueError):
         return f"no readable {MANIFEST}"
-    files = {name: {"bytes": value} if old else value for name, value in content.items()}
     for name, described in files.items():
-        path = checkpoint / name
+        path, size = checkpoint / name, described["bytes"] if isinstance(described, dict) else described
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != described["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, expected {described['bytes']}"
-    if checksums and not old:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
+    if checksums and manifest == checkpoint / MANIFEST:
         with ThreadPoolExecutor() as pool:
             for name, found in zip(files, pool.map(lambda name: _describe(checkpoint / name), files), strict=True):
                 if found != files[name]:
@@ -137,8 +136,7 @@ def find_fault(checkpoint: Path, *, checksums: bool = True) -> str | None:
 
 
 def _describe(path: Path) -> dict[str, int]:
-    """Flush a file; return its size and CRC-32."""
-    sync(path)
+    """Return size and CRC-32 of a file."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 24):

@@ -25,6 +25,12 @@ def process_group() -> ModuleType | None:
     return dist if dist is not None and dist.is_initialized() else None
 
 
+def _peers() -> ModuleType | None:
+    """Return `torch.distributed` if there are other ranks, else None."""
+    dist = process_group()
+    return dist if dist and dist.get_world_size() > 1 else None
+
+
 def rank() -> int:
     """Index of this process in the job; 0 when it is alone. Before the process group exists, the launcher's RANK."""
     dist = process_group()
@@ -44,31 +50,28 @@ def is_main() -> bool:
 
 def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` by its sum over the ranks, in place, and return it; alone it stays as it is."""
-    dist = process_group()
-    if dist and dist.get_world_size() > 1:
+    if dist := _peers():
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_min_(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` by its minimum over the ranks, in place, and return it; alone it stays as it is."""
-    dist = process_group()
-    if dist and dist.get_world_size() > 1:
+    if dist := _peers():
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return tensor
 
 
 def barrier() -> None:
     """Wait for every rank."""
-    dist = process_group()
-    if dist and dist.get_world_size() > 1:
+    if dist := _peers():
         dist.barrier()
 
 
 def on_main(compute: Callable[[], T]) -> T:
     """Call `compute` on the main rank only; return its result, or raise its error, on every rank."""
-    dist = process_group()
-    if dist is None or dist.get_world_size() == 1:
+    dist = _peers()
+    if dist is None:
         return compute()
     box: list[Any] = [None, None]
     if is_main():

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 LOCK_FILE = ".lock"
 logger = get_logger(__name__)
 _locks: set[int] = set()  # open lock files of this process
-_no_locks: set[str] = set()  # folders whose file system has no locks, already warned about
 
 
 @contextmanager
@@ -87,53 +86,47 @@ def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
         purpose: what the command does there, for the message to others, such as "training".
 
     Raises:
-        ValueError: another process holds the lock; the message names it, since when, and the remedy.
+        ValueError: another process holds the lock; the message names it and the remedy.
     """
-    handle = _take_lock(Path(path), purpose) if is_main() else None
+    file = Path(path) / LOCK_FILE
+    handle = _take_lock(file, purpose) if is_main() else None
     try:
         yield
     finally:
         if handle is not None:
-            with suppress(FileNotFoundError):
-                (Path(path) / LOCK_FILE).unlink()  # before the release, while no other process can hold this name
+            file.unlink(missing_ok=True)  # before the release: nobody else can hold this name yet
             _locks.discard(handle)
             os.close(handle)
 
 
-def _take_lock(folder: Path, purpose: str) -> int | None:
-    """Return the open lock file of a folder, None where the file system has no locks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                break
-            os.close(handle)  # its holder removed the file between our opening and locking it
-        except BlockingIOError:
-            holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            remedy = "wait for it to end, stop it, or choose another folder"
-            raise ValueError(f"{folder} is in use: {holder}; {remedy}") from None
-        except OSError as error:
-            os.close(handle)
-            if str(folder) not in _no_locks:
-                _no_locks.add(str(folder))
-                logger.warning("%s cannot be locked (%s); make sure that no other process writes there", folder, error)
-            return None
-    since, command = datetime.now().strftime("%Y-%m-%d %H:%M:%S"), shlex.join(sys.argv)
+def _take_lock(file: Path, purpose: str) -> int | None:
+    """Return the open and locked file, None where the file system has no locks."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 4096).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise ValueError(f"{file.parent} is in use: {holder}; wait for it to end, stop it, or choose another folder") from None
+    except OSError as error:
+        os.close(handle)
+        logger.warning("%s cannot be locked (%s); make sure that no other process writes there", file.parent, error)
+        return None
+    if not file.exists() or not os.path.samestat(os.fstat(handle), file.stat()):  # its holder removed it before we locked it
+        os.close(handle)
+        return _take_lock(file, purpose)
+    holder = f"{purpose} by process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
     os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{purpose} by process {os.getpid()} on {socket.gethostname()} since {since} ({command})\n".encode()[:4096], 0)
+    os.pwrite(handle, f"{holder} ({shlex.join(sys.argv)})\n".encode()[:4096], 0)
     _locks.add(handle)
     return handle
 
 
 def _forget_locks() -> None:
     """Close the lock files in a forked child: a lock must not outlive the process that took it."""
-    for handle in _locks:
-        os.close(handle)
-    _locks.clear()
+    while _locks:
+        os.close(_locks.pop())
 
 
 os.register_at_fork(after_in_child=_forget_locks)
