@@ -93,7 +93,7 @@ def test_averages_of_a_checkpoint_are_taken_over(tokenizer: ImageTokenizer) -> N
     average.update_()
     saved = {name: value.clone() for name, value in average.averages.items()}
     other = WeightAverage(tokenizer, decay=0.5)
-    other.load_(saved)
+    other.load_state_dict(saved)
     assert same_bits(other.averages, saved)
     move_(tokenizer)
     other.update_()

@@ -19,14 +19,19 @@ def check_run_dir(path: Path, *, example: str = "outputs/tokenizer") -> None:
         raise ValueError(f"run.dir {path}: {place} {fault}; choose a folder of your own, for example run.dir={example}")
 
 
+def build_parser(name: str, description: str | None, config: str) -> argparse.ArgumentParser:
+    """Return the parser of a training command; `config` is the class of its config."""
+    parser = argparse.ArgumentParser(prog=f"unicode.run.{name}", description=description)
+    parser.add_argument("config", help=f"YAML file; every key is a field of unicode.train.config.{config}")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file, for example train.steps=100")
+    parser.add_argument("--dry-run", action="store_true", help="read config and data, build the model, then stop")
+    return parser
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     """Read the config, build everything, train."""
-    parser = argparse.ArgumentParser(prog="unicode.run.train_tokenizer", description=__doc__)
-    parser.add_argument("config", help="YAML file; every key is a field of unicode.train.config.TrainTokenizerConfig")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file, for example train.steps=100")
-    parser.add_argument("--dry-run", action="store_true", help="read config, data and table, build the model, then stop")
-    args = parser.parse_intermixed_args(argv)
+    args = build_parser("train_tokenizer", __doc__, "TrainTokenizerConfig").parse_intermixed_args(argv)
 
     from unicode.train.config import TrainTokenizerConfig
 
@@ -36,14 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.train.tokenizer import TokenizerTrainer
 
     trainer = TokenizerTrainer(config)
-    size = sum(parameter.numel() for parameter in trainer.tokenizer.parameters()) / 1e6
-    layout = trainer.tokenizer.layout
-    model = f"{config.model.type}, {size:.1f} M parameters, {layout.num_codes} ids per image from {trainer.tokenizer.num_rows} rows"
-    logger.info("%s; %d images, %d steps on %s", model, len(trainer.dataset), trainer.steps, trainer.device)
-    if args.dry_run:
-        return 0
-    checkpoint = trainer.run()
-    logger.info("done: %s", checkpoint)
+    logger.info("%s", trainer.describe())
+    if not args.dry_run:
+        logger.info("done: %s", trainer.run())
     return 0
 
 

@@ -32,7 +32,7 @@ from unicode.train.config import TrainLlmConfig
 from unicode.train.llm_data import open_vision, read_data, spread
 from unicode.train.loss import Batch, Collator, LossTable, combine, prepare_forward_, target_losses
 from unicode.train.monitor import LlmMonitor
-from unicode.train.runtime import build_arguments, check_resumable, choose_dtype, resolve_runtime
+from unicode.train.runtime import build_arguments, check_resumable, resolve_runtime
 from unicode.train.samplers import ConversationSampler
 
 SUMMARY = "summary.json"
@@ -82,10 +82,11 @@ class LlmTraining:
         self.model: Any = self._build_model()
 
     def _build_model(self) -> Any:
-        """The base model, with what is to learn made ready."""
         config, model = self.config, self.config.model
         device = "cpu" if self.runtime.cpu else "cuda"
-        dtype = choose_dtype(config, bf16=self.runtime.bf16)
+        # Frozen weights may be bfloat16; trained ones need an exact copy somewhere, which DeepSpeed keeps.
+        small = self.runtime.bf16 and (config.lora.enabled or bool(config.run.deepspeed))
+        dtype = model.dtype if model.dtype != "auto" else "bfloat16" if small else "float32"
         base, _ = open_base(model.path, dtype=dtype, attention=model.attention, quantize=model.quantize, device=device)
         fit_embeddings_(base, self.markers)
         base.config.use_cache = False
@@ -166,7 +167,7 @@ class LlmTraining:
         )
 
     def _is_finished(self) -> bool:
-        """Whether the run folder holds the result of a run of at least so many steps."""
+        """Whether the run folder holds the result of a run of at least this many steps."""
         path = self.folder / SUMMARY
         return path.is_file() and read_json(path).get("steps", 0) >= self.steps
 

@@ -101,13 +101,6 @@ def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) ->
     return content  # type: ignore[no-any-return]
 
 
-def choose_dtype(config: TrainLlmConfig, *, bf16: bool) -> str:
-    """Return the type of the weights in memory: frozen ones may be bfloat16; trained ones need an exact copy somewhere."""
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    return "bfloat16" if bf16 and (config.lora.enabled or bool(config.run.deepspeed)) else "float32"
-
-
 def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArguments:
     """Return the arguments of a run, its number of steps still open (see `LlmTraining`); joins the other ranks.
 
@@ -179,14 +172,8 @@ def join_ranks(runtime: Runtime, *, timeout: timedelta) -> None:
 def check_resumable(config: Any, folder: Path, *, fixed: tuple[str, ...], loose: tuple[str, ...] = ()) -> None:
     """Compare a config with the `config.yaml` of a run folder; name in a warning the settings that differ.
 
-    Args:
-        config: dataclass of the command.
-        folder: run folder; without config.yaml nothing is compared.
-        fixed: beginnings of dotted keys whose values a run keeps.
-        loose: beginnings of dotted keys below `fixed` that may change all the same.
-
     Raises:
-        ValueError: a setting of `fixed` differs.
+        ValueError: a setting differs whose dotted key begins with one of `fixed` and none of `loose`.
     """
     path = folder / "config.yaml"
     if not path.is_file():

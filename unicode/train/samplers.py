@@ -64,12 +64,7 @@ class StepSampler(ABC, Generic[Item]):
 
 
 class AugmentedSampler(StepSampler[AugmentedIndex]):
-    """Pictures with the seed of their augmentation. Epoch e is a permutation of the data set seeded by (seed, e), none is left out.
-
-    Args:
-        length: pictures of the data set.
-        options: as `StepSampler`.
-    """
+    """The `length` pictures of a data set, with the seed of their augmentation; epoch e is a permutation seeded by (seed, e)."""
 
     def __init__(self, length: int, **options: int) -> None:
         super().__init__(**options)
@@ -134,7 +129,6 @@ class ConversationSampler(StepSampler[int]):
         return self._batches[place].tolist()
 
     def _sort_window(self, window: int) -> np.ndarray:
-        """(batches, B) indices of the steps of a window."""
         first = window * WINDOW
         count = min(WINDOW, self.stop_step - first)
         drawn = self._draw(first * self.batch_size, count * self.batch_size)
@@ -143,7 +137,6 @@ class ConversationSampler(StepSampler[int]):
         return drawn[order].reshape(count, self.batch_size)[rng.permutation(count)]
 
     def _draw(self, first: int, count: int) -> np.ndarray:
-        """`count` records of the stream from place `first` on."""
         parts = []
         while count:
             epoch, place = divmod(first, self.epoch_length)
@@ -154,7 +147,6 @@ class ConversationSampler(StepSampler[int]):
         return np.concatenate(parts)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        """(epoch_length,) the records of an epoch, each as often as its weight says, in random order."""
         rng = np.random.default_rng([self.seed, _EPOCH, epoch])
         steps = np.diff(self.cumulated, prepend=0.0)
         order = rng.permutation(len(steps))

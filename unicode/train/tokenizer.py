@@ -66,7 +66,11 @@ class WeightAverage:
         for codebook in self.tokenizer.codebooks:
             codebook.refresh_()
 
-    def load_(self, averages: dict[str, torch.Tensor]) -> None:
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the averages by the names of their parameters."""
+        return self.averages
+
+    def load_state_dict(self, averages: dict[str, torch.Tensor]) -> None:
         """Take averages from a checkpoint."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
@@ -110,24 +114,26 @@ class TokenizerTrainer:
         self.skipped = SkipReport()
 
     def _prepare_for_device(self) -> None:
-        """Memory format, compilation, DDP and optimizers."""
         config, options = self.config, self.config.optimizer
-        networks = [self.tokenizer.encoder, self.tokenizer.decoder, self.discriminator]
-        for network in filter(None, networks):
+        for network in filter(None, (self.tokenizer.encoder, self.tokenizer.decoder, self.discriminator)):
             if config.run.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if config.run.compile:
                 network.compile()
         if config.run.compile and self.objective.perceptual is not None:
             self.objective.perceptual.compile()
-        betas = (options.betas[0], options.betas[1])
-        decay = options.weight_decay
-        self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, betas=betas, weight_decay=decay, fused=True)
+        shared: dict[str, Any] = {"betas": (options.betas[0], options.betas[1]), "fused": True}
+        self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, weight_decay=options.weight_decay, **shared)
         self.generator: nn.Module = self.accelerator.prepare_model(self.tokenizer)
         if self.discriminator is not None:
-            parameters = self.discriminator.parameters()
-            self.discriminator_optimizer = torch.optim.AdamW(parameters, lr=options.discriminator_lr, betas=betas, fused=True)
+            self.discriminator_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=options.discriminator_lr, **shared)
             self.prepared_discriminator: nn.Module = self.accelerator.prepare_model(self.discriminator)
+
+    def describe(self) -> str:
+        """One line on model, data and steps."""
+        size = sum(parameter.numel() for parameter in self.tokenizer.parameters()) / 1e6
+        ids = f"{self.tokenizer.layout.num_codes} ids per image from {self.tokenizer.num_rows} rows"
+        return f"{self.config.model.type}, {size:.1f} M parameters, {ids}; {len(self.dataset)} images, {self.steps} steps on {self.device}"
 
     def run(self) -> Path:
         """Train from the newest complete checkpoint, or from the start, to the end; return the folder of the last checkpoint.
@@ -278,25 +284,21 @@ class TokenizerTrainer:
         batches = [mine[begin : begin + loop.val_batch_size] for begin in range(0, len(mine), loop.val_batch_size)]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.tokenizer.eval()
-        with self.average.applied() if self.average else nullcontext(), self.accelerator.autocast():
+        with self._averaged(), self.accelerator.autocast():
             for index, batch in enumerate(build_loader(self.val, batches, num_workers=0, device=self.device)):
                 images = self._arrange(batch.images)
                 made = self.tokenizer(images).images.float()
                 error = (made.clamp(-1, 1) - images).abs().flatten(1).mean(1)
                 sums += torch.stack([image_psnr(made, images).double().sum(), error.double().sum(), error.new_tensor(len(images)).double()])
-                if index == 0:
-                    self._draw(step, images[:PICTURES])
+                if index == 0:  # originals, and what the first level, the first two, ... make of them
+                    codes = self.tokenizer.encode(images[:PICTURES])
+                    rows = [self.tokenizer.decode(codes, levels=levels) for levels in range(1, self.tokenizer.num_levels + 1)]
+                    self.monitor.picture(step, [images[:PICTURES], *rows])
         self.tokenizer.train()
         psnr, l1, count = all_reduce_sum_(sums).tolist()
         if count:
             self.monitor.write(step, {"val_psnr": psnr / count, "val_l1": l1 / count, "val_images": count})
             logger.info("step %d: PSNR %.2f dB on %d images", step, psnr / count, int(count))
-
-    def _draw(self, step: int, images: torch.Tensor) -> None:
-        """Draw originals and what the first level, the first two, ... make of them."""
-        codes = self.tokenizer.encode(images)
-        rows = [self.tokenizer.decode(codes, levels=levels) for levels in range(1, self.tokenizer.num_levels + 1)]
-        self.monitor.picture(step, [images, *rows])
 
     def _arrange(self, images: torch.Tensor) -> torch.Tensor:
         """Bring images into the memory order that the run asks for."""
@@ -320,21 +322,12 @@ class TokenizerTrainer:
         """Write a checkpoint: everything that training depends on, and the tokenizer ready for use."""
 
         def write(folder: Path) -> None:
-            if not is_main():
-                return
-            state: dict[str, Any] = {"step": step, "model": self.tokenizer.state_dict(), "optimizer": self.optimizer.state_dict()}
-            state["table_sha256"] = self.tokenizer.table_digest
-            if self.discriminator is not None:
-                state["discriminator"] = self.discriminator.state_dict()
-                state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
-            if self.lecam is not None:
-                state["lecam"] = self.lecam.state_dict()
-            if self.average is not None:
-                state["average"] = self.average.averages
-            with open(folder / STATE_FILE, "wb") as file:
-                torch.save(state, file)
-            with self.average.applied() if self.average else nullcontext():
-                self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+            if is_main():
+                state = {name: part.state_dict() for name, part in self._stateful().items()}
+                with open(folder / STATE_FILE, "wb") as file:
+                    torch.save(state | {"step": step, "table_sha256": self.tokenizer.table_digest}, file)
+                with self._averaged():
+                    self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
 
         path = save_checkpoint(self.folder / "checkpoints" / f"step_{step:08d}", write, keep=self.config.train.keep)
         if is_main() and len(self.skipped):
@@ -349,18 +342,22 @@ class TokenizerTrainer:
             given = self.config.model.codebook.table
             raise ValueError(f"{checkpoint} was trained with another embedding table than {given}; give that one or another run.dir")
         try:
-            self.tokenizer.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.discriminator is not None:
-                self.discriminator.load_state_dict(state["discriminator"])
-                self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-            if self.lecam is not None:
-                self.lecam.load_state_dict(state["lecam"])
-            if self.average is not None:
-                self.average.load_(state["average"])
+            for name, part in self._stateful().items():
+                part.load_state_dict(state[name])
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{checkpoint} does not fit this config: {reason}; choose another run.dir") from error
+
+    def _stateful(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, by its name there."""
+        parts = {"model": self.tokenizer, "optimizer": self.optimizer, "lecam": self.lecam, "average": self.average}
+        if self.discriminator is not None:
+            parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Return a block in which the model has the averaged weights, if the run averages them."""
+        return self.average.applied() if self.average else nullcontext()
 
 
 def build_accelerator(config: TrainTokenizerConfig, runtime: Runtime) -> Accelerator:
