@@ -21,7 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unicode.generate.answers import Answer, AnswerConfig, Question, answer_questions
+from unicode.generate.answers import Answer, AnswerConfig, answer_questions
+from unicode.generate.questions import AskedQuestion
 from unicode.llm.load import LanguageModel, open_model
 from unicode.llm.template import get_template
 
@@ -53,7 +54,7 @@ def main() -> int:
     return int(failed)
 
 
-def measure(model: LanguageModel, questions: Sequence[Question], args: argparse.Namespace, *, wanted: float) -> bool:
+def measure(model: LanguageModel, questions: Sequence[AskedQuestion], args: argparse.Namespace, *, wanted: float) -> bool:
     """Answer in batches of both sizes, in turns, the fastest round of each counts; whether speed and answers are as wanted."""
     fastest = dict.fromkeys((1, args.batch_size), float("inf"))
     answers: dict[int, dict[int, Answer]] = {}
@@ -73,13 +74,13 @@ def measure(model: LanguageModel, questions: Sequence[Question], args: argparse.
     return faster >= wanted and (same == len(questions) or args.dtype != "float32")
 
 
-def make_questions(args: argparse.Namespace) -> list[Question]:
+def make_questions(args: argparse.Namespace) -> list[AskedQuestion]:
     """Random short questions about random images."""
     generator = np.random.default_rng(0)
     images = [generator.integers(100, 500, args.ids) for _ in range(-(-args.questions // args.per_image))]
     texts = [" ".join(generator.choice(WORDS, generator.integers(3, 15))) for _ in range(args.questions)]
     shown = [(images[number // args.per_image],) if args.ids else () for number in range(args.questions)]
-    return [Question(f"{text}\n{SUFFIX}", image, id=number) for number, (text, image) in enumerate(zip(texts, shown, strict=True))]
+    return [AskedQuestion(f"{text}\n{SUFFIX}", image, id=number) for number, (text, image) in enumerate(zip(texts, shown, strict=True))]
 
 
 def write_model(folder: Path, shape: str) -> None:

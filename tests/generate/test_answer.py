@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from unicode.generate import answers as module
-from unicode.generate.answers import AnswerConfig, Question, answer_questions, place_tags
+from unicode.generate.answers import AnswerConfig, answer_questions, place_tags
 from unicode.generate.engine import Decoded
-from unicode.generate.question_images import ImageReader
+from unicode.generate.questions import AskedQuestion, ImageReader
 from unicode.images.lookup import ImageLookup
 from unicode.llm.load import open_model
 from unicode.tokenizer.load import load_tokenizer
@@ -30,14 +30,14 @@ def random_ids(model, generator) -> np.ndarray:
     return generator.choice(load_tokenizer(model.tokenizer_path).row_ids.numpy(), model.layout.num_codes)
 
 
-def random_questions(model, number: int) -> list[Question]:
+def random_questions(model, number: int) -> list[AskedQuestion]:
     """Questions of 1 to 30 words about no, one or two images, some with earlier turns."""
     generator = np.random.default_rng(0)
     questions = []
     for index in range(number):
         text = " ".join(generator.choice(WORDS, generator.integers(1, 30)))
         images = tuple(random_ids(model, generator) for _ in range(index % 3))
-        questions.append(Question(text, images, id=index, history=("two ?", "red") if index % 5 == 0 else ()))
+        questions.append(AskedQuestion(text, images, id=index, history=("two ?", "red") if index % 5 == 0 else ()))
     return questions
 
 
@@ -45,14 +45,16 @@ def answers(model, questions, **settings):
     return dict(answer_questions(model, questions, config=AnswerConfig(**settings)))
 
 
-def shared_questions(model) -> list[Question]:
+def shared_questions(model) -> list[AskedQuestion]:
     """Questions of which several are about the same images, others about none or one of their own."""
     generator = np.random.default_rng(1)
     images = [random_ids(model, generator) for _ in range(3)]
     shown = [(images[0],), (images[1],), (images[0],), (), (images[0], images[1]), (images[2],), (images[1],), (images[0], images[1]), ()]
     history = {2: ("two ?", "red"), 4: ("<image>\ntwo", "red"), 7: ("<image>\ntwo", "red")}
     texts = [" ".join(generator.choice(WORDS, 2 + 3 * (number % 4))) for number in range(len(shown))]
-    return [Question(text, images, number, history.get(number, ())) for number, (text, images) in enumerate(zip(texts, shown, strict=True))]
+    return [
+        AskedQuestion(text, images, number, history.get(number, ())) for number, (text, images) in enumerate(zip(texts, shown, strict=True))
+    ]
 
 
 def test_a_beginning_that_is_shared_is_read_once(model, monkeypatch):
@@ -100,31 +102,33 @@ def test_sampling_belongs_to_seed_and_question(plain):
     first = answers(plain, questions, temperature=2.0, max_new_tokens=8, seed=1)
     assert answers(plain, questions[::-1], temperature=2.0, max_new_tokens=8, seed=1) == {5 - place: first[place] for place in first}
     assert answers(plain, questions, temperature=2.0, max_new_tokens=8, seed=2) != first
-    same = [Question("two red squares", id=name) for name in range(20)]
+    same = [AskedQuestion("two red squares", id=name) for name in range(20)]
     assert len({answer.ids for answer in answers(plain, same, temperature=2.0, max_new_tokens=8).values()}) > 15
 
 
 def test_sampling_follows_the_probabilities(plain):
-    question = Question("two red squares")
+    question = AskedQuestion("two red squares")
     with torch.no_grad():
         logits = plain.lm(**plain.inputs([plain.prompt([question.text])])).logits[0, -1]
     expected = (logits / 2).softmax(-1)
-    drawn = answers(plain, [Question(question.text, id=name) for name in range(600)], temperature=2.0, max_new_tokens=1, batch_size=100)
+    drawn = answers(
+        plain, [AskedQuestion(question.text, id=name) for name in range(600)], temperature=2.0, max_new_tokens=1, batch_size=100
+    )
     counts = torch.bincount(torch.tensor([(*one.ids, plain.end_ids[0])[0] for one in drawn.values()]), minlength=len(expected)) / 600
     assert float((counts - expected).abs().sum()) < 0.35
-    few = answers(plain, [Question(question.text, id=name) for name in range(50)], temperature=2.0, top_p=1e-6, max_new_tokens=4)
+    few = answers(plain, [AskedQuestion(question.text, id=name) for name in range(50)], temperature=2.0, top_p=1e-6, max_new_tokens=4)
     assert {one.ids for one in few.values()} == {answers(plain, [question], max_new_tokens=4)[0].ids}
 
 
 def test_an_answer_ends_with_the_context_of_its_own_row(make_tuned):
     model = open_model(make_tuned(context=230).run, device="cpu")
-    questions = [Question("two red squares", (np.arange(20) + 30,) * number, id=number) for number in (1, 2, 0)]
+    questions = [AskedQuestion("two red squares", (np.arange(20) + 30,) * number, id=number) for number in (1, 2, 0)]
     alone = answers(model, questions, batch_size=1, max_new_tokens=60)
     assert answers(model, questions, batch_size=3, max_new_tokens=60) == alone
     lengths = [len(model.prompt(place_tags(one.text, (), len(one.images)), one.images)) for one in questions]
     for place, length in enumerate(lengths):
         assert alone[place].num_tokens == min(60, 230 - length) or alone[place].finished
-    (too_long,) = answers(model, [Question("a " * 200)]).values()
+    (too_long,) = answers(model, [AskedQuestion("a " * 200)]).values()
     assert "tokens" in too_long.error and "230" in too_long.error and not too_long.text
 
 
@@ -139,10 +143,10 @@ def test_windows_and_errors_lose_no_question(plain, monkeypatch):
 
     good = random_questions(plain, 11)
     bad = {
-        2: Question("<image> <image> two", (np.arange(20) + 30,)),
-        5: Question("two", (np.arange(7) + 30,)),
-        6: Question("two", (np.full(20, 4000),)),
-        9: Question("two", ("nowhere.png",)),
+        2: AskedQuestion("<image> <image> two", (np.arange(20) + 30,)),
+        5: AskedQuestion("two", (np.arange(7) + 30,)),
+        6: AskedQuestion("two", (np.full(20, 4000),)),
+        9: AskedQuestion("two", ("nowhere.png",)),
     }
     questions = Counted(bad.get(place, question) for place, question in enumerate(good))
     found = answers(plain, questions, batch_size=3, max_new_tokens=5)
@@ -161,10 +165,10 @@ def test_images_as_files_pictures_and_ids_are_one(plain, tmp_path):
     ids = plain.read_pictures(plain.picture(picture)[None])[0]
     kinds = ["a.png", tmp_path / "a.png", picture, (tmp_path / "a.png").read_bytes(), ids, torch.from_numpy(ids)]
     with ImageReader(plain, pictures=ImageLookup([tmp_path])) as images:
-        found = dict(answer_questions(plain, [Question("two", (kind,)) for kind in kinds], images=images))
+        found = dict(answer_questions(plain, [AskedQuestion("two", (kind,)) for kind in kinds], images=images))
     assert len({answer.ids for answer in found.values()}) == 1 and not any(answer.error for answer in found.values())
     config = AnswerConfig(max_new_tokens=20)
-    other = dict(answer_questions(plain, [Question("two"), Question("two", (ids,))], config=config))
+    other = dict(answer_questions(plain, [AskedQuestion("two"), AskedQuestion("two", (ids,))], config=config))
     assert other[0].ids != other[1].ids, "the image changes nothing"
 
 
@@ -188,7 +192,7 @@ def test_a_template_without_end_token_stops_at_its_text(tuned, monkeypatch):
 
     model.template = get_template("plain")
     monkeypatch.setattr(module, "decode_answers", lambda *_, **__: Decoded([[*word, newline, *word]], [False]))
-    ((_, answer),) = answer_questions(model, [Question("two")])
+    ((_, answer),) = answer_questions(model, [AskedQuestion("two")])
     assert (answer.text, answer.finished) == ("red", True)
 
 

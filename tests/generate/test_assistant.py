@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicode.generate.answers import AnswerConfig, Question, answer_questions
+from unicode.generate.answers import AnswerConfig, answer_questions
 from unicode.generate.chat import load_model
 from unicode.generate.images import caption_request, draw_images
+from unicode.generate.questions import AskedQuestion
 from unicode.generate.sampling import Sampling
 
 
@@ -17,7 +18,7 @@ def assistant(tuned):
 
 def test_answers_as_the_batch_does(assistant):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
-    question = Question("how many", (picture,), history=("two", "red"))
+    question = AskedQuestion("how many", (picture,), history=("two", "red"))
     ((_, expected),) = answer_questions(assistant.model, [question], config=AnswerConfig(max_new_tokens=6))
     assert assistant.answer("how many", [picture], history=["two", "red"], max_new_tokens=6) == expected.text
     assert assistant.answer("how many", picture, history=["two", "red"], max_new_tokens=6) == expected.text

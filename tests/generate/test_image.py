@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unicode.generate.images import FREE_QUESTION, Artist, DrawRequest, caption_request, decode_pictures, draw_images
+from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler, caption_request, decode_pictures, draw_images
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import write_run
 from unicode.llm.examples import ExampleBuilder
@@ -16,15 +16,15 @@ def requests(number: int) -> list[DrawRequest]:
 
 
 def test_the_prompt_is_what_training_shows(drawing_model):
-    artist, ids = Artist(drawing_model), drawing_model.images.row_ids[:20].numpy()
+    sampler, ids = ImageSampler(drawing_model), drawing_model.images.row_ids[:20].numpy()
     request = caption_request("a red circle")
     builder = ExampleBuilder(drawing_model.template, drawing_model.text, drawing_model.markers, drawing_model.layout)
     whole = builder.build([request.question, write_run(ids)]).input_ids.tolist()
     start = whole.index(drawing_model.markers.image_start)
-    assert artist.prompt(request).input_ids.tolist() == whole[: start + 1]
+    assert sampler.prompt(request).input_ids.tolist() == whole[: start + 1]
     begun = DrawRequest(request.question, given=ids[:10])
-    assert artist.prompt(begun).input_ids.tolist() == whole[: start + 11]
-    assert artist.prompt(begun).is_image.sum() == 10
+    assert sampler.prompt(begun).input_ids.tolist() == whole[: start + 11]
+    assert sampler.prompt(begun).is_image.sum() == 10
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, 3.0), Sampling(temperature=0)], ids=["plain", "guided", "greedy"])
@@ -40,37 +40,37 @@ def test_a_picture_does_not_depend_on_its_batch(drawing_model, sampling):
 
 
 def test_seeds_matter_and_repeat(drawing_model):
-    artist = Artist(drawing_model)
-    first, second, again = (artist.draw([caption_request("a ring", seed=seed)])[0].ids for seed in (1, 2, 1))
+    sampler = ImageSampler(drawing_model)
+    first, second, again = (sampler.draw([caption_request("a ring", seed=seed)])[0].ids for seed in (1, 2, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, second)
 
 
 def test_given_rows_are_kept(drawing_model):
-    artist, layout = Artist(drawing_model, sampling=Sampling(guidance=2.0)), drawing_model.layout
+    sampler, layout = ImageSampler(drawing_model, sampling=Sampling(guidance=2.0)), drawing_model.layout
     given = drawing_model.images.row_ids[5:15].numpy()
-    (drawing,) = artist.draw([DrawRequest("Draw a ring.", seed=3, given=given)])
+    (drawing,) = sampler.draw([DrawRequest("Draw a ring.", seed=3, given=given)])
     assert drawing.ids.shape == (layout.num_codes,) and np.array_equal(drawing.ids[:10], given)
-    (row,) = artist.draw([DrawRequest("Draw a ring.", given=given[:0], count=layout.row_length)])
+    (row,) = sampler.draw([DrawRequest("Draw a ring.", given=given[:0], count=layout.row_length)])
     assert row.ids.shape == (layout.row_length,)
     assert decode_pictures(drawing_model, row.ids[None]).shape == (1, 8, 16, 3)
-    assert artist.pictures(drawing.ids[None]).shape == (1, 16, 16, 3)
+    assert sampler.pictures(drawing.ids[None]).shape == (1, 16, 16, 3)
 
 
 def test_guidance_one_is_none_and_more_changes_the_picture(drawing_model):
     plain, one, three = (
-        Artist(drawing_model, sampling=Sampling(guidance=guidance)).draw(requests(2)) for guidance in (1.0, 1.000001, 3.0)
+        ImageSampler(drawing_model, sampling=Sampling(guidance=guidance)).draw(requests(2)) for guidance in (1.0, 1.000001, 3.0)
     )
     assert np.array_equal(plain[1].ids, one[1].ids) and not np.array_equal(plain[1].ids, three[1].ids)
 
 
 def test_compressed_questions(drawing_model):
-    artist, ids = Artist(drawing_model, sampling=Sampling(temperature=0)), drawing_model.images.row_ids[:20].numpy()
+    sampler, ids = ImageSampler(drawing_model, sampling=Sampling(temperature=0)), drawing_model.images.row_ids[:20].numpy()
     request = DrawRequest(f"Restore {write_run(ids)}.", compressed=True)
-    example = artist.prompt(request)
+    example = sampler.prompt(request)
     assert example.is_image.sum() == 4 and len(example.extra_at) == 4
     assert drawing_model.markers.compressed_start in example.input_ids
-    both = artist.draw([request, DrawRequest("Draw it, please.")])
-    assert np.array_equal(both[0].ids, artist.draw([request])[0].ids)
+    both = sampler.draw([request, DrawRequest("Draw it, please.")])
+    assert np.array_equal(both[0].ids, sampler.draw([request])[0].ids)
 
 
 def test_errors_name_the_request_and_the_others_go_on(drawing_model):
@@ -89,7 +89,7 @@ def test_a_model_without_image_ids_cannot_draw(drawing_model, tiny_llama):
     from unicode.llm.load import open_model
 
     with pytest.raises(ValueError, match="cannot draw"):
-        Artist(open_model(tiny_llama, device="cpu"))
+        ImageSampler(open_model(tiny_llama, device="cpu"))
 
 
 def test_an_adapter_draws_as_the_merged_model_does(drawing_model):
@@ -102,10 +102,10 @@ def test_an_adapter_draws_as_the_merged_model_does(drawing_model):
     adapted = get_peft_model(deepcopy(drawing_model.lm), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False,
                                                                     modules_to_save=["lm_head"])).eval()  # fmt: skip
     model = replace(drawing_model, lm=adapted)
-    drawn = Artist(model).draw(requests(3))
-    merged = Artist(replace(drawing_model, lm=deepcopy(adapted).merge_and_unload())).draw(requests(3))
+    drawn = ImageSampler(model).draw(requests(3))
+    merged = ImageSampler(replace(drawing_model, lm=deepcopy(adapted).merge_and_unload())).draw(requests(3))
     assert all(np.array_equal(one.ids, other.ids) for one, other in zip(drawn, merged, strict=True))
-    assert not np.array_equal(drawn[0].ids, Artist(drawing_model).draw(requests(3))[0].ids)
+    assert not np.array_equal(drawn[0].ids, ImageSampler(drawing_model).draw(requests(3))[0].ids)
 
 
 def test_the_free_question_is_one_of_the_annotations(drawing_model):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from unicode.generate.chat import Chat, split_line
 from unicode.generate.images import GenerationConfig, decode_pictures
-from unicode.generate.interleaved import Interlocutor, hold_conversations, parse_conversations
+from unicode.generate.interleaved import ChatSampler, hold_conversations, parse_conversations
 from unicode.generate.page import PictureFiles, Turn, write_pages
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import split_runs, write_run
@@ -33,11 +33,11 @@ def conversations():
 
 
 def test_answers_do_not_depend_on_the_batch_and_hold_whole_pictures(eager):
-    speaker = Interlocutor(eager, words=Sampling(1.5), num_tokens=60, max_pictures=2)
+    sampler = ChatSampler(eager, words=Sampling(1.5), num_tokens=60, max_pictures=2)
     asked = conversations()
     seen = [[] for _ in asked]
-    together = hold_conversations(speaker, asked, seen, seed=1, batch_size=4)
-    alone = hold_conversations(speaker, asked, seen, seed=1, batch_size=1)
+    together = hold_conversations(sampler, asked, seen, seed=1, batch_size=4)
+    alone = hold_conversations(sampler, asked, seen, seed=1, batch_size=1)
     assert [talk.turns for talk in together] == [talk.turns for talk in alone]
     assert [len(talk.turns) for talk in together] == [4, 4, 4, 4, 0, 0]
     assert "record 4" in together[4].error and "1 images" in together[5].error
@@ -46,15 +46,15 @@ def test_answers_do_not_depend_on_the_batch_and_hold_whole_pictures(eager):
 
 
 def test_a_conversation_that_grows_too_long_says_so(eager):
-    speaker = Interlocutor(eager, words=Sampling(1.5), num_tokens=500)
+    sampler = ChatSampler(eager, words=Sampling(1.5), num_tokens=500)
     turns = [{"from": ("human", "gpt")[number % 2], "value": "word " * 40} for number in range(6)]
-    (talk,) = hold_conversations(speaker, parse_conversations([{"id": "a", "conversations": turns}], source="f"), [[]])
+    (talk,) = hold_conversations(sampler, parse_conversations([{"id": "a", "conversations": turns}], source="f"), [[]])
     assert "no room in the model's context of 512" in talk.error
 
 
 def test_guidance_is_for_single_pictures(eager):
     with pytest.raises(ValueError, match="only a picture drawn by itself can be guided"):
-        Interlocutor(eager, pictures=Sampling(guidance=2.0)).answer([["Draw."]], [[]], seeds=[0])
+        ChatSampler(eager, pictures=Sampling(guidance=2.0)).answer([["Draw."]], [[]], seeds=[0])
 
 
 def test_pages(drawing_model, tmp_path):

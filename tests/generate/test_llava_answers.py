@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.generate.answers import AnswerConfig, Question, answer_questions
-from unicode.generate.question_images import ImageReader
+from unicode.generate.answers import AnswerConfig, answer_questions
+from unicode.generate.questions import AskedQuestion, ImageReader
 from unicode.images.decode import to_float
 from unicode.llm.card import read_card, write_card
 from unicode.llm.llava import VisionSettings, build_projector, build_tower, save_projector
@@ -48,7 +48,7 @@ def questions():
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (20, 30, 3), dtype=np.uint8)) for _ in range(4)]
     words = ["two", "how many blue", "red squares are there ? " * 3]
-    return [Question(words[index % 3], tuple(pictures[place] for place in range(index % 3)), id=index) for index in range(12)]
+    return [AskedQuestion(words[index % 3], tuple(pictures[place] for place in range(index % 3)), id=index) for index in range(12)]
 
 
 def test_a_batch_answers_as_single_questions_do(model, questions):
@@ -73,7 +73,7 @@ def test_features_stand_at_the_places_of_the_pictures(model, questions):
 
 
 def test_ids_and_stores_are_no_pictures(model):
-    ((_, answer),) = answer_questions(model, [Question("two", (np.arange(20),))])
+    ((_, answer),) = answer_questions(model, [AskedQuestion("two", (np.arange(20),))])
     assert "reads pixels" in answer.error
     with pytest.raises(ValueError, match="reads pixels"):
         _ = model.images

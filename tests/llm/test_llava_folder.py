@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from unicode.generate.answers import AnswerConfig, Question, answer_questions
+from unicode.generate.answers import AnswerConfig, answer_questions
+from unicode.generate.questions import AskedQuestion
 from unicode.images.decode import to_float
 from unicode.llm.llava_folder import is_llava_folder
 from unicode.llm.load import open_model
@@ -113,7 +114,7 @@ def test_a_folder_computes_what_llava_computes(kind: str, parts: dict[str, Any],
     with torch.no_grad():
         logits = model.causal(**model.inputs([prompt])).logits
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
-    [(_, answer)] = answer_questions(model, [Question(question, (image,))], config=AnswerConfig(max_new_tokens=4))
+    [(_, answer)] = answer_questions(model, [AskedQuestion(question, (image,))], config=AnswerConfig(max_new_tokens=4))
     assert answer.error == "" and answer.num_tokens > 0
 
 

@@ -12,7 +12,7 @@ from transformers import StopStringCriteria
 
 from unicode.common.distributed import is_main
 from unicode.generate.engine import CachedDecoder, decode_answers
-from unicode.generate.question_images import ImageError, ImageLike, ImageReader
+from unicode.generate.questions import AskedQuestion, ImageError, ImageReader
 from unicode.generate.sampling import Sampling
 from unicode.llm.load import LanguageModel, Prompt
 
@@ -88,19 +88,6 @@ WINDOW = 1024
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked."""
-
-    text: str
-    """The question, with an <image> tag for each image or without any: then the images go in front, as LLaVA has them."""
-    images: tuple[ImageLike, ...] = ()
-    id: Any = 0
-    """Decides, with the seed, what chance does to a sampled answer."""
-    history: tuple[str, ...] = ()
-    """Earlier turns of the conversation: question, answer, question, answer; <image> tags in them take the first images."""
-
-
-@dataclass(frozen=True)
 class Answer:
     """What is answered."""
 
@@ -151,7 +138,7 @@ class AnswerConfig:
 
 def answer_questions(
     model: LanguageModel,
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     *,
     config: AnswerConfig | None = None,
     images: ImageReader | None = None,
@@ -224,7 +211,7 @@ def answer_batch(
     return answers
 
 
-def _windows(questions: Sequence[Question], images: ImageReader) -> Iterator[tuple[int, list[Question]]]:
+def _windows(questions: Sequence[AskedQuestion], images: ImageReader) -> Iterator[tuple[int, list[AskedQuestion]]]:
     """Windows of questions with the place of their first; the images of the next one are decoded while one is worked on."""
     starts = range(0, len(questions), WINDOW)
     following = _take(questions, 0)
@@ -235,11 +222,11 @@ def _windows(questions: Sequence[Question], images: ImageReader) -> Iterator[tup
         yield start, window
 
 
-def _take(questions: Sequence[Question], start: int) -> list[Question]:
+def _take(questions: Sequence[AskedQuestion], start: int) -> list[AskedQuestion]:
     return [questions[place] for place in range(start, min(start + WINDOW, len(questions)))]
 
 
-def _make_prompts(model: LanguageModel, window: list[Question], images: ImageReader) -> tuple[dict[int, Prompt], dict[int, Answer]]:
+def _make_prompts(model: LanguageModel, window: list[AskedQuestion], images: ImageReader) -> tuple[dict[int, Prompt], dict[int, Answer]]:
     """Place -> prompt, and place -> answer with the error of the questions that cannot be asked."""
     contents = images.read(image for question in window for image in question.images)
     prompts: dict[int, Prompt] = {}

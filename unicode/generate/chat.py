@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from unicode.common.files import atomic_write
-from unicode.generate.answers import AnswerConfig, Question, answer_questions
-from unicode.generate.images import Artist, GenerationConfig, caption_request
-from unicode.generate.interleaved import Interlocutor, picture_ids
-from unicode.generate.question_images import ImageLike
+from unicode.generate.answers import AnswerConfig, answer_questions
+from unicode.generate.images import GenerationConfig, ImageSampler, caption_request
+from unicode.generate.interleaved import ChatSampler, picture_ids
+from unicode.generate.questions import AskedQuestion, ImageLike
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import split_runs
 from unicode.images.decode import UnreadableImageError, read_bytes
@@ -32,14 +32,14 @@ class Chat:
         word_temperature: of the words; 0 is greedy.
 
     Raises:
-        ValueError, FileNotFoundError: as `Artist`.
+        ValueError, FileNotFoundError: as `ImageSampler`.
     """
 
     def __init__(self, model: LanguageModel, config: GenerationConfig, *, out: Path, num_tokens: int, word_temperature: float) -> None:
         self.model, self.config, self.out = model, config, out
-        self.artist = Artist(model, sampling=config.sampling())
+        self.sampler = ImageSampler(model, sampling=config.sampling())
         plain = replace(config.sampling(), guidance=1.0)
-        self.speaker = Interlocutor(model, words=Sampling(word_temperature), pictures=plain, num_tokens=num_tokens)
+        self.speaker = ChatSampler(model, words=Sampling(word_temperature), pictures=plain, num_tokens=num_tokens)
         self.turns: list[str] = []
         self.contents: list[Content] = []
         self.count = 0
@@ -51,7 +51,7 @@ class Chat:
             return ""
         if line.startswith("/draw"):
             request = caption_request(line.removeprefix("/draw").strip(), seed=self.config.seed + self.count, template=self.config.template)
-            return self.save(self.artist.draw([request])[0].ids)
+            return self.save(self.sampler.draw([request])[0].ids)
         words, paths = split_line(line)
         contents = [*self.contents, *(self.read(path) for path in paths)]
         turns = [*self.turns, "<image>\n" * len(paths) + words]
@@ -79,7 +79,7 @@ class Chat:
         while (path := self.out / f"{self.count:04d}.png").exists():
             self.count += 1
         with atomic_write(path, "wb") as file:
-            Image.fromarray(self.artist.pictures(ids[None])[0]).save(file, "PNG")
+            Image.fromarray(self.sampler.pictures(ids[None])[0]).save(file, "PNG")
         self.count += 1
         return str(path)
 
@@ -105,7 +105,7 @@ class Assistant:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self._artists: dict[Sampling, Artist] = {}
+        self._samplers: dict[Sampling, ImageSampler] = {}
 
     def answer(
         self,
@@ -134,7 +134,7 @@ class Assistant:
         """
         shown = [Path(one) if isinstance(one, str) else one for one in (images if isinstance(images, list | tuple) else [images])]
         config = AnswerConfig(1, max_new_tokens, temperature, top_p, seed)
-        question = Question(text, tuple(shown), history=tuple(history))  # type: ignore[arg-type]
+        question = AskedQuestion(text, tuple(shown), history=tuple(history))  # type: ignore[arg-type]
         ((_, answer),) = answer_questions(self.model, [question], config=config)
         if answer.error:
             raise ValueError(answer.error)
@@ -155,11 +155,11 @@ class Assistant:
             FileNotFoundError: the image tokenizer is not where the training had it.
         """
         sampling = Sampling(temperature, top_k, top_p, guidance)
-        if sampling not in self._artists:
-            self._artists = {sampling: Artist(self.model, sampling=sampling)}
-        artist = self._artists[sampling]
-        (drawing,) = artist.draw([caption_request(caption, seed=seed)])
-        return Image.fromarray(artist.pictures(drawing.ids[None])[0])
+        if sampling not in self._samplers:
+            self._samplers = {sampling: ImageSampler(self.model, sampling=sampling)}
+        sampler = self._samplers[sampling]
+        (drawing,) = sampler.draw([caption_request(caption, seed=seed)])
+        return Image.fromarray(sampler.pictures(drawing.ids[None])[0])
 
 
 def load_model(path: str | Path, **options: Any) -> Assistant:

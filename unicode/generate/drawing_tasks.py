@@ -1,7 +1,7 @@
 """Prompt files -> images on disk: drawing, completion and decompression."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,11 +14,21 @@ from tqdm import tqdm
 
 from unicode.annotations.records import IMAGE_TAG, TASKS, RefusedError, read_record
 from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, draw, fill_template
-from unicode.common.distributed import is_main
+from unicode.common.distributed import is_main, rank, world_size
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
-from unicode.generate.images import CAPTION_TEMPLATE, FREE_QUESTION, NOTHING, Artist, Drawing, DrawRequest, caption_request, draw_batch
-from unicode.generate.jobs import DrawingFile, Place, Record
+from unicode.generate.images import (
+    CAPTION_TEMPLATE,
+    FREE_QUESTION,
+    NOTHING,
+    Drawing,
+    DrawRequest,
+    ImageSampler,
+    caption_request,
+    decode_pictures,
+    draw_batch,
+)
+from unicode.generate.jobs import OutputSlot, Record, ResultFile, save_picture
 from unicode.ids.store import check_key
 from unicode.ids.text import OPEN, write_run
 from unicode.images.dataset import ImageDataset, ShapesImages, Skipped
@@ -27,29 +37,34 @@ from unicode.images.shapes import SPLITS, ShapesConfig, find_scene, scene_keys
 from unicode.images.shapes_text import scene_caption
 from unicode.llm.load import LanguageModel
 
-SUFFIXES = (".txt", ".jsonl", ".json")
 TEXT_KEYS = ("prompt", "caption", "text")
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class DrawPrompt:
-    """One line of a prompt file."""
+    """One line of a prompt file.
+
+    Attributes:
+        id: of the prompt; names its picture.
+        text: the words as they stand in the file.
+        where: names the line in messages.
+        whole: whether the words are all that the user says; otherwise they go into a template.
+        seed: of its picture; None: drawn from the seed of the run and the id.
+        reference: key of the scene or image that the words describe.
+        error: what is wrong with the line.
+    """
 
     id: str
     text: str
-    """The words as they stand in the file."""
     where: str
-    """Names the line in messages."""
     whole: bool = False
-    """Whether the words are all that the user says; otherwise they go into a template."""
     seed: int | None = None
     reference: str = ""
-    """Key of the scene or image that the words describe."""
     error: str = ""
-    """What is wrong with the line."""
 
     def request(self, *, seed: int, sample: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
-        """What to ask the model.
+        """Return what to ask the model.
 
         Args:
             seed: of the run; the picture's own is drawn from it, the id and the number of the sample, so that no other line matters.
@@ -71,7 +86,7 @@ def read_prompts(source: str, *, world: ShapesConfig | None = None, limit: int =
     """Read all prompts of a source.
 
     Args:
-        source: see above.
+        source: a .txt file (one prompt a line), a .jsonl file, a LLaVA .json file, shapes:SPLIT, or unconditional:NUMBER.
         world: settings of the shapes world.
         limit: the first so many only; 0: all.
 
@@ -85,13 +100,12 @@ def read_prompts(source: str, *, world: ShapesConfig | None = None, limit: int =
     if kind == "unconditional" and rest.isdecimal():
         number = min(int(rest), limit or int(rest))
         return [DrawPrompt(f"{index:06d}", FREE_QUESTION, f"{source}, number {index}", whole=True) for index in range(number)]
-    path = Path(source)
-    if path.suffix not in SUFFIXES:
-        known = f"{', '.join(SUFFIXES)} files, shapes:val, unconditional:1000"
+    path, readers = Path(source), {".txt": _text_lines, ".jsonl": _json_lines, ".json": _conversations}
+    if path.suffix not in readers:
+        known = f"{', '.join(readers)} files, shapes:val, unconditional:1000"
         raise ValueError(f"prompts '{source}' are of no known format; known: {known}")
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts {path}")
-    readers = {".txt": _text_lines, ".jsonl": _json_lines, ".json": _conversations}
     prompts = [prompt for prompt, _ in zip(_unique(readers[path.suffix](path)), range(limit or 2**62), strict=False)]
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
@@ -142,7 +156,7 @@ def _conversations(path: Path) -> Iterator[DrawPrompt]:
 
 
 def _conversation(record: Any, name: str, where: str) -> DrawPrompt:
-    """A record: the answer describes its image, or the question asks for one."""
+    """Return the prompt of a record: the answer describes its image, or the question asks for one."""
     read = read_record(record, form="written")
     if read.task not in ("", TEXT_TO_IMAGE, UNCONDITIONAL):
         known = "an unknown task" if read.task not in TASKS else "not drawn from words alone"
@@ -158,7 +172,7 @@ def _conversation(record: Any, name: str, where: str) -> DrawPrompt:
 
 
 def _unique(prompts: Iterator[DrawPrompt]) -> Iterator[DrawPrompt]:
-    """The prompts; one whose id cannot name a file, or was there before, becomes an error under a name of its own."""
+    """Yield the prompts; one whose id cannot name a file, or was there before, becomes an error under a name of its own."""
     seen: dict[str, str] = {}
     for number, prompt in enumerate(prompts, 1):
         fault = f"id '{prompt.id}' is that of {seen[prompt.id]} too; pictures are named by id" if prompt.id in seen else ""
@@ -173,14 +187,28 @@ def _unique(prompts: Iterator[DrawPrompt]) -> Iterator[DrawPrompt]:
         yield prompt
 
 
-def summarize_errors(errors: Sequence[str], *, shown: int = 5) -> str:
-    """The first errors and how many more there are, in one line."""
-    more = f" and {len(errors) - shown} more" if len(errors) > shown else ""
-    return f"{' | '.join(errors[:shown])}{more}"
-
-
-log = get_logger(__name__)
 Compare = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) uint8 -> (B,), as the PSNR
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One picture to draw.
+
+    Attributes:
+        where: names it in messages.
+        request: what to ask the model; None where it cannot be asked.
+        record: keys of its line that are known before it is drawn.
+        error: why it cannot be asked.
+        original: (3, H, W) uint8, the picture that it should become, and
+        original_ids: (n,) its ids.
+    """
+
+    where: str
+    request: DrawRequest | None
+    record: Record
+    error: str = ""
+    original: Tensor | None = None
+    original_ids: np.ndarray | None = None
 
 
 class PromptTask:
@@ -195,33 +223,22 @@ class PromptTask:
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._seed, self._template = seed, template
 
-    def requests(self, places: Sequence[Place]) -> list[DrawRequest | str]:
-        """What to ask the model for each of some pictures, or why it cannot be asked; that names the line of the file."""
-        return [self._request(place) for place in places]
+    def jobs(self, slots: Sequence[OutputSlot]) -> list[Job]:
+        """Return what to draw for some pictures."""
+        return [self._job(slot) for slot in slots]
 
-    def note(self, place: Place, drawing: Drawing, pixels: np.ndarray | None, save: Callable[[np.ndarray], str]) -> Record:
-        """Keys of the line of a picture: prompt, seed, and the key of what the prompt describes."""
-        prompt, request = self._prompts[place.id], self._request(place)
-        own = {} if isinstance(request, str) else {"seed": request.seed}
-        return {"prompt": prompt.text, **own, **({"reference": prompt.reference} if prompt.reference else {})}
-
-    def explain(self, place: Place, error: str) -> str:
-        """An error of drawing with the line that it belongs to."""
-        where = self._prompts[place.id].where
-        return error if error.startswith(where) else f"{where}: {error}"
-
-    def _request(self, place: Place) -> DrawRequest | str:
+    def _job(self, slot: OutputSlot) -> Job:
+        prompt = self._prompts[slot.id]
+        about = {"reference": prompt.reference} if prompt.reference else {}
         try:
-            return self._prompts[place.id].request(seed=self._seed, sample=place.sample, template=self._template)
+            request = prompt.request(seed=self._seed, sample=slot.sample, template=self._template)
         except ValueError as error:
-            return str(error)
+            return Job(prompt.where, None, {"prompt": prompt.text, **about}, str(error))
+        return Job(prompt.where, request, {"prompt": prompt.text, "seed": request.seed, **about})
 
 
 class ImageTask:
-    """Pictures begun from the first rows of given ones, or written out from their compressed form.
-
-    Attributes:
-        ids: keys of the given pictures, in order.
+    """Pictures continued from the first rows of given ones, or written out from their compressed form.
 
     Args:
         model: to encode the pictures with.
@@ -229,14 +246,16 @@ class ImageTask:
         rows: how many rows of coarse cells to keep; None: decompress.
         caption: words about every picture, for completion; "": those of the shapes world, else none.
         seed: as of prompts.
-        compare: what tells how near original and result are, for the key "psnr".
+
+    Attributes:
+        ids: keys of the given pictures, in order.
 
     Raises:
         ValueError: more rows than leave something to draw.
     """
 
     def __init__(
-        self, model: LanguageModel, dataset: ImageDataset, *, rows: int | None, caption: str = "", seed: int, compare: Compare,
+        self, model: LanguageModel, dataset: ImageDataset, *, rows: int | None, caption: str = "", seed: int,
         template: str = CAPTION_TEMPLATE,
     ) -> None:  # fmt: skip
         assert model.layout is not None
@@ -244,97 +263,88 @@ class ImageTask:
             top = model.layout.coarse_rows - 1
             raise ValueError(f"{rows} rows are to be kept; of {model.layout.describe()} 0 to {top} can be, or nothing is left to draw")
         self.ids = [dataset.key(index) for index in range(len(dataset))]
-        self._places = {key: index for index, key in enumerate(self.ids)}
-        self._model, self._dataset, self._caption, self._seed, self._compare = model, dataset, caption, seed, compare
+        self._index = {key: index for index, key in enumerate(self.ids)}
+        self._model, self._dataset, self._caption, self._seed = model, dataset, caption, seed
         self._template, self._given = template, None if rows is None else model.layout.prefix(rows)
-        self._originals: dict[str, tuple[Tensor, np.ndarray]] = {}
 
-    def requests(self, places: Sequence[Place]) -> list[DrawRequest | str]:
-        """What to ask the model for each of some pictures, or why it cannot be asked; encodes them."""
-        found = {place.id: self._dataset.pixels(self._places[place.id]) for place in places}
-        pixels = {key: one for key, one in found.items() if not isinstance(one, Skipped)}
-        self._originals = {}
+    def jobs(self, slots: Sequence[OutputSlot]) -> list[Job]:
+        """Return what to draw for some pictures; encodes them."""
+        found = {slot.id: self._dataset.pixels(self._index[slot.id]) for slot in slots}
+        pixels = {key: one for key, one in found.items() if isinstance(one, Tensor)}
+        ids: dict[str, np.ndarray] = {}
         if pixels:
-            ids = self._model.image_ids(to_float(torch.stack(list(pixels.values())))).cpu().numpy()
-            self._originals = {key: (one, row) for (key, one), row in zip(pixels.items(), ids, strict=True)}
-        made: list[DrawRequest | str] = []
-        for place in places:
-            one = found[place.id]
-            made.append(f"{place.id}: {one.reason}" if isinstance(one, Skipped) else self._request(place, self._originals[place.id][1]))
-        return made
+            encoded = self._model.image_ids(to_float(torch.stack(list(pixels.values())))).cpu().numpy()
+            ids = dict(zip(pixels, encoded, strict=True))
+        return [self._job(slot, found[slot.id], ids.get(slot.id, NOTHING)) for slot in slots]
 
-    def note(self, place: Place, drawing: Drawing, pixels: np.ndarray | None, save: Callable[[np.ndarray], str]) -> Record:
-        """Share of ids that are the original's among those drawn, PSNR, the original's file, and how many ids were given."""
-        if pixels is None:
-            return {"prompt": self._prompt(place)}
-        original, ids = self._originals[place.id]
-        given = self._given or 0
-        near = self._compare(original[None], torch.from_numpy(pixels).permute(2, 0, 1)[None])
-        exact = float((drawing.ids[given:] == ids[given:]).mean()) if given < len(ids) else 1.0
-        own: Record = {"prompt": self._prompt(place), "seed": self._own_seed(place), "exact": exact, "psnr": float(near)}
-        return own | {"reference": save(original.permute(1, 2, 0).numpy())} | ({"given": given} if self._given is not None else {})
-
-    def explain(self, place: Place, error: str) -> str:
-        """An error of drawing with the picture that it belongs to."""
-        return error if error.startswith(place.id) else f"{place.id}: {error}"
-
-    def _request(self, place: Place, ids: np.ndarray) -> DrawRequest:
-        seed = self._own_seed(place)
+    def _job(self, slot: OutputSlot, pixels: Tensor | Skipped, ids: np.ndarray) -> Job:
+        words = self._prompt(slot)
+        if isinstance(pixels, Skipped):
+            return Job(slot.id, None, {"prompt": words}, pixels.reason)
+        seed = draw(2**31, self._seed, "picture", slot.id, str(slot.sample))
         if self._given is None:
             question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(ids))
-            return DrawRequest(question, seed=seed, compressed=True)
-        words = self._prompt(place)
-        question = caption_request(words, template=self._template).question if words else FREE_QUESTION
-        return DrawRequest(question, seed=seed, given=ids[: self._given])
+            request = DrawRequest(question, seed=seed, compressed=True)
+        else:
+            question = caption_request(words, template=self._template).question if words else FREE_QUESTION
+            request = DrawRequest(question, seed=seed, given=ids[: self._given])
+        return Job(slot.id, request, {"prompt": words, "seed": seed}, original=pixels, original_ids=ids)
 
-    def _own_seed(self, place: Place) -> int:
-        return draw(2**31, self._seed, "picture", place.id, str(place.sample))
-
-    def _prompt(self, place: Place) -> str:
-        """The words about a picture."""
+    def _prompt(self, slot: OutputSlot) -> str:
+        """Return the words about a picture."""
         if self._given is None or self._caption or not isinstance(self._dataset, ShapesImages):
             return self._caption
-        return scene_caption(self._dataset.scene(self._places[place.id]))
+        return scene_caption(self._dataset.scene(self._index[slot.id]))
 
 
-DrawingTask = PromptTask | ImageTask
+def run_task(
+    sampler: ImageSampler, task: PromptTask | ImageTask, file: ResultFile, slots: Sequence[OutputSlot], *, batch_size: int, compare: Compare
+) -> list[Record]:
+    """Draw what is missing; called by every rank. Batches in which anything is missing are drawn again as a whole, for the same rounding.
 
+    Args:
+        slots: all pictures, whose keys are those of `file`.
+        compare: how near an original and its copy are, for the key "psnr".
 
-def run_task(artist: Artist, task: DrawingTask, file: DrawingFile, *, batch_size: int) -> list[Record]:
-    """Draw what is missing of a task; called by every rank. Returns the lines of all pictures, drawn now or before.
+    Returns:
+        The lines of all pictures, drawn now or before.
 
     Raises:
         OSError: the disk is full.
     """
-    batches = list(file.batches(batch_size))
-    with tqdm(total=sum(map(len, batches)), desc="drawing", unit=" pictures", disable=not is_main()) as bar:
-        for batch in batches:
-            places = [file.places[number] for number in batch]
-            asked = dict(zip(batch, task.requests(places), strict=True))
-            drawn = {number: Drawing(NOTHING, 0.0, request) for number, request in asked.items() if isinstance(request, str)}
-            drawn |= dict(draw_batch(artist, {number: one for number, one in asked.items() if not isinstance(one, str)}))
-            _keep(artist, task, file, {number: drawn[number] for number in batch})
+    batches = [slots[start : start + batch_size] for start in range(0, len(slots), batch_size)]
+    missing = [batch for batch in batches if not all(file.has(slot.key) for slot in batch)][rank() :: world_size()]
+    with tqdm(total=sum(map(len, missing)), desc="drawing", unit=" pictures", disable=not is_main()) as bar:
+        for batch in missing:
+            jobs = task.jobs(batch)
+            drawings = dict(draw_batch(sampler, {place: job.request for place, job in enumerate(jobs) if job.request is not None}))
+            drawn = [place for place in drawings if not drawings[place].error]
+            pixels = decode_pictures(sampler.model, np.stack([drawings[place].ids for place in drawn])) if drawn else ()
+            pictures = dict(zip(drawn, pixels, strict=True))
+            for place, (slot, job) in enumerate(zip(batch, jobs, strict=True)):
+                if not file.has(slot.key):
+                    _write(file, slot, job, drawings.get(place), pictures.get(place), compare, several=any(one.sample for one in slots))
             bar.update(len(batch))
-    return file.finish()
+    file.finish()
+    return list(file.records().values())
 
 
-def _keep(artist: Artist, task: DrawingTask, file: DrawingFile, drawn: Mapping[int, Drawing]) -> None:
-    """Write the pictures and lines of one batch that are not there yet."""
-    whole = [number for number, drawing in drawn.items() if not drawing.error]
-    pixels = dict(zip(whole, artist.pictures(np.stack([drawn[number].ids for number in whole])), strict=True)) if whole else {}
-    for number, drawing in drawn.items():
-        if file.is_done(number):
-            continue
-        place, picture = file.places[number], pixels.get(number)
-
-        def save(original: np.ndarray, number: int = number) -> str:
-            return file.save_picture(number, original, folder="originals")
-
-        record: dict[str, Any] = task.note(place, drawing, picture, save)
-        if picture is None:
-            error = task.explain(place, drawing.error)
-            log.warning("not drawn: %s", error)
-            file.put(number, {**record, "error": error})
-        else:
-            name = file.save_picture(number, picture)
-            file.put(number, {**record, "file": name, "seconds": round(drawing.seconds, 4), "ids": drawing.ids.tolist()})
+def _write(
+    file: ResultFile, slot: OutputSlot, job: Job, drawing: Drawing | None, picture: np.ndarray | None, compare: Compare, *, several: bool
+) -> None:
+    """Write a picture, its original and its line, or a line with the error."""
+    out, record = file.path.parent, {"id": slot.id, **({"sample": slot.sample} if several else {}), **job.record}
+    if drawing is None or picture is None:
+        reason = job.error if drawing is None else drawing.error
+        error = reason if reason.startswith(job.where) else f"{job.where}: {reason}"
+        log.warning("not drawn: %s", error)
+        file.put({**record, "error": error})
+        return
+    if job.original is not None and job.original_ids is not None and job.request is not None:
+        given = len(job.request.given)
+        record["exact"] = float((drawing.ids[given:] == job.original_ids[given:]).mean())
+        record["psnr"] = float(compare(job.original[None], torch.from_numpy(picture).permute(2, 0, 1)[None]))
+        record["reference"] = save_picture(out, slot, job.original.permute(1, 2, 0).numpy(), folder="originals")
+        record |= {} if job.request.compressed else {"given": given}
+    name = save_picture(out, slot, picture)
+    file.put({**record, "file": name, "seconds": round(drawing.seconds, 4), "ids": drawing.ids.tolist()})

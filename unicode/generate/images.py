@@ -76,7 +76,7 @@ def caption_request(caption: str, *, seed: int = 0, template: str = CAPTION_TEMP
     return DrawRequest(question, seed=seed)
 
 
-class Artist:
+class ImageSampler:
     """Draws with one language model; keeps the rows of its head that belong to images, so make it once.
 
     Args:
@@ -175,25 +175,25 @@ def draw_images(
         (place in `requests`, drawing), each place once. A request that cannot be drawn has `Drawing.error`; the others are drawn.
 
     Raises:
-        ValueError, FileNotFoundError: as `Artist`.
+        ValueError, FileNotFoundError: as `ImageSampler`.
     """
-    artist = Artist(model, sampling=sampling, cache=cache, compiled=compiled)
+    sampler = ImageSampler(model, sampling=sampling, cache=cache, compiled=compiled)
     for start in range(0, len(requests), batch_size):
-        yield from draw_batch(artist, dict(enumerate(requests[start : start + batch_size], start)))
+        yield from draw_batch(sampler, dict(enumerate(requests[start : start + batch_size], start)))
 
 
-def draw_batch(artist: Artist, requests: dict[int, DrawRequest]) -> Iterator[tuple[int, Drawing]]:
+def draw_batch(sampler: ImageSampler, requests: dict[int, DrawRequest]) -> Iterator[tuple[int, Drawing]]:
     """Draw requests by place, those of one number of ids together; errors become drawings that say them."""
     groups: dict[int, list[int]] = {}
     for place, request in requests.items():
         try:
-            artist.prompt(request)
+            sampler.prompt(request)
         except ValueError as error:
             yield place, Drawing(NOTHING, 0.0, str(error))
             continue
-        groups.setdefault(artist._count(request), []).append(place)
+        groups.setdefault(sampler._count(request), []).append(place)
     for places in groups.values():
-        yield from zip(places, artist.draw([requests[place] for place in places]), strict=True)
+        yield from zip(places, sampler.draw([requests[place] for place in places]), strict=True)
 
 
 def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:

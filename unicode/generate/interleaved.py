@@ -33,14 +33,14 @@ class Conversation:
 
 
 @dataclass
-class Talk:
+class Dialogue:
     """How far a conversation has come: turns and answers so far, or why it could not go on."""
 
     turns: list[str] = field(default_factory=list)
     error: str = ""
 
 
-class Interlocutor:
+class ChatSampler:
     """Answers in words and pictures.
 
     Args:
@@ -100,48 +100,48 @@ class Interlocutor:
 
 
 def hold_conversations(
-    speaker: Interlocutor,
+    sampler: ChatSampler,
     conversations: Sequence[Conversation],
     contents: Sequence[Sequence[Content]],
     *,
     seed: int = 0,
     batch_size: int = 8,
-) -> list[Talk]:
+) -> list[Dialogue]:
     """Put the questions of conversations to the model, its own answers standing between them.
 
     Args:
         contents: of each conversation what is read for its images, in the order of the tags.
 
     Returns:
-        One talk per conversation, in order; a conversation that cannot go on says why and keeps what it has.
+        One dialogue per conversation, in order; a conversation that cannot go on says why and keeps what it has.
     """
-    talks = [Talk(error=one.error) for one in conversations]
+    dialogues = [Dialogue(error=one.error) for one in conversations]
     for number in range(max((len(one.questions) for one in conversations), default=0)):
-        going = [place for place, one in enumerate(conversations) if number < len(one.questions) and not talks[place].error]
+        going = [place for place, one in enumerate(conversations) if number < len(one.questions) and not dialogues[place].error]
         for start in range(0, len(going), batch_size):
-            _one_turn(speaker, conversations, contents, talks, going[start : start + batch_size], number, seed)
-    return talks
+            _one_turn(sampler, conversations, contents, dialogues, going[start : start + batch_size], number, seed)
+    return dialogues
 
 
 def _one_turn(
-    speaker: Interlocutor, conversations: Sequence[Conversation], contents: Sequence[Sequence[Content]], talks: list[Talk],
+    sampler: ChatSampler, conversations: Sequence[Conversation], contents: Sequence[Sequence[Content]], dialogues: list[Dialogue],
     places: list[int], number: int, seed: int,
 ) -> None:  # fmt: skip
     """Question `number` of some conversations; where the batch cannot be asked, one by one."""
-    turns = [[*talks[place].turns, conversations[place].questions[number]] for place in places]
+    turns = [[*dialogues[place].turns, conversations[place].questions[number]] for place in places]
     seen = [contents[place][: sum(turn.count(IMAGE_TAG) for turn in said[::2])] for place, said in zip(places, turns, strict=True)]
     seeds = [draw(2**31, seed, "talk", conversations[place].id, str(number)) for place in places]
     try:
-        answers = speaker.answer(turns, seen, seeds=seeds)
+        answers = sampler.answer(turns, seen, seeds=seeds)
     except ValueError as error:
         if len(places) > 1:
             for place in places:
-                _one_turn(speaker, conversations, contents, talks, [place], number, seed)
+                _one_turn(sampler, conversations, contents, dialogues, [place], number, seed)
         else:
-            talks[places[0]].error = f"turn {2 * number}: {error}"
+            dialogues[places[0]].error = f"turn {2 * number}: {error}"
         return
     for place, said, answer in zip(places, turns, answers, strict=True):
-        talks[place].turns = [*said, answer]
+        dialogues[place].turns = [*said, answer]
 
 
 def parse_conversations(records: Sequence[object] | Iterator[object], *, source: str) -> list[Conversation]:

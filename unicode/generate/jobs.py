@@ -1,9 +1,9 @@
-"""Resumable output files of several ranks: answers and drawn images, a JSON line each."""
+"""Resumable result files: lines of JSON under keys, written by all ranks of a job, for answers and for drawn images."""
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +12,8 @@ from typing import IO, Any, Self
 import numpy as np
 from PIL import Image
 
-from unicode.common.distributed import barrier, is_main, rank, world_size
-from unicode.common.files import atomic_write, name_errors, open_append, read_json, write_json, write_jsonl
+from unicode.common.distributed import barrier, is_main, on_main, rank, world_size
+from unicode.common.files import atomic_write, lock_folder, name_errors, open_append, read_json, write_json, write_jsonl
 from unicode.common.logging import get_logger
 from unicode.ids.store import check_key
 from unicode.images.decode import open_image
@@ -23,60 +23,95 @@ log = get_logger(__name__)
 
 Record = dict[str, Any]
 Key = tuple[str, str, str]
-"""What tells one question from another: question_id, round_id and prompt. Ids alone do not: MME asks twice about each picture by one."""
+"""(question_id, round_id, prompt) of an answer, because MME asks twice about each picture by one id; (id, sample, "") of a drawing."""
 ERROR, RUN = "error", "run"  # keys of the metadata of an answer
+RESULTS, PICTURES, SETTINGS, PARTS = "results.jsonl", "pictures", "settings.json", "results.parts"  # in a folder of drawings
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file of answers holds in the end."""
+    """What a result file holds in the end.
 
-    num_questions: int
-    num_answered: int
+    Attributes:
+        total: keys.
+        done: keys with a result.
+        errors: keys without one -> why. The same command tries them again.
+        damaged: lines that could not be read, as a killed process leaves them; their keys were tried again.
+    """
+
+    total: int
+    done: int
     errors: dict[Key, str]
-    """Questions that could not be answered -> why. Their lines have an empty text; the same command asks them again."""
     damaged: int
-    """Lines that were no answers, as a killed process leaves them; their questions were asked again."""
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
-    """The key of an answer's line, or of what its line will have."""
-    return str(record["question_id"]), str(record.get("round_id") or 0), str(record.get("prompt", ""))
+    """Return the key of a line, or of what its line will have."""
+    if "question_id" in record:
+        return str(record["question_id"]), str(record.get("round_id") or 0), str(record.get("prompt", ""))
+    return str(record["id"]), str(record.get("sample", 0)), ""
+
+
+def error_of(record: Mapping[str, Any]) -> str:
+    """Return why a line has no result, or ""."""
+    metadata = record.get("metadata")
+    return str(record.get(ERROR) or (metadata.get(ERROR) if isinstance(metadata, dict) else "") or "")
 
 
 def digest_run(made_by: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of what answers depend on besides the question: fingerprints and settings, plain values."""
+    """Return 16 hexadecimal digits of what results depend on besides their keys: fingerprints and settings, plain values."""
     return hashlib.sha256(json.dumps(made_by, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-class AnswerFile:
-    """Answers to a list of questions, filled by all ranks of a job and resumed question by question.
+def check_unique(keys: Iterable[Key], path: str | Path) -> None:
+    """Raise ValueError that names `path` and the first key that stands there twice."""
+    seen: set[Key] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"{path} asks question '{key[0]}' ({key[2]!r:.80}) twice; answers are found by id and text")
+        seen.add(key)
 
-    Every rank opens it with the same arguments, answers `share()`, and calls `finish()`: opening and finishing wait for all ranks.
+
+class ResultFile:
+    """Results under a list of keys, filled by all ranks of a job and resumed key by key.
+
+    Every rank opens it with the same arguments, puts results of its share, and calls `finish()`: opening and finishing wait for all
+    ranks. While it is open no other process can open it.
 
     Args:
-        path: the file of answers.
-        keys: of the questions, in the order that the answers are to have; all different.
-        made_by: what the answers depend on besides the questions: model, fingerprints, settings, as plain values.
-        model_id: name of the model for the lines.
+        path: the file.
+        keys: in the order that the results are to have; all different.
+        made_by: what the results depend on besides the keys, such as fingerprints and settings, as plain values.
+        drawings: whether the lines belong to pictures in the folder of `path`. They are described by SETTINGS in that folder; lines of
+            answers instead carry the digest of `made_by`.
+
+    Attributes:
+        missing: places of the keys that have no result yet.
 
     Raises:
-        ValueError: what is there answers other questions, or was made by another model or with other settings.
+        ValueError: the file holds results of other settings or other keys, or another process fills it.
     """
 
-    def __init__(self, path: str | Path, keys: Sequence[Key], *, made_by: Mapping[str, Any], model_id: str = "") -> None:
-        self.path, self.made_by, self.model_id = Path(path), dict(made_by), model_id
+    def __init__(self, path: str | Path, keys: Sequence[Key], *, made_by: Mapping[str, Any], drawings: bool = False) -> None:
+        self.path, self.made_by, self.drawings = Path(path), json.loads(json.dumps(dict(made_by))), drawings
         self.run = digest_run(made_by)
-        self.parts = self.path.with_name(f"{self.path.name}.parts")
-        self._description = self.path.with_name(f"{self.path.name}.run.json")
+        self.parts = self.path.with_name(PARTS if drawings else f"{self.path.name}.parts")
+        self._settings = self.path.with_name(SETTINGS if drawings else f"{self.path.name}.run.json")
         self._keys = dict.fromkeys(keys)
-        assert len(self._keys) == len(keys), "two questions have one key; check_unique says which"
+        assert len(self._keys) == len(keys), "two results have one key; check_unique says which"
         self._part: IO[str] | None = None
-        self.damaged = 0
-        done = {key for key, record in self._read().items() if ERROR not in record["metadata"]}
-        self.missing = [place for place, key in enumerate(self._keys) if key not in done]
-        """Places, in the order of the questions, of those that are still to be asked."""
-        barrier()  # nobody writes before everybody has looked, so that all deal the same questions
+        self._lock = ExitStack()
+        on_main(lambda: self._lock.enter_context(lock_folder(self.parts, "drawing" if drawings else "answering")))
+        try:
+            self._check_settings()
+            self._records, self.damaged = self._read()
+        except BaseException:
+            self._lock.close()
+            raise
+        self.missing = [place for place, key in enumerate(self._keys) if not self.has(key)]
+        barrier()  # nobody writes before everybody has looked, so that all see the same gaps
+        if is_main() and self.missing:
+            write_json(self._settings, self.made_by)
 
     def __enter__(self) -> Self:
         return self
@@ -85,300 +120,175 @@ class AnswerFile:
         self.close()
 
     def share(self) -> list[int]:
-        """The part of `missing` that this rank answers."""
+        """Return the part of `missing` that is this rank's."""
         return self.missing[rank() :: world_size()]
 
-    def put(self, question_id: Any, prompt: str, text: str, *, metadata: Mapping[str, Any] | None = None, **fields: Any) -> None:
-        """Append one answer to this rank's part as LLaVA writes it; it outlives this process when this returns.
+    def has(self, key: Key) -> bool:
+        """Whether there was a result under a key, with its picture if it has one, when the file was opened."""
+        record = self._records.get(key)
+        return record is not None and not error_of(record) and ("file" not in record or (self.path.parent / record["file"]).is_file())
 
-        Args:
-            metadata: plain values; "error" marks a question that could not be answered.
-            fields: further keys of the line, as round_id, options, option_char.
+    def put(self, record: Mapping[str, Any]) -> None:
+        """Append a line to this rank's part; it is kept even if the process is killed after this returns.
 
         Raises:
             OSError: the disk is full; the message names the part.
         """
-        head = {"question_id": question_id, "prompt": prompt, "text": text}
-        key = key_of({**head, **fields})
-        assert key in self._keys, key
-        answer_id = hashlib.sha256(json.dumps([self.run, *key]).encode()).hexdigest()[:22]
-        record = {**head, "answer_id": answer_id, "model_id": self.model_id, **fields, "metadata": {RUN: self.run, **(metadata or {})}}
+        assert key_of(record) in self._keys, key_of(record)
         path = self.parts / f"{rank():05d}.jsonl"
         with name_errors(path):
             if self._part is None:
                 self._part = open_append(path)
-                write_json(self._description, self.made_by)
             self._part.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._part.flush()
 
     def close(self) -> None:
-        """Close this rank's part."""
+        """Close this rank's part and let other processes open the file."""
         if self._part is not None:
             self._part.close()
             self._part = None
+        self._lock.close()
+        with suppress(OSError):  # not empty: the next start reads the parts
+            self.parts.rmdir()
 
     def finish(self) -> Summary:
-        """Put the parts together in the order of the questions; called by every rank when it has answered its share."""
-        self.close()
+        """Merge the parts in the order of the keys and close the file; called by every rank when its share is done."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
         barrier()
-        damaged, records = self.damaged, self._read()
-        if is_main() and (self.missing or self.parts.is_dir()):
-            write_jsonl(self.path, (records[key] for key in self._keys if key in records))
+        self._records, _ = self._read()
+        parts = list(self.parts.glob("*.jsonl"))
+        if is_main() and (self.missing or parts):
+            write_jsonl(self.path, self.records().values())
         barrier()  # everybody has read the parts
         if is_main():
-            shutil.rmtree(self.parts, ignore_errors=True)
-        errors = {key: record["metadata"][ERROR] for key, record in records.items() if ERROR in record["metadata"]}
-        return Summary(len(self._keys), len(records) - len(errors), errors, damaged)
+            for part in parts:
+                part.unlink()
+        self.close()
+        errors = {key: error_of(record) for key, record in self._records.items() if error_of(record)}
+        return Summary(len(self._keys), len(self._records) - len(errors), errors, self.damaged)
 
     def records(self) -> dict[Key, Record]:
-        """Key -> line of the answers there are, in the order of the questions."""
-        found = self._read()
-        return {key: found[key] for key in self._keys if key in found}
+        """Return key -> line of the results there are, in the order of the keys."""
+        return {key: self._records[key] for key in self._keys if key in self._records}
 
-    def _read(self) -> dict[Key, Record]:
-        """Key -> line of everything there: the file first, then its parts; an answer is never replaced by an error."""
+    def _read(self) -> tuple[dict[Key, Record], int]:
+        """Return key -> line of everything there, the file first, then its parts, and the number of damaged lines.
+
+        A result is never replaced by an error.
+        """
         found: dict[Key, Record] = {}
-        self.damaged = 0
+        damaged = 0
         for file in [self.path, *sorted(self.parts.glob("*.jsonl"))]:
-            for record in self._lines(file):
+            for number, record in _read_lines(file):
+                if record is None:
+                    damaged += 1
+                    log.info("%s, line %d is cut off or damaged; its result is made again", file, number)
+                    continue
                 key = key_of(record)
                 self._check(file, key, record)
-                if not (ERROR in record["metadata"] and key in found):
+                if not (error_of(record) and key in found):
                     found[key] = record
-        return found
+        return found, damaged
 
-    def _lines(self, file: Path) -> Iterator[Record]:
-        """The whole lines of a file; those that are no answers are counted in `damaged`."""
-        if not file.is_file():
-            return
-        with open(file, encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = json.loads(line)
-                    complete = isinstance(record, dict) and {"question_id", "text"} <= record.keys()
-                except ValueError:
-                    complete = False
-                if complete:
-                    yield record
-                elif line.strip():
-                    self.damaged += 1
-                    log.info("%s, line %d is cut off or damaged; its question is asked again", file, number)
+    @property
+    def _remedy(self) -> str:
+        names = f"{self.path.name} and {self.path.name}.*"
+        return "give another --out, or delete this folder" if self.drawings else f"give another file for the answers, or delete {names}"
 
     def _check(self, file: Path, key: Key, record: Record) -> None:
-        remedy = "give another file for the answers, or delete this one and what begins with its name"
+        """Raise ValueError for a line of another run, or under a key that is not asked for."""
         metadata = record.get("metadata")
-        made_by = metadata.get(RUN, "") if isinstance(metadata, dict) else ""
-        if made_by != self.run:
-            raise ValueError(f"{file} holds answers of {self._difference(made_by)}; {remedy}")
+        run = metadata.get(RUN, "") if isinstance(metadata, dict) else ""
+        if not self.drawings and run != self.run:
+            before = read_json(self._settings) if self._settings.is_file() else {}
+            known = self._difference(before) if run and digest_run(before) == run else f"another run ({run}, not {self.run})"
+            raise ValueError(f"{file} holds answers of {known if run else 'another program'}; {self._remedy}")
         if key not in self._keys:
-            raise ValueError(f"{file} answers question '{key[0]}' ({key[2]!r:.80}), which is not among those asked now; {remedy}")
+            raise ValueError(f"{file} has a result of '{key[0]}' ({key[2]!r:.80}), which is not among those asked now; {self._remedy}")
 
-    def _difference(self, made_by: str) -> str:
-        """What is different about the run `made_by`, as far as is known."""
-        before = read_json(self._description) if self._description.is_file() else {}
-        if not made_by or digest_run(before) != made_by:
-            return "another program" if not made_by else f"another run ({made_by}, not {self.run})"
+    def _check_settings(self) -> None:
+        """Raise ValueError for drawings of other settings."""
+        before = read_json(self._settings) if self._settings.is_file() else {}
+        if self.drawings and before and before != self.made_by:
+            raise ValueError(f"{self.path.parent} holds pictures of {self._difference(before)}; {self._remedy}")
+        if self.drawings and not before and self.path.exists():
+            raise ValueError(f"{self.path.parent} holds a {RESULTS} without {SETTINGS}; {self._remedy}")
+
+    def _difference(self, before: Mapping[str, Any]) -> str:
         names = [name for name in {**before, **self.made_by} if before.get(name) != self.made_by.get(name)]
         return "other settings: " + ", ".join(f"{name} {before.get(name)!r}, now {self.made_by.get(name)!r}" for name in names)
 
 
-@dataclass(frozen=True)
-class AskedQuestion:
-    """A line of a question file."""
-
-    id: Any
-    text: str
-    images: tuple[str, ...]
-    """Paths below the image folder, or keys of a store."""
-    fields: Record
-    """All other keys of the line, as category."""
-
-    @property
-    def key(self) -> Key:
-        """See `key_of`."""
-        return key_of({"question_id": self.id, "round_id": self.fields.get("round_id"), "prompt": self.text})
-
-
-def read_questions(path: str | Path) -> list[AskedQuestion]:
-    """Read a question file: JSON lines as above, or LLaVA's JSON list of {"id", "image"?, "conversations"} (the first turn is asked).
-
-    Lines that are damaged or no questions are left out with a warning that names them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no question in it, or two with the same id.
-    """
-    questions = [question for line in _question_lines(Path(path)) if (question := _parse_question(*line, path)) is not None]
-    if not questions:
-        raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')
-    check_unique((question.key for question in questions), path)
-    return questions
-
-
-def check_unique(keys: Iterable[Key], path: str | Path) -> None:
-    """ValueError that names `path` and the first key that stands there twice."""
-    seen: set[Key] = set()
-    for key in keys:
-        if key in seen:
-            raise ValueError(f"{path} asks question '{key[0]}' ({key[2]!r:.80}) twice; answers are found by id and text")
-        seen.add(key)
-
-
-def _question_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and content of each line, or of each element of a list; None for what is no JSON."""
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        try:
-            yield from enumerate(json.loads(text), 1)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+def _read_lines(file: Path) -> Iterator[tuple[int, Record | None]]:
+    """Yield number and content of each line, None for one that is no result."""
+    if not file.is_file():
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
             try:
-                yield number, json.loads(line)
+                record = json.loads(line)
+                is_result = isinstance(record, dict) and ({"question_id", "text"} <= record.keys() or "id" in record)
             except ValueError:
-                yield number, None
+                is_result = False
+            if is_result or line.strip():
+                yield number, record if is_result else None
 
 
-def _parse_question(number: int, record: Any, path: str | Path) -> AskedQuestion | None:
-    """One line; None with a warning where it is no question."""
-    record = dict(record) if isinstance(record, dict) else {}
-    name, text = record.pop("question_id", record.pop("id", None)), record.pop("text", None)
-    turns = record.pop("conversations", None)
-    if text is None and isinstance(turns, list) and turns and isinstance(turns[0], dict):
-        text = turns[0].get("value")
-    images = record.pop("image", None) or []
-    images = [images] if isinstance(images, str) else images
-    if name is None or not isinstance(text, str) or not isinstance(images, Sequence) or not all(isinstance(i, str) for i in images):
-        log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
-        return None
-    return AskedQuestion(name, text.strip(), tuple(images), record)
+def answer_line(
+    file: ResultFile, head: Mapping[str, Any], text: str, *, model_id: str, metadata: Mapping[str, Any], error: str = ""
+) -> Record:
+    """Return the line of an answer as LLaVA writes it.
 
-
-log = get_logger(__name__)
-RESULTS, PICTURES, SETTINGS, PARTS = "results.jsonl", "pictures", "settings.json", "results.parts"
+    Args:
+        head: question_id, prompt, and further keys of the line such as round_id, options, option_char.
+        metadata: plain values.
+        error: why there is no answer.
+    """
+    answer_id = hashlib.sha256(json.dumps([file.run, *key_of(head)]).encode()).hexdigest()[:22]
+    first = {"question_id": head["question_id"], "prompt": head["prompt"], "text": text, "answer_id": answer_id, "model_id": model_id}
+    about = {RUN: file.run, **metadata, **({ERROR: error} if error else {})}
+    return {**first, **{name: value for name, value in head.items() if name not in first}, "metadata": about}
 
 
 @dataclass(frozen=True)
-class Place:
-    """One picture to be drawn: which prompt, which sample of it."""
+class OutputSlot:
+    """A picture to draw: which prompt, which sample of it, and the name of its file without folder and ending."""
 
     id: str
     sample: int
     name: str
-    """Of the file, without folder and ending."""
+
+    @property
+    def key(self) -> Key:
+        """See `Key`."""
+        return key_of({"id": self.id, "sample": self.sample})
 
 
-def places_of(ids: Sequence[str], *, samples: int) -> list[Place]:
-    """The pictures of some prompts, the samples of a prompt side by side.
+def output_slots(ids: Sequence[str], *, samples: int) -> list[OutputSlot]:
+    """Return the pictures of some prompts, the samples of a prompt side by side.
 
     Raises:
         ValueError: an id that cannot be the name of a file, or two pictures of one name.
     """
-    places = [Place(name, sample, f"{name}_{sample}" if samples > 1 else name) for name in ids for sample in range(samples)]
+    slots = [OutputSlot(name, sample, f"{name}_{sample}" if samples > 1 else name) for name in ids for sample in range(samples)]
     seen: set[str] = set()
-    for place in places:
-        check_key(place.name)
-        file = place.name.removesuffix(".png")
+    for slot in slots:
+        check_key(slot.name)
+        file = slot.name.removesuffix(".png")
         if file in seen:
             raise ValueError(f"two pictures would be called {file}.png; give the prompts other ids")
         seen.add(file)
-    return places
+    return slots
 
 
-class DrawingFile:
-    """The pictures of one run of `generate_images`.
-
-    Args:
-        out: the folder.
-        places: all pictures, in their order.
-        made_by: what they depend on, as plain values.
-
-    Raises:
-        ValueError: `out` holds pictures of other settings.
-    """
-
-    def __init__(self, out: str | Path, places: Sequence[Place], *, made_by: Mapping[str, Any]) -> None:
-        self.out, self.places = Path(out), list(places)
-        self._parts = self.out / PARTS
-        self._part: IO[str] | None = None
-        before = read_json(self.out / SETTINGS) if (self.out / SETTINGS).is_file() else {}
-        plain = json.loads(json.dumps(dict(made_by)))
-        names = [name for name in {**before, **plain} if before and before.get(name) != plain.get(name)]
-        if names:
-            changed = ", ".join(f"{name} {before.get(name)!r}, now {plain.get(name)!r}" for name in names)
-            raise ValueError(f"{out} holds pictures of other settings: {changed}; give another --out, or delete this folder")
-        if not before and (self.out / RESULTS).exists():
-            raise ValueError(f"{out} holds a {RESULTS} without {SETTINGS}; give another --out, or delete this folder")
-        self.records = self._read()
-        barrier()  # nobody writes before everybody has looked, so that all see the same gaps
-        if is_main() and not before:
-            write_json(self.out / SETTINGS, plain)
-
-    def batches(self, size: int) -> Iterator[list[int]]:
-        """The batches of places in which something is missing that are this rank's."""
-        starts = range(0, len(self.places), size)
-        every = [list(range(start, min(start + size, len(self.places)))) for start in starts]
-        missing = [batch for batch in every if not all(self.is_done(place) for place in batch)]
-        yield from missing[rank() :: world_size()]
-
-    def is_done(self, place: int) -> bool:
-        """Whether a picture and its line are there."""
-        record = self.records.get((self.places[place].id, self.places[place].sample))
-        return record is not None and "error" not in record and (self.out / record["file"]).is_file()
-
-    def save_picture(self, place: int, pixels: np.ndarray, *, folder: str = PICTURES) -> str:
-        """Write a picture (H, W, 3) uint8 and return its name relative to the folder of the run."""
-        path = picture_path(self.out / folder, self.places[place].name)
-        with atomic_write(path, "wb") as file:
-            Image.fromarray(pixels).save(file, "PNG")
-        return path.relative_to(self.out).as_posix()
-
-    def put(self, place: int, record: Mapping[str, Any]) -> None:
-        """Append the line of a picture to this rank's part; it outlives this process when this returns."""
-        named = {"id": self.places[place].id, **({"sample": self.places[place].sample} if self._sampled else {}), **record}
-        path = self._parts / f"{rank():05d}.jsonl"
-        with name_errors(path):
-            if self._part is None:
-                self._part = open_append(path)
-            self._part.write(json.dumps(named, ensure_ascii=False) + "\n")
-            self._part.flush()
-
-    def finish(self) -> list[Record]:
-        """Put the parts together in the order of the places; called by every rank. Returns all lines."""
-        if self._part is not None:
-            self._part.close()
-            self._part = None
-        barrier()
-        self.records = self._read()
-        keys = [(place.id, place.sample) for place in self.places]
-        lines = [self.records[key] for key in keys if key in self.records]
-        barrier()  # everybody has read the parts
-        if is_main():
-            write_jsonl(self.out / RESULTS, lines)
-            shutil.rmtree(self._parts, ignore_errors=True)
-        return lines
-
-    @property
-    def _sampled(self) -> bool:
-        return any(place.sample for place in self.places)
-
-    def _read(self) -> dict[tuple[str, int], Record]:
-        """All whole lines there are by id and sample, the newest of each."""
-        found: dict[tuple[str, int], Record] = {}
-        for path in [self.out / RESULTS, *sorted(self._parts.glob("*.jsonl"))]:
-            if not path.is_file():
-                continue
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # half a line of a killed process: its batch is drawn again
-                key = (record.get("id"), record.get("sample", 0))
-                if "error" not in record or key not in found:
-                    found[key] = record
-        return found
+def save_picture(out: Path, slot: OutputSlot, pixels: np.ndarray, *, folder: str = PICTURES) -> str:
+    """Write a picture (H, W, 3) uint8 and return its name relative to `out`."""
+    path = picture_path(out / folder, slot.name)
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(pixels).save(file, "PNG")
+    return path.relative_to(out).as_posix()
 
 
 def write_contact_sheet(files: Sequence[Path], path: Path, *, limit: int = 64, group: int = 1) -> None:

@@ -41,36 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_lookup(names: Sequence[str], model: Any) -> Any:
-    """Open places of pictures, the working folder where none is named; the world's pictures have the size that the model reads."""
-    from unicode.images.lookup import ImageLookup, is_world
-
-    return ImageLookup(names or ["."], side=model.image_size if any(map(is_world, names)) else 0)
-
-
-class _Chosen(Sequence[Any]):
-    """Some of the questions of a file, as `answer_questions` takes them."""
-
-    def __init__(self, asked: Sequence[Any], places: Sequence[int]) -> None:
-        self.asked, self.places = asked, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Any) -> Any:
-        from unicode.generate.answers import Question
-
-        question = self.asked[self.places[index]]
-        return Question(question.text, question.images, id=question.id)
-
-
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args(argv)
     from unicode.generate.answers import AnswerConfig
-    from unicode.generate.jobs import AnswerFile, read_questions
-    from unicode.generate.question_images import ImageReader
+    from unicode.generate.jobs import ResultFile
+    from unicode.generate.questions import ImageReader, open_lookup, read_questions
     from unicode.ids.store import Store
     from unicode.llm.load import open_model
 
@@ -83,31 +60,32 @@ def main(argv: list[str] | None = None) -> int:
     pictures = None if args.blank_images else open_lookup(args.images, model)
     with ImageReader(model, stores=stores, pictures=pictures, blank=args.blank_images) as images:
         if args.dry_run:
-            lost = images.missing(name for question in asked for name in question.images)
+            lost = images.missing(str(name) for question in asked for name in question.images)
             log.info("%d questions, %d images not found%s", len(asked), len(lost), f", the first is '{lost[0]}'" if lost else "")
             return 0
         made_by = {"model": model.fingerprint, "dtype": str(model.lm.dtype), "blank_images": args.blank_images, **config.made_by()}
-        with AnswerFile(args.answers, [one.key for one in asked], made_by=made_by, model_id=Path(args.model).resolve().name) as file:
-            answer_share(file, asked, model=model, images=images, config=config)
+        with ResultFile(args.answers, [one.key for one in asked], made_by=made_by) as file:
+            answer_share(file, asked, model=model, images=images, config=config, model_id=Path(args.model).resolve().name)
             summary = file.finish()
     if is_main():
         report(summary, args.answers)
     return 0
 
 
-def answer_share(file: Any, asked: Sequence[Any], *, model: Any, images: Any, config: Any) -> None:
+def answer_share(file: Any, asked: Sequence[Any], *, model: Any, images: Any, config: Any, model_id: str) -> None:
     """Answer this rank's share of the questions that have no answer yet."""
     from unicode.generate.answers import answer_questions
-    from unicode.generate.jobs import ERROR
+    from unicode.generate.jobs import answer_line
 
-    share = file.share()
+    share = [asked[place] for place in file.share()]
     if len(file.missing) < len(asked):
         log.info("%s: %d of %d questions are answered already", file.path, len(asked) - len(file.missing), len(asked))
-    for index, answer in answer_questions(model, _Chosen(asked, share), config=config, images=images, progress=True):
-        question = asked[share[index]]
-        metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished} | ({ERROR: answer.error} if answer.error else {})
-        fields = {name: question.fields[name] for name in ("round_id",) if name in question.fields}
-        file.put(question.id, question.text, answer.text, metadata=metadata, **fields)
+    for index, answer in answer_questions(model, share, config=config, images=images, progress=True):
+        question = share[index]
+        head = {"question_id": question.id, "prompt": question.text}
+        head |= {name: question.fields[name] for name in ("round_id",) if name in question.fields}
+        metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished}
+        file.put(answer_line(file, head, answer.text, model_id=model_id, metadata=metadata, error=answer.error))
 
 
 def report(summary: Any, path: str) -> None:
@@ -118,7 +96,7 @@ def report(summary: Any, path: str) -> None:
         log.warning("... and %d more; their lines in %s say why", len(summary.errors) - SHOWN_ERRORS, path)
     damaged = f", {summary.damaged} damaged lines of an earlier run were asked again" if summary.damaged else ""
     errors = f", {len(summary.errors)} without answer (the same command asks them again)" if summary.errors else ""
-    log.info("%s: %d of %d questions answered%s%s", path, summary.num_answered, summary.num_questions, errors, damaged)
+    log.info("%s: %d of %d questions answered%s%s", path, summary.done, summary.total, errors, damaged)
 
 
 if __name__ == "__main__":

@@ -212,9 +212,8 @@ class Runner:
             OSError: the disk is full; what is written stays.
         """
         from unicode.generate.answers import AnswerConfig, answer_questions
-        from unicode.generate.answers import Question as Asked
-        from unicode.generate.jobs import ERROR, AnswerFile
-        from unicode.generate.question_images import ImageReader
+        from unicode.generate.jobs import ERROR, ResultFile, answer_line
+        from unicode.generate.questions import AskedQuestion, ImageReader
 
         self._check_reading(questions)
         places = set(self._places(questions))
@@ -223,17 +222,18 @@ class Runner:
         made_by = self._made_by(config)
         stores = self._stores(benchmark)
         keys = [_key(question) for question in questions]
-        with AnswerFile(path, keys, made_by=made_by, model_id=Path(self.args.model).name) as file:
+        with ResultFile(path, keys, made_by=made_by) as file:
             file.missing = [place for place in file.missing if place in places]  # answers beyond a limit stay where they are
             num_asked, share = len(file.missing), [questions[place] for place in file.share()]
-            asked = [Asked(question.text, tuple(_images(question, stores)), id=question.key) for question in share]
+            asked = [AskedQuestion(question.text, tuple(_images(question, stores)), id=question.key) for question in share]
             with ImageReader(self.model, stores=stores, pictures=self._images(benchmark), blank=self.args.blank_images) as images:
                 start = time.perf_counter()
                 for number, answer in answer_questions(self.model, asked, config=config, images=images, progress=True):
                     question, before, start = share[number], start, time.perf_counter()
-                    metadata: dict[str, Any] = {"num_tokens": answer.num_tokens, "finished": answer.finished}
-                    metadata |= {"seconds": round(start - before, 6)} | ({ERROR: answer.error} if answer.error else {})
-                    file.put(question.id, question.prompt, answer.text, metadata=metadata, **_recorded(question))
+                    metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished, "seconds": round(start - before, 6)}
+                    head = {"question_id": question.id, "prompt": question.prompt, **_recorded(question)}
+                    name = Path(self.args.model).name
+                    file.put(answer_line(file, head, answer.text, model_id=name, metadata=metadata, error=answer.error))
             summary = file.finish()
             wanted = {keys[place] for place in places}
             records = [record["metadata"] for key, record in file.records().items() if key in wanted]

@@ -14,11 +14,10 @@ from unicode.common.files import read_jsonl, write_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
 from unicode.generate.images import GenerationConfig, decode_pictures
-from unicode.generate.interleaved import Conversation, Interlocutor, Talk, hold_conversations, parse_conversations
+from unicode.generate.interleaved import ChatSampler, Conversation, Dialogue, hold_conversations, parse_conversations
 from unicode.generate.page import PictureFiles, Piece, Turn, write_pages
-from unicode.generate.question_images import ImageError, ImageReader
+from unicode.generate.questions import ImageError, ImageReader, open_lookup
 from unicode.llm.load import Content, LanguageModel
-from unicode.run.answer import open_lookup
 
 log = get_logger(__name__)
 
@@ -36,7 +35,7 @@ def answer_conversations(model: LanguageModel, args: argparse.Namespace, config:
     asked = parse_conversations(records[: config.limit or None], source=str(source))
     if not asked:
         raise ValueError(f"{source} holds no conversations")
-    speaker = Interlocutor(model, pictures=config.sampling(), num_tokens=args.max_new_tokens, max_pictures=args.max_pictures)
+    speaker = ChatSampler(model, pictures=config.sampling(), num_tokens=args.max_new_tokens, max_pictures=args.max_pictures)
     if args.dry_run:
         log.info("%d conversations, %d of them cannot be held", len(asked), sum(bool(one.error) for one in asked))
         return 0
@@ -66,7 +65,7 @@ def read_images(model: LanguageModel, asked: list[Conversation], pictures: Any) 
     return asked, contents
 
 
-def write_conversations(model: LanguageModel, out: Path, asked: list[Conversation], talks: list[Talk], *, title: str) -> None:
+def write_conversations(model: LanguageModel, out: Path, asked: list[Conversation], talks: list[Dialogue], *, title: str) -> None:
     """Write conversations.jsonl, page.html, page.md and the pictures."""
     files = PictureFiles(model, out, decode=lambda ids: decode_pictures(model, ids))
     pages: list[tuple[str, list[Turn]]] = []

@@ -16,7 +16,7 @@ from unicode.images.shapes import ShapesConfig
 from unicode.run.command import command
 
 if TYPE_CHECKING:
-    from unicode.generate.drawing_tasks import DrawingTask
+    from unicode.generate.drawing_tasks import ImageTask, PromptTask
     from unicode.generate.images import GenerationConfig
     from unicode.generate.sampling import Sampling
     from unicode.images.dataset import ImageDataset
@@ -28,7 +28,7 @@ def world_of(config: GenerationConfig, side: int) -> ShapesConfig:
     return replace(config.data.shapes, image_size=side)
 
 
-def build_task(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> DrawingTask:
+def build_task(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> PromptTask | ImageTask:
     """What to draw.
 
     Raises:
@@ -36,7 +36,6 @@ def build_task(model: LanguageModel, args: argparse.Namespace, config: Generatio
         ValueError: prompts of no known format, rows that a picture does not have.
     """
     from unicode.generate.drawing_tasks import ImageTask, PromptTask, read_prompts
-    from unicode.metrics.reconstruction import psnr
 
     side = model.images.config.image_size
     if not (args.complete or args.decompress):
@@ -45,7 +44,7 @@ def build_task(model: LanguageModel, args: argparse.Namespace, config: Generatio
     assert model.layout is not None
     dataset = find_pictures(args.complete or args.decompress, config, side)
     rows = (model.layout.coarse_rows // 2 if args.keep < 0 else args.keep) if args.complete else None
-    return ImageTask(model, dataset, rows=rows, caption=args.caption, seed=config.seed, compare=psnr, template=config.template)
+    return ImageTask(model, dataset, rows=rows, caption=args.caption, seed=config.seed, template=config.template)
 
 
 def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageDataset:
@@ -142,29 +141,34 @@ def main(argv: list[str] | None = None) -> int:
     if args.reference:
         return answer_conversations(model, args, config)
     from unicode.generate.drawing_tasks import run_task
-    from unicode.generate.images import Artist
-    from unicode.generate.jobs import DrawingFile, places_of
+    from unicode.generate.images import ImageSampler
+    from unicode.generate.jobs import RESULTS, ResultFile, output_slots
+    from unicode.metrics.reconstruction import psnr
 
     sampling = config.sampling(0.0 if args.decompress else 1.0)
-    artist = Artist(model, sampling=sampling, cache=config.cache, compiled=config.compiled)
+    sampler = ImageSampler(model, sampling=sampling, cache=config.cache, compiled=config.compiled)
     task = build_task(model, args, config)
-    places = places_of(task.ids, samples=config.samples)
+    slots = output_slots(task.ids, samples=config.samples)
     made_by = describe(model, args, config, sampling=sampling, ids=task.ids)
     if args.dry_run:
-        requests = task.requests(places[:1])
-        log.info("%d pictures; the first is asked for with: %s", len(places), getattr(requests[0], "question", requests[0]))
+        first = task.jobs(slots[:1])[0]
+        log.info("%d pictures; the first is asked for with: %s", len(slots), first.request.question if first.request else first.error)
         return 0
-    records = run_task(artist, task, DrawingFile(args.out, places, made_by=made_by), batch_size=config.batch_size)
-    return report(records, Path(args.out)) if is_main() else 0
+    file = ResultFile(Path(args.out) / RESULTS, [slot.key for slot in slots], made_by=made_by, drawings=True)
+    records = run_task(sampler, task, file, slots, batch_size=config.batch_size, compare=psnr)
+    return report(records, Path(args.out), pairs=bool(args.complete or args.decompress)) if is_main() else 0
 
 
-def report(records: list[dict[str, Any]], out: Path) -> int:
-    """Write the contact sheet, say what was drawn and what was not; the exit code is 2 where nothing was."""
+def report(records: list[dict[str, Any]], out: Path, *, pairs: bool) -> int:
+    """Write the contact sheet and log what was drawn and what was not; the exit code is 2 where nothing was.
+
+    Args:
+        pairs: whether each picture has an original, its "reference", to stand beside it.
+    """
     from unicode.generate.jobs import write_contact_sheet
 
     drawn = [record for record in records if "file" in record]
     errors = [record["error"] for record in records if "error" in record]
-    pairs = all((out / str(record.get("reference"))).is_file() for record in drawn)
     files = [out / name for record in drawn for name in ([record["reference"]] if pairs else []) + [record["file"]]]
     write_contact_sheet(files, out / SHEET, group=2 if pairs else 1)
     for error in errors[:SHOWN_ERRORS]:

@@ -122,11 +122,11 @@ class _Questions(Sequence[Any]):
         return len(self._requests)
 
     def __getitem__(self, index: Any) -> Any:
-        from unicode.generate.answers import Question
+        from unicode.generate.questions import AskedQuestion
 
         text, _, to_images, number, task, split = self._requests[index].args
         images = to_images(self._tasks[task][split][number]) or []
-        return Question(text.replace("<image>", "").strip(), tuple(images), id=f"{task}/{number}")
+        return AskedQuestion(text.replace("<image>", "").strip(), tuple(images), id=f"{task}/{number}")
 
 
 def _settings(given: Mapping[str, Any], max_new_tokens: int) -> tuple[Any, ...]:

@@ -1,23 +1,28 @@
-"""The images of questions: ids, keys of a store, files or pictures -> what the model reads in their place.
+"""Question files -> questions, and their images -> what the model reads for them: ids, or pixels.
 
-Keys that a store knows cost a look-up. Everything else is decoded by threads, ahead of its use, and read by the model in batches.
+Keys that a store knows cost a look-up. All other images are decoded by threads ahead of their use and read by the model in batches.
 """
 
+import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from unicode.common.logging import get_logger
+from unicode.generate.jobs import Key, check_unique, key_of
 from unicode.ids.store import Store
 from unicode.images.decode import UnreadableImageError, read_bytes
-from unicode.images.lookup import ImageLookup
+from unicode.images.lookup import ImageLookup, is_world
+from unicode.llm.load import Content, LanguageModel
 
 BLANKS = {"grey": 128, "black": 0, "none": None}
 """What stands for every image of a blind baseline: a picture of that value, or no image and no tag at all."""
@@ -26,24 +31,84 @@ THREADS = 8
 
 ImageLike = np.ndarray | Tensor | Image.Image | bytes | str | Path
 """Vocabulary ids in id order (n,), a picture, the content of an image file, its path (Path), or its key (str)."""
-Content = np.ndarray | Tensor
-"""What a model reads for one image: ids (n,) int64, or pixels (3, S, S) uint8."""
+log = get_logger(__name__)
 
 
-class Reader(Protocol):
-    """What is needed of a model: `unicode.llm.load.LanguageModel` has it."""
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question for the model.
 
-    def picture(self, image: Image.Image | bytes) -> Tensor:
-        """A picture or the content of an image file as (3, S, S) uint8; UnreadableImageError where it is none."""
+    Attributes:
+        text: its words, with an <image> tag for each image or without any: then the images go in front, as LLaVA has them.
+        images: in the order of the tags.
+        id: decides, with the seed, how its answer is sampled.
+        history: earlier turns of the conversation: question, answer, question, answer; <image> tags in them take the first images.
+        fields: all other keys of its line in a question file, such as category.
+    """
 
-    def read_pictures(self, pixels: Tensor) -> Sequence[Content]:
-        """(B, 3, S, S) uint8 -> what is read for each of them."""
+    text: str
+    images: tuple[ImageLike, ...] = ()
+    id: Any = 0
+    history: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
-    def check_store(self, store: Store) -> None:
-        """ValueError when the ids of a store are not this model's."""
+    @property
+    def key(self) -> Key:
+        """Key of its answer, see `key_of`."""
+        return key_of({"question_id": self.id, "round_id": self.fields.get("round_id"), "prompt": self.text})
 
-    def check_ids(self, ids: np.ndarray) -> None:
-        """ValueError when ids cannot be those of an image."""
+
+def read_questions(path: str | Path) -> list[AskedQuestion]:
+    """Read a question file: JSON lines {"question_id", "text", "image"?}, or LLaVA's JSON list, of which the first turns are asked.
+
+    Lines that are damaged or no questions are left out with a warning that names them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no question in it, or two with the same id and text.
+    """
+    questions = [question for line in _question_lines(Path(path)) if (question := _parse_question(*line, path)) is not None]
+    if not questions:
+        raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')
+    check_unique((question.key for question in questions), path)
+    return questions
+
+
+def _question_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line, or of each element of a list; None for what is no JSON."""
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        try:
+            yield from enumerate(json.loads(text), 1)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                yield number, None
+
+
+def _parse_question(number: int, record: Any, path: str | Path) -> AskedQuestion | None:
+    """One line; None with a warning where it is no question."""
+    record = dict(record) if isinstance(record, dict) else {}
+    name, text = record.pop("question_id", record.pop("id", None)), record.pop("text", None)
+    turns = record.pop("conversations", None)
+    if text is None and isinstance(turns, list) and turns and isinstance(turns[0], dict):
+        text = turns[0].get("value")
+    images = record.pop("image", None) or []
+    images = [images] if isinstance(images, str) else images
+    if name is None or not isinstance(text, str) or not isinstance(images, Sequence) or not all(isinstance(i, str) for i in images):
+        log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
+        return None
+    return AskedQuestion(text.strip(), tuple(images), name, fields=record)
+
+
+def open_lookup(names: Sequence[str], model: LanguageModel) -> ImageLookup:
+    """Open places of pictures, the working folder where none is named; the world's pictures have the size that the model reads."""
+    return ImageLookup(names or ["."], side=model.image_size if any(map(is_world, names)) else 0)
 
 
 class ImageError(Exception):
@@ -65,7 +130,7 @@ class ImageReader:
 
     def __init__(
         self,
-        model: Reader,
+        model: LanguageModel,
         *,
         stores: Sequence[Store] = (),
         pictures: ImageLookup | None = None,

@@ -1,12 +1,14 @@
-"""The images of questions: found in stores first, decoded ahead, read in batches, blank for the blind baseline, errors named."""
+"""Question files; images of questions: found in stores first, decoded ahead, read in batches, blank, errors named."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from unicode.generate.answers import AnswerConfig, Question, answer_questions
-from unicode.generate.question_images import ImageReader
+from unicode.generate.answers import AnswerConfig, answer_questions
+from unicode.generate.questions import AskedQuestion, ImageReader, read_questions
 from unicode.ids.store import Store
 from unicode.images.dataset import open_images
 from unicode.images.decode import to_float
@@ -104,7 +106,11 @@ def test_a_private_picture_is_not_read(model, pictures, tmp_path):
 
 
 def test_blank_images(model, pictures, monkeypatch):
-    questions = [Question("<image>\ntwo", ("0.png",)), Question("two", ("absent.png",)), Question("two <image> red", ("1.jpg",))]
+    questions = [
+        AskedQuestion("<image>\ntwo", ("0.png",)),
+        AskedQuestion("two", ("absent.png",)),
+        AskedQuestion("two <image> red", ("1.jpg",)),
+    ]
     config = AnswerConfig(max_new_tokens=3)
     prompts = []
     original = type(model).prompt
@@ -135,3 +141,42 @@ def test_a_store_of_another_tokenizer_is_refused(model, make_tuned, pictures, tm
     encode_images(other, open_images(pictures, image_size=16), tmp_path / "other", config=EncodeConfig(num_workers=0))
     with pytest.raises(ValueError, match=f"{model.card.fingerprint}.*{other.fingerprint}"):
         ImageReader(model, stores=[Store(tmp_path / "other")])
+
+
+def test_question_files(tmp_path, caplog):
+    path = tmp_path / "q.jsonl"
+    lines = [
+        {"question_id": 3, "image": "coco/3.jpg", "text": "What is it?\nAnswer briefly.", "category": "x"},
+        {"question_id": "a/b", "image": ["1.png", "2.png"], "text": "<image>\n<image>\nWhich?"},
+        {"question_id": 5, "text": "Two and two?"},
+    ]
+    path.write_text("\ufeff" + "\n".join(map(json.dumps, lines)) + '\n\n{"question_id": 9, "te\n{"text": "no id"}\n[1]\n', encoding="utf-8")
+    questions = read_questions(path)
+    assert [(one.id, one.images, one.text) for one in questions] == [
+        (3, ("coco/3.jpg",), "What is it?\nAnswer briefly."),
+        ("a/b", ("1.png", "2.png"), "<image>\n<image>\nWhich?"),
+        (5, (), "Two and two?"),
+    ]
+    assert questions[0].fields == {"category": "x"} and questions[0].key == ("3", "0", "What is it?\nAnswer briefly.")
+    assert [record.args[1] for record in caplog.records] == [5, 6, 7]
+
+    listed = tmp_path / "q.json"
+    turns = [{"from": "human", "value": "<image>\nWhat?\nA. one"}, {"from": "gpt", "value": "A"}]
+    listed.write_text(json.dumps([{"id": "7", "image": "7/image.png", "conversations": turns}]))
+    (question,) = read_questions(listed)
+    assert (question.id, question.images, question.text) == ("7", ("7/image.png",), "<image>\nWhat?\nA. one")
+
+
+def test_question_files_that_cannot_be_used(tmp_path):
+    path = tmp_path / "q.jsonl"
+    with pytest.raises(FileNotFoundError):
+        read_questions(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no question"):
+        read_questions(path)
+    path.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n{"question_id": 1, "text": "a"}\n')
+    with pytest.raises(ValueError, match=r"question '1'.*twice"):
+        read_questions(path)
+    (tmp_path / "q.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"q\.json is not valid JSON"):
+        read_questions(tmp_path / "q.json")
