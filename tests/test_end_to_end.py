@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from unicode import load_tokenizer
 from unicode.ids.text import split_runs
-from unicode.images.dataset import ImageSample, ShapesImages, open_images
-from unicode.images.decode import to_uint8
+from unicode.images.dataset import ShapesImages, open_images
+from unicode.images.decode import to_float, to_uint8
 from unicode.images.shapes import ShapesConfig
 from unicode.images.shapes_text import scene_caption
 from unicode.tokenizer.model import inference_precision
@@ -122,11 +122,11 @@ def reconstructions(checkpoint: Path, data: Data) -> dict[str, np.ndarray]:
     dataset = open_images(data.images, image_size=tokenizer.config.image_size)
     found = {}
     for index in range(COUNT):
-        sample = dataset[index]
-        assert isinstance(sample, ImageSample)
+        pixels = dataset.pixels(index)
+        assert isinstance(pixels, torch.Tensor)
         with inference_precision("float32", torch.device("cpu")):
-            picture = tokenizer.decode(tokenizer.encode(sample.image[None]))[0]
-        found[sample.key] = to_uint8(picture).permute(1, 2, 0).numpy()
+            picture = tokenizer.decode(tokenizer.encode(to_float(pixels)[None]))[0]
+        found[dataset.key(index)] = to_uint8(picture).permute(1, 2, 0).numpy()
     return found
 
 

@@ -12,8 +12,8 @@ from unicode.annotations.records import make_turns
 from unicode.codebook.codebook import CodebookConfig
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
-from unicode.images.dataset import ImageSample, open_images
-from unicode.images.decode import to_uint8
+from unicode.images.dataset import open_images
+from unicode.images.decode import to_float, to_uint8
 from unicode.run.decode_ids import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
@@ -56,10 +56,10 @@ def reconstructions(path: Path, *, levels: int | None = None, image_size: int = 
     layout = tokenizer.config.layout(image_size, image_size)
     pictures = {}
     for row in range(len(dataset)):
-        sample = dataset[row]
-        if isinstance(sample, ImageSample):
-            decoded = tokenizer.decode(tokenizer.encode(sample.image[None]), levels=levels, layout=layout)
-            pictures[sample.key] = to_uint8(decoded)[0].permute(1, 2, 0).numpy()
+        pixels = dataset.pixels(row)
+        if isinstance(pixels, torch.Tensor):
+            decoded = tokenizer.decode(tokenizer.encode(to_float(pixels)[None]), levels=levels, layout=layout)
+            pictures[dataset.key(row)] = to_uint8(decoded)[0].permute(1, 2, 0).numpy()
     return pictures
 
 

@@ -15,7 +15,8 @@ from warm import run_ranks, start
 from unicode.codebook.codebook import CodebookConfig
 from unicode.common.distributed import rank
 from unicode.ids.store import Store
-from unicode.images.dataset import AugmentedIndex, DataConfig, ImageSample, build_dataset, open_images
+from unicode.images.dataset import AugmentedIndex, DataConfig, ImageDataset, build_dataset, open_images
+from unicode.images.decode import to_float
 from unicode.run.encode_images import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
@@ -76,15 +77,19 @@ def whole(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
+def image_of(dataset: ImageDataset, item: int | AugmentedIndex) -> torch.Tensor:
+    pixels = dataset.pixels(item)
+    assert isinstance(pixels, torch.Tensor)
+    return to_float(pixels)
+
+
 def test_ids_are_the_tokenizers(checkpoint: Path, photos: Path, whole: Path) -> None:
     tokenizer, dataset, store = ImageTokenizer.from_pretrained(checkpoint), open_images(photos, image_size=SIZE), Store(whole)
     store.check_tokenizer(tokenizer.fingerprint, tokenizer.layout)
     store.verify()
     used = set()
     for key in store:
-        sample = dataset[dataset.keys.index(key)]
-        assert isinstance(sample, ImageSample)
-        expected = tokenizer.to_ids(tokenizer.encode(sample.image[None]))[0]
+        expected = tokenizer.to_ids(tokenizer.encode(image_of(dataset, dataset.keys.index(key))[None]))[0]
         np.testing.assert_array_equal(store[key], expected.numpy())
         used |= set(store[key].tolist())
     assert len(used) > 50  # a collapsed codebook would make this test empty
@@ -170,14 +175,11 @@ def test_views(checkpoint: Path, photos: Path, whole: Path, tmp_path: Path) -> N
         if key in store.skipped:
             continue
         np.testing.assert_array_equal(store.ids(key, view=2), plain[key])
-        sample = dataset[row]
-        assert isinstance(sample, ImageSample)
-        mirrored = tokenizer.to_ids(tokenizer.encode(sample.image[None].flip(-1)))[0]
+        mirrored = tokenizer.to_ids(tokenizer.encode(image_of(dataset, row)[None].flip(-1)))[0]
         np.testing.assert_array_equal(store.ids(key, view=0), mirrored.numpy())
         for view in (1, 3):
-            drawn = dataset[AugmentedIndex(row, row * 4 + view)]
-            assert isinstance(drawn, ImageSample)
-            np.testing.assert_array_equal(store.ids(key, view=view), tokenizer.to_ids(tokenizer.encode(drawn.image[None]))[0].numpy())
+            augmented = image_of(dataset, AugmentedIndex(row, row * 4 + view))
+            np.testing.assert_array_equal(store.ids(key, view=view), tokenizer.to_ids(tokenizer.encode(augmented[None]))[0].numpy())
         different += not np.array_equal(store.ids(key, view=1), store.ids(key, view=3))
     assert different > 15
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from unicode.images.dataset import AugmentedIndex, DataConfig, ImageDataset, ImageSample, ShapesImages, Skipped, build_dataset, open_images
+from unicode.common.config import load_config
+from unicode.images.dataset import NAMES, AugmentedIndex, DataConfig, ImageDataset, ShapesImages, Skipped, build_dataset, open_images
+from unicode.images.decode import to_float
 from unicode.images.shapes import ShapesConfig, parse_scene
+
+GUIDE = Path(__file__).parents[2] / "DATA_VAE.md"
 
 
 def save(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:
@@ -24,12 +30,9 @@ def check(dataset: ImageDataset, keys: list[str]) -> None:
     assert dataset.keys == keys
     assert [dataset.key(index) for index in range(len(dataset))] == keys
     for item in (0, AugmentedIndex(len(keys) - 1, 3)):
-        sample = dataset[item]
-        assert isinstance(sample, ImageSample), sample
-        assert sample.image.shape == (3, 16, 16)
-        assert sample.image.dtype == torch.float32
-        assert -1 <= sample.image.min() <= sample.image.max() <= 1
-        assert sample.key == keys[sample.index]
+        pixels = dataset.pixels(item)
+        assert isinstance(pixels, torch.Tensor), pixels
+        assert (pixels.shape, pixels.dtype) == ((3, 16, 16), torch.uint8)
 
 
 def build(root: Path, *, train: bool = True, **settings: object) -> ImageDataset:
@@ -89,11 +92,9 @@ def test_shapes() -> None:
     assert isinstance(dataset, ShapesImages)
     assert dataset.keys[7] == "val/0000007.png"
     assert len(dataset) == 30
-    sample = dataset[7]
-    assert isinstance(sample, ImageSample)
-    assert parse_scene(sample.image, dataset.config) == dataset.scene(7)  # type: ignore[arg-type]
-    assert torch.equal(dataset[AugmentedIndex(7, 1)].image, sample.image)  # type: ignore[union-attr]
-    assert build_dataset(DataConfig(), image_size=64, train=True)[0].image.shape == (3, 64, 64)  # type: ignore[union-attr]
+    assert parse_scene(to_float(dataset.pixels(7)), dataset.config) == dataset.scene(7)  # type: ignore[arg-type]
+    assert torch.equal(dataset.pixels(AugmentedIndex(7, 1)), dataset.pixels(7))
+    assert build_dataset(DataConfig(), image_size=64, train=True).pixels(0).shape == (3, 64, 64)  # type: ignore[union-attr]
     assert len(open_images("shapes:val", image_size=32, config=DataConfig(limit=5))) == 5
     with pytest.raises(ValueError, match="train and val"):
         open_images("shapes:test", image_size=32)
@@ -132,8 +133,7 @@ def test_holdout_and_limit(tmp_path: Path) -> None:
     train, val = (build(tmp_path, name="folder", holdout=0.25, split=split) for split in ("train", "val"))
     assert sorted(train.keys + val.keys) == build(tmp_path, name="folder").keys
     assert 3 <= len(val) <= 20
-    assert isinstance(val[0], ImageSample)
-    assert torch.equal(val[0].image, build(tmp_path, name="folder")[int(val.key(0)[:2])].image)  # type: ignore[union-attr]
+    assert torch.equal(val.pixels(0), build(tmp_path, name="folder").pixels(int(val.key(0)[:2])))  # type: ignore[arg-type]
     assert build(tmp_path, name="folder", limit=4).keys == ["00.png", "10.png", "20.png", "30.png"]
     with pytest.raises(ValueError, match="train or val"):
         build(tmp_path, name="folder", holdout=0.25, split="test")
@@ -151,16 +151,16 @@ def test_bad_pictures_are_skipped_with_a_reason(tmp_path: Path) -> None:
     dataset = build(tmp_path, name="folder", max_pixels=200_000)
     kinds = {}
     for index in range(len(dataset)):
-        item = dataset[index]
-        assert dataset[AugmentedIndex(index, 0)].key == item.key
+        item = dataset.pixels(index)
+        assert isinstance(dataset.pixels(AugmentedIndex(index, 0)), type(item))
         if isinstance(item, Skipped):
-            assert item.index == index
+            assert (item.key, item.index) == (dataset.key(index), index)
             kinds[item.key] = item.reason.split(":")[0]
     assert kinds == {
         "cut.png": "damaged image", "empty.png": "empty file", "text.jpg": "not an image", "thin.png": "too thin", "wide.png": "too large",
     }  # fmt: skip
     (tmp_path / "good.png").unlink()
-    gone = dataset[dataset.keys.index("good.png")]
+    gone = dataset.pixels(dataset.keys.index("good.png"))
     assert isinstance(gone, Skipped)
     assert gone.reason == "missing file"
 
@@ -182,3 +182,32 @@ def test_errors_before_work_is_wasted(tmp_path: Path) -> None:
     assert len(build(tmp_path, name="list", path="list.txt", check_files=0)) == 2
     with pytest.raises(ValueError, match=r"several files in data\.path"):
         build_dataset(DataConfig(name="list", path=f"{tmp_path}/list.txt,{tmp_path}/list.txt"), image_size=16, train=True)
+
+
+def test_the_guide_shows_settings_that_exist(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    shown = [text for block in blocks for text in re.split(r"^data:", block, flags=re.MULTILINE)[1:]]
+    names = set()
+    for text in shown:
+        path = tmp_path / "data.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(f"data:{text}")["data"]))
+        names.add(load_config(DataConfig, path).name)
+    assert names == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["name=imagnet"], "did you mean 'imagenet'"), (["crop=middle"], "data.crop"), (["resize=nearest"], "data.resize"),
+        (["holdout=1.5"], "holdout"), (["limit=-1"], "limit"), (["shapes.colours=99"], "shapes.colours"),
+        (["rot=x"], "did you mean 'root'"), (["shapes.colors=3"], "colours"),
+    ],
+)  # fmt: skip
+def test_settings_without_sense_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(DataConfig, None, settings)
+
+
+def test_overrides_reach_the_world() -> None:
+    config = load_config(DataConfig, None, ["shapes.colours=8", "split=val"])
+    assert (config.shapes.colours, config.split, config.name) == (8, "val", "shapes")

@@ -1,11 +1,12 @@
 """Folders, lists and annotation files -> keys; paths that leave the root are refused."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from unicode.images.listing import check_files, key_under, list_coco, list_folder, list_lines, list_llava
+from unicode.images.listing import PackedStrings, check_files, key_under, list_coco, list_folder, list_lines, list_llava
 
 
 def touch(root: Path, *names: str) -> None:
@@ -16,9 +17,9 @@ def touch(root: Path, *names: str) -> None:
 
 def test_folder(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.JPG", "b/1.png", "a.webp", "notes.txt", ".hidden.jpg", ".git/x.jpg", "c/d/e.jpeg")
-    assert list_folder(tmp_path).keys == ["a.webp", "b/1.png", "b/2.JPG", "c/d/e.jpeg"]
+    assert list(list_folder(tmp_path).keys) == ["a.webp", "b/1.png", "b/2.JPG", "c/d/e.jpeg"]
     listing = list_folder(tmp_path / "c", root=tmp_path)
-    assert listing.keys == ["c/d/e.jpeg"]
+    assert list(listing.keys) == ["c/d/e.jpeg"]
     assert (listing.root / listing.keys[0]).is_file()
 
 
@@ -27,7 +28,7 @@ def test_folder_follows_links_once(tmp_path: Path) -> None:
     (tmp_path / "real/loop").symlink_to(tmp_path / "real")
     touch(tmp_path, "elsewhere/2.png")
     (tmp_path / "real/link").symlink_to(tmp_path / "elsewhere")
-    assert list_folder(tmp_path / "real").keys == ["1.png", "link/2.png"]
+    assert list(list_folder(tmp_path / "real").keys) == ["1.png", "link/2.png"]
 
 
 def test_folder_errors(tmp_path: Path) -> None:
@@ -44,9 +45,9 @@ def test_lines(tmp_path: Path) -> None:
     touch(tmp_path, "pictures/1.png", "pictures/2.png")
     path = tmp_path / "list.txt"
     path.write_text(f"pictures/1.png\n\n./pictures/2.png\npictures/1.png\n{tmp_path}/pictures/3.png\r\n")
-    assert list_lines(path, str(tmp_path)).keys == ["pictures/1.png", "pictures/2.png", "pictures/3.png"]
+    assert list(list_lines(path, str(tmp_path)).keys) == ["pictures/1.png", "pictures/2.png", "pictures/3.png"]
     path.write_text("1.png\tA caption\n2.png\n")
-    assert list_lines(path, str(tmp_path), folder="pictures", separator="\t").keys == ["pictures/1.png", "pictures/2.png"]
+    assert list(list_lines(path, str(tmp_path), folder="pictures", separator="\t").keys) == ["pictures/1.png", "pictures/2.png"]
 
 
 def test_lines_without_a_root(tmp_path: Path) -> None:
@@ -90,8 +91,8 @@ def test_llava(tmp_path: Path) -> None:
     path = tmp_path / "llava.json"
     records = [{"id": "1", "image": "a/1.jpg"}, {"id": "2"}, {"image": ["b.jpg", "a/1.jpg"]}, {"image": None}]
     path.write_text(json.dumps(records))
-    assert list_llava(path, str(tmp_path)).keys == ["a/1.jpg", "b.jpg"]
-    assert list_llava(path, "", folder="images").keys == ["images/a/1.jpg", "images/b.jpg"]
+    assert list(list_llava(path, str(tmp_path)).keys) == ["a/1.jpg", "b.jpg"]
+    assert list(list_llava(path, "", folder="images").keys) == ["images/a/1.jpg", "images/b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +110,11 @@ def test_malformed_llava(tmp_path: Path, content: str, message: str) -> None:
 
 def test_coco(tmp_path: Path) -> None:
     touch(tmp_path, "val2017/1.jpg", "val2017/2.jpg", "images/train2014/3.jpg")
-    assert list_coco(str(tmp_path), "val").keys == ["val2017/1.jpg", "val2017/2.jpg"]
-    assert list_coco(str(tmp_path), "train").keys == ["images/train2014/3.jpg"]
+    assert list(list_coco(str(tmp_path), "val").keys) == ["val2017/1.jpg", "val2017/2.jpg"]
+    assert list(list_coco(str(tmp_path), "train").keys) == ["images/train2014/3.jpg"]
     path = tmp_path / "captions_val2017.json"
     path.write_text(json.dumps({"images": [{"file_name": "2.jpg"}]}))
-    assert list_coco(str(tmp_path), "train", str(path)).keys == ["val2017/2.jpg"]
+    assert list(list_coco(str(tmp_path), "train", str(path)).keys) == ["val2017/2.jpg"]
     path.write_text("[]")
     with pytest.raises(ValueError, match="not a COCO annotation"):
         list_coco(str(tmp_path), "val", str(path))
@@ -129,3 +130,15 @@ def test_missing_files_are_named_and_counted(tmp_path: Path) -> None:
         check_files(listing, -1, "list.txt")
     check_files(listing, 0, "list.txt")
     check_files(listing, 10, "list.txt")  # every second one is looked for
+
+
+def test_packed_strings() -> None:
+    strings = ["a/b.jpg", "", "käse/日本.png", "x" * 300]
+    packed = PackedStrings(iter(strings))
+    assert list(pickle.loads(pickle.dumps(packed))) == strings
+    assert len(packed) == 4
+    assert packed[0] == "a/b.jpg"
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            packed[index]
+    assert list(PackedStrings([])) == []

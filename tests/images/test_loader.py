@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from unicode.images.dataset import AugmentedIndex, DataConfig, ImageDataset, Skipped, build_dataset
+from unicode.images.decode import to_float
 from unicode.images.loader import SkipReport, build_loader
 
 BAD = (2, 5)
@@ -29,7 +30,7 @@ def test_evaluation_leaves_bad_pictures_out(dataset: ImageDataset) -> None:
     assert (first.indices, first.keys) == ([0, 1, 3], ["0.png", "1.png", "3.png"])
     assert first.skipped == [Skipped("2.png", "empty file", 2)]
     assert first.images.dtype == torch.float32
-    assert torch.equal(first.images[2], dataset[3].image)  # type: ignore[union-attr]
+    assert torch.equal(first.images[2], to_float(dataset.pixels(3)))  # type: ignore[union-attr]
     assert (second.images.shape, second.indices) == ((0, 3, 16, 16), [])
     assert third.indices == [9, 4]
 

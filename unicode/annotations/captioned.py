@@ -75,7 +75,7 @@ def get_folder_anno(
     """
     if not 0 <= val_share < 1:
         raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
-    keys = list_folder(root).keys
+    keys = list(list_folder(root).keys)
     groups = find_groups(keys)
 
     def describe(key: str, rng: Random) -> Words:

@@ -3,17 +3,14 @@
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from unicode.images import listing
 from unicode.images.archives import Lmdb, TarShards
@@ -24,13 +21,12 @@ from unicode.images.decode import (
     UnreadableImageError,
     decode_image,
     eval_transform,
-    read_bytes,
+    make_square,
     seeded,
-    to_float,
     train_transform,
 )
-from unicode.images.listing import LAYOUTS, Listing, PackedStrings, is_held_out
-from unicode.images.shapes import SPLITS, Scene, ShapesConfig, draw_scene, scene_keys
+from unicode.images.listing import LAYOUTS, Files, PackedStrings, is_held_out
+from unicode.images.shapes import Scene, ShapesConfig, draw_scene, scene_keys
 
 NAMES = ("shapes", "folder", "list", "llava", "imagenet", "ffhq", "cc3m", "coco", "lsun", "webdataset")
 
@@ -73,101 +69,49 @@ class DataConfig:
             raise ValueError(f"data.limit {self.limit}, data.max_pixels {self.max_pixels} and data.draft {self.draft} must not be negative")
 
 
-class Source(Protocol):
-    """Image files by number."""
-
-    keys: PackedStrings
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of file `index`; UnreadableImageError if it cannot be read."""
-
-
-class Files:
-    """Image files of a folder tree."""
-
-    def __init__(self, files: Listing) -> None:
-        self._root = os.path.abspath(files.root)
-        self.keys = PackedStrings(files.keys)
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of file `index`; UnreadableImageError if it cannot be read."""
-        return read_bytes(f"{self._root}/{self.keys[index]}")
-
-
-def open_source(config: DataConfig) -> Source:
-    """Find the files of the data set that a config names.
+def open_source(config: DataConfig) -> Files | TarShards | Lmdb:
+    """Find the files of the data set that a config names: `keys`, and `read(index)` for the bytes of a file.
 
     Raises:
         FileNotFoundError: a folder, list, archive, or files named in a list are missing.
         ValueError: nothing to read, a malformed list, or a setting is missing.
     """
-    if not config.root and config.name in ("folder", "imagenet", "ffhq", "cc3m", "coco"):
-        raise ValueError(f"data.name={config.name} needs data.root, the folder of its images; {LAYOUTS}")
-    return SOURCES[config.name](config)
+    name, root, path = config.name, config.root, config.path
+    if not root and name in ("folder", "imagenet", "ffhq", "cc3m", "coco"):
+        raise ValueError(f"data.name={name} needs data.root, the folder of its images; {LAYOUTS}")
+    if name in ("folder", "imagenet"):
+        folder = config.split if name == "imagenet" else path.replace("{split}", config.split)
+        return listing.list_folder(os.path.join(root, folder), root=root)
+    path = path or {"ffhq": "ffhq_{split}.txt", "cc3m": "{split}_list.txt"}.get(name, "")
+    needed = {"list": "the list", "llava": "the annotation file", "lsun": "the ..._lmdb folder", "webdataset": "the shards"}
+    if not path and name in needed:
+        raise ValueError(f"data.name={name} needs data.path, {needed[name]}; {LAYOUTS}")
+    if name == "webdataset":
+        return TarShards(path.replace("{split}", config.split), root)
+    if name == "lsun":
+        return Lmdb(_resolve(config, path))
+    if name == "coco":
+        files = listing.list_coco(root, config.split, _resolve(config, path) if path else "")
+    else:
+        files = _listed(replace(config, path=path))
+    listing.check_files(files, config.check_files, config.path or name)
+    return files
 
 
-def _folder(config: DataConfig) -> Source:
-    return Files(listing.list_folder(os.path.join(config.root, config.path.replace("{split}", config.split)), root=config.root))
-
-
-def _imagenet(config: DataConfig) -> Source:
-    return Files(listing.list_folder(os.path.join(config.root, config.split), root=config.root))
-
-
-def _lines(config: DataConfig, separator: str | None = None) -> Source:
-    parts = [listing.list_lines(path, config.root, folder=folder, separator=separator) for path, folder in _files_of(config)]
-    return _checked(config, listing.join(parts))
-
-
-def _ffhq(config: DataConfig) -> Source:
-    return _lines(replace(config, path=config.path or "ffhq_{split}.txt"))
-
-
-def _cc3m(config: DataConfig) -> Source:
-    return _lines(replace(config, path=config.path or "{split}_list.txt"), separator="\t")
-
-
-def _llava(config: DataConfig) -> Source:
-    return _checked(config, listing.join([listing.list_llava(path, config.root, folder=folder) for path, folder in _files_of(config)]))
-
-
-def _coco(config: DataConfig) -> Source:
-    path = _resolve(config, config.path) if config.path else ""
-    return _checked(config, listing.list_coco(config.root, config.split, path))
-
-
-def _lsun(config: DataConfig) -> Source:
-    return Lmdb(_resolve(config, _required(config, "the ..._lmdb folder")))
-
-
-def _webdataset(config: DataConfig) -> Source:
-    return TarShards(_required(config, "the shards, for example train-{0000..0127}.tar").replace("{split}", config.split), config.root)
-
-
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {
-    "folder": _folder, "list": _lines, "llava": _llava, "imagenet": _imagenet, "ffhq": _ffhq, "cc3m": _cc3m, "coco": _coco,
-    "lsun": _lsun, "webdataset": _webdataset,
-}  # fmt: skip
-
-
-def _checked(config: DataConfig, files: Listing) -> Source:
-    listing.check_files(files, config.check_files, config.path or config.name)
-    return Files(files)
-
-
-def _files_of(config: DataConfig) -> list[tuple[str, str]]:
-    """Divide `path` at commas into files and the folders under the root that their images start from."""
-    parts = [part.strip() for part in _required(config, "the list or annotation file").split(",") if part.strip()]
-    pairs = [(part.rpartition("@")[::2] if "@" in part else (part, "")) for part in parts]
-    if len(pairs) > 1 and not config.root:
+def _listed(config: DataConfig) -> Files:
+    """List the images of the files in `path`, which stand between commas, each with the folder under the root behind an @."""
+    parts = [part.strip() for part in config.path.split(",") if part.strip()]
+    if len(parts) > 1 and not config.root:
         raise ValueError(f"several files in data.path ({config.path}) need data.root, the folder that their images have in common")
-    return [(_resolve(config, file), folder.strip("/")) for file, folder in pairs]
-
-
-def _required(config: DataConfig, what: str) -> str:
-    if not config.path:
-        raise ValueError(f"data.name={config.name} needs data.path, {what}; {LAYOUTS}")
-    return config.path
+    found = []
+    for part in parts:
+        name, folder = part.rpartition("@")[::2] if "@" in part else (part, "")
+        path, folder = _resolve(config, name), folder.strip("/")
+        if config.name == "llava":
+            found.append(listing.list_llava(path, config.root, folder=folder))
+        else:
+            found.append(listing.list_lines(path, config.root, folder=folder, separator="\t" if config.name == "cc3m" else None))
+    return Files(found[0].root, dict.fromkeys(key for files in found for key in files.keys))
 
 
 def _resolve(config: DataConfig, path: str) -> str:
@@ -186,15 +130,6 @@ class AugmentedIndex:
 
 
 @dataclass(frozen=True)
-class ImageSample:
-    """One picture."""
-
-    image: Tensor  # (3, H, W) float32 in [-1, 1]
-    key: str
-    index: int
-
-
-@dataclass(frozen=True)
 class Skipped:
     """One picture that could not be used."""
 
@@ -203,16 +138,13 @@ class Skipped:
     index: int
 
 
-class ImageDataset(Dataset[ImageSample | Skipped], ABC):
-    """Pictures of one size by index; subclasses make one picture. Workers receive it pickled, so it is small."""
-
-    image_size: int
-    protocol: str  # how evaluation makes a square of a picture, in words, for reports and manifests
+class ImageDataset(ABC):
+    """Pictures of one size by index; subclasses make them. Workers get it pickled, so it is small."""
 
     def __init__(self, keys: Sequence[str] | PackedStrings, *, image_size: int, protocol: str) -> None:
         self._keys = keys if isinstance(keys, PackedStrings) else PackedStrings(keys)
         self.image_size = image_size
-        self.protocol = protocol
+        self.protocol = protocol  # how evaluation makes a square of a picture, in words, for reports and manifests
 
     @abstractmethod
     def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
@@ -225,26 +157,16 @@ class ImageDataset(Dataset[ImageSample | Skipped], ABC):
         """Return the key of picture `index`: its path relative to the image root, with forward slashes."""
         return self._keys[index]
 
-    @cached_property
+    @property
     def keys(self) -> list[str]:
-        """All keys in order. Made when first asked for; `key(i)` is cheaper for a few."""
+        """All keys in order."""
         return list(self._keys)
-
-    def __getitem__(self, item: int | AugmentedIndex) -> ImageSample | Skipped:
-        pixels = self.pixels(item)
-        if isinstance(pixels, Skipped):
-            return pixels
-        index = item.index if isinstance(item, AugmentedIndex) else item
-        return ImageSample(to_float(pixels), self.key(index), index)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "keys"}
 
 
 class FileImages(ImageDataset):
     """Pictures decoded from image files, wherever these lie."""
 
-    def __init__(self, source: Source, config: DataConfig, *, image_size: int, train: bool) -> None:
+    def __init__(self, source: Files | TarShards | Lmdb, config: DataConfig, *, image_size: int, train: bool) -> None:
         self._rows = _choose(source.keys, config)
         kept = source.keys if self._rows is None else [source.keys[int(row)] for row in self._rows]
         draft = f", JPEG draft {config.draft:g}" if config.draft else ""
@@ -259,32 +181,23 @@ class FileImages(ImageDataset):
         self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
-        """Return picture `item` as (3, H, W) uint8, or why there is none."""
         index = item.index if isinstance(item, AugmentedIndex) else item
-        training = self._use_train and isinstance(item, AugmentedIndex)
+        seed = item.seed if self._use_train and isinstance(item, AugmentedIndex) else None
         try:
             data = self._source.read(index if self._rows is None else int(self._rows[index]))
-            picture = decode_image(data, shorter=self._shorter_train if training else self._shorter, max_pixels=self._max_pixels)
-            width, height = picture.size
-            if max(width, height) * self.image_size**2 > self._max_pixels * min(width, height):
-                return Skipped(self.key(index), f"too thin: {width}x{height} pixels", index)
+            picture = decode_image(data, shorter=self._shorter if seed is None else self._shorter_train, max_pixels=self._max_pixels)
+            transform = self._eval if seed is None else seeded(self._train, seed)
+            return make_square(picture, transform, side=self.image_size, max_pixels=self._max_pixels)
         except UnreadableImageError as error:
             return Skipped(self.key(index), str(error), index)
-        if isinstance(item, AugmentedIndex) and training:
-            with seeded(item.seed):
-                return self._train(picture)
-        return self._eval(picture)
 
 
 class ShapesImages(ImageDataset):
     """Pictures of the generated world; training does not augment them."""
 
     def __init__(self, config: ShapesConfig, *, split: str, limit: int = 0) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"data.split is '{split}'; the shapes world has {' and '.join(SPLITS)}")
         super().__init__(scene_keys(config, split, limit=limit), image_size=config.image_size, protocol="generated at this size")
-        self.config = config
-        self.split = split
+        self.config, self.split = config, split
         self.scene(0).pixels()  # raises ValueError early for shapes that cannot be told apart
 
     def scene(self, index: int) -> Scene:
@@ -292,7 +205,6 @@ class ShapesImages(ImageDataset):
         return draw_scene(self.config, self.split, index)
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor:
-        """Return picture `item` as (3, H, W) uint8."""
         return torch.from_numpy(self.scene(item.index if isinstance(item, AugmentedIndex) else item).pixels())
 
 
@@ -328,19 +240,20 @@ def open_images(
         ValueError: it holds no images, or is of no known kind.
     """
     base, text = config or DataConfig(), str(path)
-    if text == "shapes" or text.startswith("shapes:"):
-        return build_dataset(replace(base, name="shapes", split=text.partition(":")[2] or "val"), image_size=image_size, train=train)
-    if os.path.isdir(text):
-        is_lmdb = os.path.isfile(os.path.join(text, "data.mdb"))
-        lmdb, folder = replace(base, name="lsun", root="", path=os.path.abspath(text)), replace(base, name="folder", root=text, path="")
-        return build_dataset(lmdb if is_lmdb else folder, image_size=image_size, train=train)
     names = {".txt": "list", ".json": "llava", ".tar": "webdataset"}
     suffix = Path(text).suffix
-    if suffix not in names:
+    if text == "shapes" or text.startswith("shapes:"):
+        base = replace(base, name="shapes", split=text.partition(":")[2] or "val")
+    elif os.path.isfile(os.path.join(text, "data.mdb")):
+        base = replace(base, name="lsun", root="", path=os.path.abspath(text))
+    elif os.path.isdir(text):
+        base = replace(base, name="folder", root=text, path="")
+    elif suffix in names:
+        base = replace(base, name=names[suffix], root=root, path=os.path.abspath(text))
+    else:
         what = f"is none of {', '.join(names)}" if os.path.exists(text) else "does not exist"
         raise FileNotFoundError(f"--images {text} {what}; give a folder, a list (.txt), a LLaVA file (.json), tar shards or shapes:val")
-    found = replace(base, name=names[suffix], root=root, path=os.path.abspath(text))
-    return build_dataset(found, image_size=image_size, train=train)
+    return build_dataset(base, image_size=image_size, train=train)
 
 
 def _choose(keys: PackedStrings, config: DataConfig) -> np.ndarray | None:

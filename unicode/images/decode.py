@@ -1,8 +1,7 @@
 """Bytes of an image file -> an upright RGB picture -> a square uint8 tensor."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -63,29 +62,25 @@ def decode_image(data: bytes, *, shorter: int = 0, max_pixels: int = 89_478_485)
     if not data:
         raise UnreadableImageError("empty file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warnings about unusual tags would fill the log
-        return _decode(data, shorter, max_pixels)
-
-
-def _decode(data: bytes, shorter: int, max_pixels: int) -> Image.Image:
-    try:
-        image = open_image(data)
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError("too large: more pixels than Pillow reads") from error
-    except Exception as error:  # decoders raise errors of many kinds on damaged headers
-        raise UnreadableImageError(f"damaged image: {_first_line(error)}") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise UnreadableImageError(f"too large: {width}x{height} pixels, data.max_pixels is {max_pixels}")
-    try:
-        if shorter and image.format == "JPEG":
-            image.draft(None, (shorter, shorter))
-        image.load()
-        return _to_rgb(_upright(image))
-    except Exception as error:
-        raise UnreadableImageError(f"damaged image: {_first_line(error)}") from error
+        warnings.simplefilter("ignore")  # Pillow warns of odd tags, once a file and worker
+        try:
+            image = open_image(data)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UnreadableImageError(f"too large: {width}x{height} pixels, data.max_pixels is {max_pixels}")
+            if shorter and image.format == "JPEG":
+                image.draft(None, (shorter, shorter))
+            image.load()
+            return _to_rgb(_upright(image))
+        except UnreadableImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise UnreadableImageError("not an image") from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableImageError("too large: more pixels than Pillow reads") from error
+        except Exception as error:  # decoders raise errors of many kinds on damaged files
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UnreadableImageError(f"damaged image: {reason}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -113,11 +108,6 @@ def _wide_to_rgb(values: np.ndarray) -> Image.Image:
     values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     top = next((limit for limit in (1.0, 255.0, 65535.0) if values.max() <= limit), float(2**32 - 1))
     return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).splitlines()
-    return text[0][:200] if text else type(error).__name__
 
 
 CROPS = ("auto", "random", "resized", "center")
@@ -163,12 +153,24 @@ def eval_transform(image_size: int, *, resize: str = "bicubic") -> PictureTransf
     return train_transform(image_size, crop="center", resize=resize)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block with torch's CPU generator at `seed`, and put the generator back as it was; devices are not touched."""
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)
+def seeded(transform: PictureTransform, seed: int) -> PictureTransform:
+    """Return a transform that draws from torch's CPU generator at `seed` and puts the generator back as it was."""
+
+    def apply(picture: Image.Image) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return transform(picture)
+
+    return apply
+
+
+def make_square(picture: Image.Image, transform: PictureTransform, *, side: int, max_pixels: int) -> Tensor:
+    """Return a picture as (3, side, side) uint8.
+
+    Raises:
+        UnreadableImageError: it is so thin that its shorter side at `side` pixels would give more than `max_pixels`.
+    """
+    width, height = picture.size
+    if max(width, height) * side**2 > max_pixels * min(width, height):
+        raise UnreadableImageError(f"too thin: {width}x{height} pixels")
+    return transform(picture)

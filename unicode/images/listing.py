@@ -3,8 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from unicode.common.files import read_json
 from unicode.common.logging import get_logger
+from unicode.images.decode import read_bytes
 
 
 class PackedStrings:
@@ -40,15 +40,18 @@ LAYOUTS = "DATA_VAE.md shows the layout of every data set"
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Files of a data set: `root / key` is the file of a key; keys have forward slashes and occur once."""
+class Files:
+    """Image files below a root folder; keys are paths relative to it, with forward slashes, each once."""
 
-    root: Path
-    keys: list[str]
+    def __init__(self, root: str | Path, keys: Iterable[str]) -> None:
+        self.root, self.keys = Path(root), PackedStrings(keys)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of file `index`; UnreadableImageError if they cannot be read."""
+        return read_bytes(self.root / self.keys[index])
 
 
-def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Listing:
+def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Files:
     """List the images under a folder, recursively, sorted; links are followed, hidden files and other extensions left out.
 
     Args:
@@ -73,10 +76,10 @@ def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Listin
         found += [prefix + name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
     if not found:
         raise ValueError(f"no images in {folder} (looked for {', '.join(sorted(EXTENSIONS))}, also in its subfolders); {LAYOUTS}")
-    return Listing(Path(root or folder), sorted(found))
+    return Files(root or folder, sorted(found))
 
 
-def list_lines(path: str | Path, root: str, *, folder: str = "", separator: str | None = None) -> Listing:
+def list_lines(path: str | Path, root: str, *, folder: str = "", separator: str | None = None) -> Files:
     """List the images that a text file names, one a line, in its order; what follows `separator` in a line is left out.
 
     Relative lines start at `root / folder`, at the folder of the list file if `root` is empty. Absolute lines must lie under
@@ -99,7 +102,7 @@ def list_lines(path: str | Path, root: str, *, folder: str = "", separator: str 
     return _gather(path, lines, root, folder)
 
 
-def list_llava(path: str | Path, root: str, *, folder: str = "") -> Listing:
+def list_llava(path: str | Path, root: str, *, folder: str = "") -> Files:
     """List the images of a LLaVA annotation file, a JSON list of records whose "image" is a path, several, or absent (text only).
 
     Raises:
@@ -122,7 +125,7 @@ def list_llava(path: str | Path, root: str, *, folder: str = "") -> Listing:
     return _gather(path, names, root or str(Path(path).parent), folder)
 
 
-def list_coco(root: str, split: str, path: str = "") -> Listing:
+def list_coco(root: str, split: str, path: str = "") -> Files:
     """List the images of COCO: those an annotation file names ("images" with "file_name"), or a split's whole folder.
 
     The pictures lie in `root/val2017` or `root/images/val2017` (or 2014, or train); the year of an annotation file is in its name.
@@ -151,31 +154,25 @@ def list_coco(root: str, split: str, path: str = "") -> Listing:
     return _gather(path, names, root, present[0])
 
 
-def join(listings: Sequence[Listing]) -> Listing:
-    """Put listings of one root together, keeping the first of equal keys."""
-    keys = list(dict.fromkeys(key for listing in listings for key in listing.keys))
-    return Listing(listings[0].root, keys)
-
-
 def is_held_out(key: str, share: float) -> bool:
     """Whether a picture belongs to the share that "val" keeps: a hash of its key decides."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64 < share
 
 
-def check_files(listing: Listing, number: int, source: str) -> None:
-    """Check that `number` files, evenly spread over the listing (all if negative), exist.
+def check_files(files: Files, number: int, source: str) -> None:
+    """Check that `number` files, evenly spread over the list (all if negative), exist.
 
     Raises:
         FileNotFoundError: some do not; the message names the first three and tells how many of how many.
     """
-    total = len(listing.keys)
+    total = len(files.keys)
     looked = range(total) if number < 0 or number >= total else [index * total // number for index in range(number)]
-    missing = [listing.keys[index] for index in looked if not os.path.exists(listing.root / listing.keys[index])]
+    missing = [files.keys[index] for index in looked if not os.path.exists(files.root / files.keys[index])]
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise FileNotFoundError(
-            f"{len(missing)} of {len(looked)} files looked for, of the {total} that {source} names, are not in {listing.root}: {names}; "
+            f"{len(missing)} of {len(looked)} files looked for, of the {total} that {source} names, are not in {files.root}: {names}; "
             "set data.root to the folder that they start from, or data.check_files=0 to skip what is missing"
         )
 
@@ -209,7 +206,7 @@ def key_under(root: str | Path, folder: str, name: str, where: str) -> str:
     return os.path.relpath(full, base).replace(os.sep, "/")
 
 
-def _gather(source: str | Path, names: Iterable[tuple[str, str]], root: str, folder: str) -> Listing:
+def _gather(source: str | Path, names: Iterable[tuple[str, str]], root: str, folder: str) -> Files:
     check_folder(root)
     keys = [key_under(root, folder, name, where) for where, name in names]
     if not keys:
@@ -217,4 +214,4 @@ def _gather(source: str | Path, names: Iterable[tuple[str, str]], root: str, fol
     unique = list(dict.fromkeys(keys))
     if len(unique) < len(keys):
         log.info("%s names %d images %d times; each is used once", source, len(unique), len(keys))
-    return Listing(Path(root), unique)
+    return Files(root, unique)

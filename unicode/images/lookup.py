@@ -14,7 +14,7 @@ from unicode.common.config import load_config
 from unicode.common.logging import get_logger
 from unicode.images.archives import Lmdb, TarShards
 from unicode.images.dataset import DataConfig
-from unicode.images.decode import PictureTransform, UnreadableImageError, decode_image, read_bytes
+from unicode.images.decode import PictureTransform, UnreadableImageError, decode_image, make_square, read_bytes
 from unicode.images.shapes import Scene, ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_caption
 
@@ -40,10 +40,7 @@ def square_pixels(image: Image.Image | bytes, *, transform: PictureTransform, si
     settings = DataConfig()
     if isinstance(image, bytes):
         image = decode_image(image, shorter=math.ceil(settings.draft * side), max_pixels=settings.max_pixels)
-    width, height = image.size
-    if max(width, height) * side**2 > settings.max_pixels * min(width, height):
-        raise UnreadableImageError(f"too thin: {width}x{height} pixels")
-    return transform(image.convert("RGB"))
+    return make_square(image.convert("RGB"), transform, side=side, max_pixels=settings.max_pixels)
 
 
 class ImageLookup:

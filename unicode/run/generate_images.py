@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unicode.common.distributed import is_main, open_job
 from unicode.common.logging import get_logger
-from unicode.images.listing import EXTENSIONS, Listing
+from unicode.images.listing import EXTENSIONS, Files
 from unicode.images.shapes import ShapesConfig
 from unicode.run.command import command
 
@@ -53,12 +53,12 @@ def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageData
     Raises:
         FileNotFoundError, ValueError: as `open_images`.
     """
-    from unicode.images.dataset import FileImages, Files, open_images
+    from unicode.images.dataset import FileImages, open_images
 
     data = replace(config.data, limit=config.limit or config.data.limit)
     path = Path(source)
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return FileImages(Files(Listing(path.parent, [path.name])), data, image_size=side, train=False)
+        return FileImages(Files(path.parent, [path.name]), data, image_size=side, train=False)
     return open_images(source, image_size=side, root=data.root, config=data)
 
 
