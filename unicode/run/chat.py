@@ -1,8 +1,8 @@
-"""Talk with a model in the terminal: name image files in what you say, and it answers in words and pictures, which are saved.
+"""Chat with a model in the terminal. A question may name image files; images in answers are saved.
 
 python -m unicode.run.chat --model outputs/unicode_visual_text --out outputs/chat
-    > photos/bus.jpg What color is it?          words that name an image file are that image
-    > /draw a red circle at the top left        a picture, guided where guidance=... was given
+    > photos/bus.jpg What color is it?          the path of an image file stands for the image
+    > /draw a red circle at the top left        draws an image, with guidance=... if given
     > /new                                      forget the conversation        /quit or Ctrl-D: leave
 """
 
@@ -19,13 +19,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.chat", description="Talk with a model in words and pictures.")
     parser.add_argument("--model", required=True, help="run folder of train_llm or folder of merge_lora")
     parser.add_argument("--out", default="outputs/chat", help="folder of the pictures that it draws (default: %(default)s)")
-    parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
+    parser.add_argument("--base", default="", help="base model, if it has moved since the training")
     parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer, pictures included (default: %(default)s)")
     parser.add_argument("--word-temperature", type=float, default=0.0, help="of the words; 0 is greedy (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="open the model and leave")
+    parser.add_argument("--dry-run", action="store_true", help="open the model and stop")
     settings = "seed, temperature, top_k, top_p of pictures; guidance of /draw"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     return parser

@@ -1,4 +1,4 @@
-"""What every command shares: messages switched on, a user's mistake ends in one line and exit code 2, never in a traceback."""
+"""Shared by all commands: log messages on, and a user's error printed as one line with exit code 2 instead of a traceback."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ INTERRUPTED = 130
 def command(main: Main) -> Callable[..., int]:
     """Wrap the `main(argv) -> exit code` of a command.
 
-    ValueError and OSError (with it FileNotFoundError and a full disk) are the user's to mend: they become one line `error: ...` on
-    standard error and exit code 2. Ctrl-C becomes 130. Anything else is a mistake of ours and keeps its traceback.
-    With UNICODE_TRACEBACK=1 in the environment the traceback of a user's error is shown too. A process group that the command opened is
-    closed: threads that outlive the interpreter abort now and then, and the launcher would take that for a failure.
+    ValueError and OSError (with it FileNotFoundError and a full disk) are errors that the user can correct: they become one line
+    `error: ...` on standard error and exit code 2. Ctrl-C becomes 130. Any other error is a bug and keeps its traceback. With
+    UNICODE_TRACEBACK=1 in the environment the traceback of a user's error is shown too. A process group that the command opened is
+    closed: threads that outlive the interpreter may abort, which the launcher would report as a failure.
     """
 
     @wraps(main)

@@ -1,4 +1,4 @@
-"""Write the ids of a store, or of the runs in an annotation file, back as pictures.
+"""Decode the ids of a store, or of the runs in an annotation file, to pictures.
 
 python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/photos --out pictures
 """

@@ -1,4 +1,4 @@
-"""Encode images into a store of ids. The same command finishes what a stopped one began.
+"""Encode images into a store of ids. The same command resumes a stopped one.
 
 python -m unicode.run.encode_images --ckpt outputs/hqvae --images photos/ --out outputs/hqvae/ids/photos
 """
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.encode_images", description="Encode images into a store of ids.")
     parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
-    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; without it the settings say")
+    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; or use the settings")
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
     parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
@@ -62,7 +62,7 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
 
 
 def default_workers(device: torch.device) -> int:
-    """Processes that read images: for a GPU this rank's share of the processors, 8 at most; a CPU has its hands full with the encoder."""
+    """Processes that read images: for a GPU this rank's share of the processors, 8 at most; none on a CPU, which the encoder keeps busy."""
     share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     return max(1, min(8, share)) if device.type == "cuda" else 0
 

@@ -144,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="find everything, say what cannot be computed, measure nothing")
+    parser.add_argument("--dry-run", action="store_true", help="find everything, list what cannot be computed, measure nothing")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the protocol, as splits=1 or data.limit=5000")
     return parser
 

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_tokenizer", description="Measure a tokenizer's reconstructions.")
     parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
-    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; without it the settings say")
+    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; or use --data or the settings")
     parser.add_argument("--data", help="YAML file of a training run: its data set, and the split that it is validated on")
     parser.add_argument("--out", required=True, help="JSON file of the report; grid.png and skipped.jsonl go beside it")
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inception", default="", help="file of torch-fidelity's Inception weights, for rFID")
     parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
-    parser.add_argument("--dry-run", action="store_true", help="load everything, say what cannot be computed, measure nothing")
+    parser.add_argument("--dry-run", action="store_true", help="load everything, list what cannot be computed, measure nothing")
     what = "settings of the data set, as name=imagenet root=DIR split=val"
     parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=what)
     parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{args.ckpt} is of type {found}, not {args.type}; give --type {found} or another checkpoint")
     args.settings += [f"limit={args.limit}"] if args.limit else []
     side = args.image_size or tokenizer.config.image_size
-    layout = tokenizer.config.layout(side, side)  # a side that the stride does not divide ends here
+    layout = tokenizer.config.layout(side, side)  # raises ValueError for a side that the stride does not divide
     dataset, data = find_images(args, side)
     lpips: dict[str, Any] = evaluation.load_networks(
         {trunk: partial(evaluation.load_lpips_network, trunk, getattr(args, trunk)) for trunk in ("vgg", "alex")}, device=device

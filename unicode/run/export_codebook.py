@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(embedding: Embedding) -> str:
-    """Return the text that says what the table holds and which of its rows are left out, why and how many."""
+    """Return the contents of the table as text: its rows, and how many are left out for which reason."""
     count, width = embedding.rows.shape
     lines = [f"{embedding.model}: {count} rows of width {width}, mean norm {embedding.rows.norm(dim=1).mean():.4g}"]
     for reason, ids in embedding.excluded.items():

@@ -51,7 +51,7 @@ def import_ids(
         foreign = torch.zeros_like(codes, dtype=torch.bool) if known is None else ~torch.isin(codes, known.to(codes.dtype))
         if foreign.any():
             row, place = (int(value) for value in foreign.nonzero()[0])
-            raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files are of another one")
+            raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files belong to another one")
     layout = Layout("hierarchical", (_square(coarse), _square(fine)), order="rows")
     vocab_size, fingerprint = int(max(coarse.max(), fine.max())) + 1, tokenizer.fingerprint if tokenizer is not None else ""
     spec = StoreSpec(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)

@@ -18,7 +18,7 @@ log = get_logger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's arguments: one for each setting of the base model."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.make_base_model", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model and its tokenizer; kept if whole")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model and its tokenizer; kept if complete")
     for field in fields(BaseConfig):
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=type(field.default), default=field.default, help="(default: %(default)s)")

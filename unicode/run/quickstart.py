@@ -270,7 +270,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def machine_settings() -> dict[str, str]:
-    """Return the variables that the scripts should find: two processes on a CPU with two cores or more, and a free port for them."""
+    """Return the environment variables of the scripts: two processes on a CPU with two cores or more, and a free port for them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -94,8 +94,8 @@ class AutoencoderConfig:
     decoder_attention: list[int] = field(default_factory=lambda: [16])
     """The same for the decoder."""
     encoder_tile: int = 0
-    """Side in pixels of the tiles that the encoder sees one at a time, so that the same thing gets the same codes wherever it lies and
-    whatever is beside it; a multiple of a coarse cell. 0: the encoder sees the whole image. The decoder always sees all codes."""
+    """Side in pixels of the tiles that are encoded one at a time, so that equal content gets equal codes in every place; a multiple of a
+    coarse cell. 0: the image is encoded as a whole. The decoder always reads all codes."""
     dropout: float = 0.0
     """Dropout in residual blocks."""
 

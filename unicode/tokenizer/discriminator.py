@@ -78,7 +78,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _init_weights_(module: nn.Module) -> None:
-    """Normal weights of deviation 0.02, as PatchGAN's authors start theirs."""
+    """Normal weights of deviation 0.02, as in PatchGAN."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

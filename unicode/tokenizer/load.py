@@ -111,7 +111,7 @@ def _generator_state(content: Any, *, source: str) -> State:
 def _autoencoder(values: dict[str, Any], *, halves_first: bool) -> AutoencoderConfig:
     """Return our config of their encoder and decoder."""
     if values.get("double_z") or not values.get("use_mid_block", True) or not values.get("use_attn", True):
-        raise ValueError("double_z, or an encoder without middle block or attention, was never published and is not supported")
+        raise ValueError("double_z, or an encoder without middle block or attention, is in no published model and not supported")
     attention = [int(side) for side in values["attn_resolutions"]]
     # Their encoder counts resolutions from the image's, also when its first convolution has halved it already.
     encoder_attention = [side // 2 for side in attention] if halves_first else attention

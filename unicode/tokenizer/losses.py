@@ -25,7 +25,7 @@ class PerceptualConfig:
 
     weight: float = 1.0  # factor of the LPIPS distance in the loss; 0: off, nothing is loaded
     vgg_path: str = ""  # torchvision's VGG16 state dict (vgg16-397923af.pth); empty = torchvision's cache, else its download
-    random: bool = False  # the same network with random weights: for benchmarks and tests, no use as a loss
+    random: bool = False  # the same network with random weights, for benchmarks and tests only
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):

@@ -38,7 +38,7 @@ def normalization(config: TokenizerConfig) -> str:
     if book.normalize != "auto":
         return book.normalize
     if book.mode == "projected":
-        # The passes of an RQ-VAE see what is left over, whose length must stay free to shrink.
+        # The passes of an RQ-VAE quantize residuals, whose length must be able to shrink.
         return "sphere" if config.type == "hqvae" else "standardize"
     return "none" if book.mode == "free" else "match"
 

@@ -1,1 +1,1 @@
-"""Anything to better weights: schedules, the order of the data, and the loops that train tokenizers."""
+"""Training of tokenizers and language models: configs, data order, losses, loops and metrics."""

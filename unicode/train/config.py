@@ -17,7 +17,7 @@ GROUPINGS = ("none", "length", "modality")
 
 @dataclass
 class AdamWConfig:
-    """What both trainings set of AdamW."""
+    """Settings of AdamW in both trainings."""
 
     lr: float = 1e-4
     """Peak learning rate."""
@@ -39,7 +39,7 @@ class AdamWConfig:
 
 @dataclass
 class StepsConfig:
-    """What both trainings set of the loop."""
+    """Settings of the loop in both trainings."""
 
     steps: int = 0
     """Optimizer steps of the run; 0 takes `epochs`."""
@@ -69,7 +69,7 @@ class StepsConfig:
 
 @dataclass
 class ComputeConfig:
-    """What both trainings set of the machine."""
+    """Settings of devices and precision in both trainings."""
 
     dir: str = ""
     """Run folder. The same folder resumes."""
@@ -208,10 +208,10 @@ class ModelConfig:
 
 @dataclass
 class LlmDataConfig:
-    """What is learned from."""
+    """The training data."""
 
     files: list[str] = field(default_factory=list)
-    """Annotation files, each PATH or PATH*WEIGHT; the weight says how often a record of the file occurs in an epoch on average."""
+    """Annotation files, each PATH or PATH*WEIGHT; the weight is how often a record of the file occurs in an epoch on average."""
     val_files: list[str] = field(default_factory=list)
     """Held-out annotation files; their loss is measured every `train.eval_every` steps, per task."""
     stores: list[str] = field(default_factory=list)
@@ -219,9 +219,9 @@ class LlmDataConfig:
     max_length: int = 0
     """Longest sequence in tokens; 0: the model's context, at most 2048. Longer conversations are cut between turns, or left out."""
     isolate_turns: bool = False
-    """Let the questions of a conversation see its images but not each other, each as if it were asked alone."""
+    """Let the questions of a conversation attend to its images but not to each other, as if each were asked alone."""
     pack: bool = False
-    """Put several short conversations into one row of a batch; they do not see each other."""
+    """Put several short conversations into one row of a batch; they do not attend to each other."""
     skip_bad: bool = False
     """Leave out records that cannot be used and count them; false stops with the first of them named."""
     task_weights: dict[str, float] = field(default_factory=dict)

@@ -27,14 +27,14 @@ logger = get_logger(__name__)
 
 @dataclass
 class Vision:
-    """What reads pictures in a run of the LLaVA baseline: a frozen tower, and what adds pictures to batches."""
+    """The vision part of the LLaVA baseline: a frozen tower and the reader that adds pictures to batches."""
 
     settings: VisionSettings
     tower: Tower
     reader: PixelReader
 
     def check(self, data: ConversationDataset) -> None:
-        """FileNotFoundError when the pictures of a data set are not where the config says."""
+        """FileNotFoundError when the pictures of a data set are not in the folders of the config."""
         seeing = np.flatnonzero(data.num_images)
         chosen = seeing[spread(len(seeing), CHECKED)]
         keys = (key for index in chosen for key in data[int(index)].images)
@@ -84,7 +84,7 @@ def spread(total: int, count: int) -> np.ndarray:
 
 @dataclass
 class LlmData:
-    """What a run learns from and is measured on.
+    """Training and held-out conversations of a run.
 
     Attributes:
         train, val: conversations; `val` is None without held-out files.

@@ -19,12 +19,12 @@ from unicode.common.files import name_errors, write_list
 from unicode.common.logging import get_logger
 
 HIDDEN = ("epoch", "total_flos", "train_")
-"""What Trainer logs and nobody needs: its epoch is the whole run, its sums at the end count the time of saving."""
+"""Values of Trainer that are not logged: its epoch is the whole run, and its final sums include the time of saving."""
 logger = get_logger(__name__)
 
 
 class Monitor:
-    """What both trainings share. Every rank calls everything; the main rank writes.
+    """Metrics of both trainings. Every rank calls all methods; the main rank writes.
 
     Args:
         folder: run folder.
@@ -41,7 +41,7 @@ class Monitor:
         """Begin at finished step `step` of `steps`: drop the lines of later steps, show the bar."""
         drop_lines_after(self.folder / "metrics.jsonl", step)
         if is_main():
-            interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a person
+            interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a terminal
             self.bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05, mininterval=interval)
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
