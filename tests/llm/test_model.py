@@ -1,5 +1,7 @@
 """Opening base models: attention, types, added rows, and what is wrong with a folder."""
 
+import ast
+import json
 import shutil
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from unicode.llm.llava import VisionSettings, build_tower
 from unicode.llm.model import choose_attention, context_length, fit_embeddings_, open_base, open_description, table_rows
-from unicode.llm.vocabulary import Markers
+from unicode.llm.vocabulary import Markers, load_embedding
 
 
 def test_a_folder_gives_model_and_tokenizer(tiny_llama: Path) -> None:
@@ -98,3 +101,35 @@ def test_a_damaged_gguf_file_is_named(tmp_path: Path) -> None:
     assert find_model(tmp_path) == tmp_path / "model.gguf"
     with pytest.raises(ValueError, match=r"model\.gguf"):
         open_base(tmp_path)
+
+
+def test_no_code_of_a_folder_is_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (folder / "custom.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    for name, classes in (
+        ("config.json", {"AutoConfig": "custom.Config", "AutoModel": "custom.Model", "AutoModelForCausalLM": "custom.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["custom.Tokenizer", "custom.Tokenizer"]}),
+    ):
+        content = json.loads((folder / name).read_text()) | {"auto_map": classes, "model_type": "unknown"}
+        (folder / name).write_text(json.dumps(content | {"tokenizer_class": "UnknownTokenizer"}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 60)
+    for open_folder in (open_base, open_description, load_embedding, lambda path: build_tower(VisionSettings(path=str(path)))):
+        with pytest.raises(ValueError):
+            open_folder(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_folder_is_opened_without_network_and_code() -> None:
+    """Each call names both options, whatever the defaults of transformers are."""
+    found = 0
+    for path in (Path(__file__).parents[2] / "unicode").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)):
+                continue
+            owner, options = call.func.value.id, {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+            if call.func.attr in ("from_pretrained", "from_config") and owner.startswith(("Auto", "Peft", "CLIP")):
+                found += 1
+                assert call.func.attr == "from_config" or options.get("local_files_only") is True, f"{path}: {ast.unparse(call)}"
+                assert not owner.startswith("Auto") or options.get("trust_remote_code") is False, f"{path}: {ast.unparse(call)}"
+    assert found >= 8
