@@ -52,14 +52,10 @@ class Card:
     """Other facts of the training."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is '{self.kind}'; known: {', '.join(KINDS)}")
-        if self.input_mode not in INPUT_MODES:
-            raise ValueError(f"input_mode is '{self.input_mode}'; known: {', '.join(INPUT_MODES)}")
-        if self.layout is not None:
-            Layout.from_dict(self.layout)
-        if self.markers is not None:
-            Markers.from_dict(self.markers)
+        for name, known in (("kind", KINDS), ("input_mode", INPUT_MODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is '{getattr(self, name)}'; known: {', '.join(known)}")
+        _ = self.id_layout, self.marker_ids
 
     @property
     def id_layout(self) -> Layout | None:

@@ -1,9 +1,9 @@
-"""Annotation record -> turns and images -> tokens and labels."""
+"""Turns and images of a conversation -> tokens and labels: training examples and prompts."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, TextIO
 
 import numpy as np
@@ -19,6 +19,7 @@ from unicode.llm.template import (
     IMAGE,
     INSIDE,
     START,
+    TEXT,
     TEXT_START,
     Template,
     TextEncoder,
@@ -30,7 +31,7 @@ from unicode.llm.vocabulary import Markers
 IGNORED = -100
 """Label of a position that is not learned."""
 NOT_BEGUN = OPEN + CLOSE
-"""A run of no ids, as UniCode-ECCV24 wrote it for a picture not begun: nothing."""
+"""A run of no ids, which UniCode-ECCV24 wrote for an image that is not begun; it is dropped."""
 Runs = Sequence[Any]
 """Arrays of ids (n,), one for each <image> tag in the order of the tags; see `ExampleBuilder`."""
 
@@ -45,7 +46,7 @@ class Example:
         is_image: (T,) bool, positions of image ids or compressed cells, without the markers.
         extra_ids: (n, m - 1) int64, the further ids of n compressed cells of m ids; the first stands in `input_ids`.
         extra_at: (n,) int64, the positions of these cells.
-        branch: (T,) int64, 0 for what every turn sees, then 1, 2, ... for turns that do not see each other; all 0 in plain text.
+        branch: (T,) int64, 0 for positions that every turn sees, then 1, 2, ... for turns that do not see each other.
         task: one of the tasks of annotations.
         images: keys of the images, in the order of their runs.
     """
@@ -64,16 +65,16 @@ class Example:
 
     @property
     def num_image_targets(self) -> int:
-        """Image ids that are learned."""
+        """Number of image ids that are learned."""
         return int(((self.labels != IGNORED) & self.is_image).sum())
 
     @property
     def num_text_targets(self) -> int:
-        """Other tokens that are learned: words, markers and end tokens."""
+        """Number of other tokens that are learned: words, markers and end tokens."""
         return int(((self.labels != IGNORED) & ~self.is_image).sum())
 
     def positions(self) -> torch.Tensor:
-        """Return position ids, (T,) int64: every branch counts on from the end of the common beginning."""
+        """Return position ids, (T,) int64; every branch continues from the end of the common beginning."""
         order = torch.arange(len(self))
         shared = int((self.branch == 0).sum())
         starts = torch.cat((torch.zeros(1, dtype=torch.long), (self.branch.diff() != 0).nonzero().flatten() + 1))
@@ -95,15 +96,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """Everything that is the same for all conversations of a run.
+    """Tokenizes conversations, for training and for prompts.
 
     Attributes:
-        template: how turns are put into words.
+        template: how turns are written as text.
         text_tokenizer: the language model's, of transformers.
         markers: around images; None where there are none.
         layout: of whole images; None leaves the length of runs unchecked (then there is no input_mode "sum").
         vocab_size: rows of the embedding table; every id must lie below it.
-        bare_images: nothing around images, and the words behind one spelled as at the beginning of a text: LLaVA's published models.
+        bare_images: no markers, and the text behind an image is tokenized as at the beginning of a text, as for LLaVA's models.
     """
 
     template: Template
@@ -164,7 +165,7 @@ class ExampleBuilder:
         return sum(len(segment.ids) for branch in branches for segment in branch)
 
     def segments(self, turns: Sequence[str | None], runs: Runs, *, input_mode: str, isolate_turns: bool) -> list[list[Segment]]:
-        """Return the segments of the common beginning and of each branch; of a conversation without branches one list."""
+        """Return the segments of the common beginning and of each branch; one list for a conversation without branches."""
         if input_mode not in INPUT_MODES:
             raise ValueError(f"input_mode is '{input_mode}'; known: {', '.join(INPUT_MODES)}")
         turns = [turn if turn is None else turn.replace(NOT_BEGUN, "") for turn in turns]
@@ -188,21 +189,20 @@ class ExampleBuilder:
     def _render(self, turns: Sequence[str | None], runs: Iterator[Any], input_mode: str) -> Iterator[Segment]:
         place = TEXT_START
         if self.template.adds_bos and self.encoder.bos_id is not None:
-            yield Segment([self.encoder.bos_id])  # the place stays TEXT_START: a start token of its own changes no spelling
+            yield Segment([self.encoder.bos_id])  # the place stays TEXT_START: the start token does not change how text is tokenized
         for part in self.template.render(turns):
             if part.kind == END:
                 yield Segment([self.template.end_id(self.text_tokenizer)], part.learned)
                 place = AFTER_SPECIAL
-            elif part.kind == START:
-                if self.encoder.bos_id is not None:
-                    yield Segment([self.encoder.bos_id])
-                    place = AFTER_SPECIAL
+            elif part.kind == START and self.encoder.bos_id is not None:
+                yield Segment([self.encoder.bos_id])
+                place = AFTER_SPECIAL
             elif part.kind == CONTROL:
                 ids = self.encoder.encode(part.text, place=place, control=True)
                 yield Segment(ids)
                 place = AFTER_SPECIAL if ids and ids[-1] in self.encoder.special_ids else INSIDE
-            else:
-                for words, run in _cut(part.text, runs):
+            elif part.kind == TEXT:
+                for words, run in _split_images(part.text, runs):
                     if run is not None:
                         yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
                         place = TEXT_START if self.bare_images else AFTER_SPECIAL
@@ -244,10 +244,9 @@ class ExampleBuilder:
 
 
 def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None:
-    """A conversation about the pictures of its first question -> one conversation per turn, each of pictures, question and answer.
+    """Split a conversation about the images of its first question into one conversation per round: images, question, answer.
 
-    The pictures move to the front, as LLaVA has it. None where turns cannot do without each other: a single turn, no picture in the first
-    question, or pictures elsewhere.
+    The images move to the front, as in LLaVA. None for a single round, no image in the first question, or images elsewhere.
     """
     pairs = rounds(turns)
     pictures = IMAGE.findall(pairs[0][0])
@@ -259,8 +258,8 @@ def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None
     return [[f"{front}\n{question}", answer] for question, (_, answer) in zip(questions, pairs, strict=True)]
 
 
-def _cut(text: str, runs: Iterator[Any]) -> Iterator[tuple[str, np.ndarray | None]]:
-    """The words and the images of a part in their order; images as their ids, from `runs` where a tag stands for them."""
+def _split_images(text: str, runs: Iterator[Any]) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Yield the text and the images of a part in order; images as their ids, taken from `runs` for a tag."""
     done = 0
     for found in IMAGE.finditer(text):
         if found.start() > done:
@@ -303,24 +302,20 @@ FROM, TO = "⟦", "⟧"
 
 
 def format_example(example: Example, text_tokenizer: Any, *, colour: bool = False) -> str:
-    """Return an example as text: learned stretches in brackets, or green among grey, and each run of image ids as its length."""
-    learned = (example.labels != IGNORED).tolist()
-    images, branches, ids = example.is_image.tolist(), example.branch.tolist(), example.input_ids.tolist()
+    """Return an example as text: learned text in brackets, or green among grey, and each run of image ids as its length."""
     encoder, compressed = text_encoder(text_tokenizer), set(example.extra_at.tolist())
-    pieces, start = [], 0
-    for place in range(1, len(ids) + 1):
-        whole = place < len(ids) and (learned[place], images[place], branches[place]) == (learned[start], images[start], branches[start])
-        if whole:
-            continue
-        words = encoder.decode(ids[start:place])
-        if images[start]:
-            words = f"({place - start} {'cells' if start in compressed else 'ids'})"
-        if branches[start] and (not start or branches[start] != branches[start - 1]):
-            pieces.append(f"\n--- turn {branches[start]} ---\n")
-        opened, closed = (GREEN if learned[start] else GREY, RESET) if colour else ((FROM, TO) if learned[start] else ("", ""))
-        pieces.append(f"{opened}{words}{closed}")
-        start = place
-    return "".join(pieces).replace(f"{TO}{FROM}", "")
+    kinds = zip((example.labels != IGNORED).tolist(), example.is_image.tolist(), example.branch.tolist(), strict=True)
+    parts, start, before = [], 0, 0
+    for (learned, image, branch), stretch in groupby(kinds):
+        end = start + len(list(stretch))
+        words = encoder.decode(example.input_ids[start:end].tolist())
+        if image:
+            words = f"({end - start} {'cells' if start in compressed else 'ids'})"
+        opened, closed = (GREEN if learned else GREY, RESET) if colour else ((FROM, TO) if learned else ("", ""))
+        header = f"\n--- turn {branch} ---\n" if branch not in (0, before) else ""
+        parts.append(f"{header}{opened}{words}{closed}")
+        start, before = end, branch
+    return "".join(parts).replace(f"{TO}{FROM}", "")
 
 
 def preview(examples: Iterable[Example], text_tokenizer: Any, *, count: int, stream: TextIO | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,19 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read the vocabulary of a Hugging Face folder or a GGUF file.
 
     Raises:
-        ValueError: the folder holds no tokenizer that transformers can open.
+        ValueError: the folder holds no tokenizer that transformers can open, or the file no vocabulary.
     """
-    if Path(path).suffix == ".gguf":
-        return _gguf_vocabulary(open_gguf(path))
-    tokenizer = open_text_tokenizer(path)
-    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
-    return Vocabulary(tokens, {SPECIAL: frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)})
+    if Path(path).suffix != ".gguf":
+        tokenizer = open_text_tokenizer(path)
+        tokens = {index: token for token, index in tokenizer.get_vocab().items()}
+        return Vocabulary(tokens, {SPECIAL: frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)})
+    reader = open_gguf(path)
+    found, types = reader.get_field("tokenizer.ggml.tokens"), reader.get_field("tokenizer.ggml.token_type")
+    if found is None:
+        raise ValueError(f"{path} holds no vocabulary (tokenizer.ggml.tokens); take a GGUF file that was made with its tokenizer")
+    kinds = types.contents() if types is not None else []
+    marked = {reason: frozenset(index for index, kind in enumerate(kinds) if kind in of_reason) for reason, of_reason in GGUF_KINDS.items()}
+    return Vocabulary(dict(enumerate(found.contents())), marked)
 
 
 def open_text_tokenizer(path: str | Path, **options: Any) -> Any:
@@ -113,15 +119,6 @@ def open_gguf(path: str | Path) -> Any:
         raise ValueError(f"{path} is damaged or not a GGUF file ({first_line(error)})") from error
 
 
-def _gguf_vocabulary(reader: Any) -> Vocabulary:
-    tokens, types = reader.get_field("tokenizer.ggml.tokens"), reader.get_field("tokenizer.ggml.token_type")
-    if tokens is None:
-        raise ValueError("the GGUF file holds no vocabulary (tokenizer.ggml.tokens); take one that was made with its tokenizer")
-    kinds = types.contents() if types is not None else []
-    marked = {reason: frozenset(index for index, kind in enumerate(kinds) if kind in of_reason) for reason, of_reason in GGUF_KINDS.items()}
-    return Vocabulary(dict(enumerate(tokens.contents())), marked)
-
-
 NAMES = ("<image_start>", "<image_end>", "<compressed_start>", "<compressed_end>")
 _ROLES = ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
 
@@ -156,12 +153,12 @@ class Markers:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` inverts it."""
-        return {name.strip("<>"): index for name, index in zip(NAMES, self.ids(), strict=True)} | {"added": list(self.added)}
+        return asdict(self) | {"added": list(self.added)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Markers":
         """Inverse of `to_dict`. ValueError for missing or unknown keys."""
-        expected = {*(name.strip("<>") for name in NAMES), "added"}
+        expected = {one.name for one in fields(cls)}
         if not isinstance(values, dict) or set(values) != expected:
             raise ValueError(f"markers have the keys {sorted(expected)}; found {sorted(values) if isinstance(values, dict) else values}")
         return cls(**values)
@@ -193,15 +190,9 @@ def reserved_tokens(text_tokenizer: Any, *, table_rows: int) -> list[int]:
     """Return the ids of reserved tokens, ascending, without padding, tokens of another role and tokens of the chat template."""
     roles = {getattr(text_tokenizer, role, None) for role in _ROLES}
     template = str(getattr(text_tokenizer, "chat_template", None) or "")
-    return sorted(
-        index
-        for token, index in text_tokenizer.get_vocab().items()
-        if RESERVED_NAME.fullmatch(token)
-        and "pad" not in token.lower()
-        and index < table_rows
-        and index not in roles
-        and token not in template
-    )
+    vocabulary = text_tokenizer.get_vocab().items()
+    reserved = {index: token for token, index in vocabulary if RESERVED_NAME.fullmatch(token) and "pad" not in token.lower()}
+    return sorted(i for i, token in reserved.items() if i < table_rows and i not in roles and token not in template)
 
 
 NO_TOKEN = "row without a token"
@@ -280,7 +271,12 @@ def find_model(path: str | Path) -> Path:
 def read_rows(path: Path) -> torch.Tensor:
     """Return the input-embedding table, (V, E) float32."""
     if path.suffix == ".gguf":
-        return _read_gguf(path)
+        tensor = next((tensor for tensor in open_gguf(path).tensors if tensor.name == GGUF_TABLE), None)
+        if tensor is None:
+            raise ValueError(f"{path} holds no tensor {GGUF_TABLE}; is it the first part of a split model?")
+        from gguf import dequantize
+
+        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
     files = weight_files(path)
     name = table_name(list(files))
     if name is None:
@@ -336,16 +332,16 @@ def find_excluded(rows: torch.Tensor, vocabulary: Vocabulary) -> dict[str, list[
         rows: (V, E) float32.
         vocabulary: its tokens; ids from V up have no row and are left out.
     """
-    excluded = {reason: [index for index in ids if index < len(rows)] for reason, ids in vocabulary.unfit().items()}
     norms = rows.norm(dim=1)
-    by_row = {
+    by_reason = vocabulary.unfit() | {
         NO_TOKEN: [index for index in range(len(rows)) if index not in vocabulary.tokens],
         NEAR_ZERO: (norms <= NEAR_ZERO_NORM * norms.median()).nonzero().flatten().tolist(),
         REPEATED: repeated_rows(rows),
     }
-    seen = {index for ids in excluded.values() for index in ids}
-    for reason, ids in by_row.items():
-        excluded[reason] = [index for index in ids if index not in seen]
+    seen: set[int] = set()
+    excluded = {}
+    for reason, ids in by_reason.items():
+        excluded[reason] = [index for index in ids if index < len(rows) and index not in seen]
         seen.update(ids)
     return excluded
 
@@ -356,16 +352,6 @@ def repeated_rows(rows: torch.Tensor) -> list[int]:
     keys = torch.cat([(part.contiguous().view(torch.int32).long() * weights).sum(dim=1) for part in rows.split(4096)])
     _, group, counts = keys.unique(return_inverse=True, return_counts=True)
     return (counts[group] > 1).nonzero().flatten().tolist()
-
-
-def _read_gguf(path: Path) -> torch.Tensor:
-    reader = open_gguf(path)
-    from gguf import dequantize
-
-    for tensor in reader.tensors:
-        if tensor.name == GGUF_TABLE:
-            return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
-    raise ValueError(f"{path} holds no tensor {GGUF_TABLE}; is it the first part of a split model?")
 
 
 def _read_through_the_model(path: Path) -> torch.Tensor:
