@@ -4,7 +4,6 @@ import json
 import os
 import re
 import tarfile
-from collections import OrderedDict
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -33,25 +32,22 @@ class TarShards:
             ValueError: a shard is compressed or damaged, or none holds an image.
         """
         self._paths = find_shards(pattern, root)
-        base = _base(self._paths, root)
-        names, shards, offsets, sizes = [], [], [], []
+        folders, top = [os.path.abspath(os.path.dirname(path)) for path in self._paths], os.path.abspath(root)
+        base = top if root and os.path.commonpath([top, *folders]) == top else os.path.commonpath(folders)
+        found: dict[str, tuple[int, int, int]] = {}  # of a member that was appended again, the last one counts, as in tar
         for number, path in enumerate(self._paths):
-            for member, offset, size in _shard_index(path):
-                names.append(f"{os.path.relpath(path, base)}/{member}".replace(os.sep, "/"))
-                shards.append(number)
-                offsets.append(offset)
-                sizes.append(size)
-        if not names:
+            prefix = os.path.relpath(path, base)
+            found |= {f"{prefix}/{member}": (number, offset, size) for member, offset, size in _shard_index(path)}
+        if not found:
             raise ValueError(f"no images in the {len(self._paths)} shards of {pattern}; {LAYOUTS}")
-        rows = {name: row for row, name in enumerate(names)}  # of a member that was appended again, the last one counts, as in tar
-        self.keys = PackedStrings(rows)
-        self._place = np.array([(shards[row], offsets[row], sizes[row]) for row in rows.values()], np.int64)
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self.keys = PackedStrings(found)
+        self._members = np.array(list(found.values()), np.int64)  # (N, 3): shard, offset, size
+        self._open: dict[int, BinaryIO] = {}
         self._pid = os.getpid()
 
     def read(self, index: int) -> bytes:
         """Return the bytes of image `index`; UnreadableImageError if the shard ends before it does."""
-        shard, offset, size = (int(value) for value in self._place[index])
+        shard, offset, size = (int(value) for value in self._members[index])
         try:
             data = os.pread(self._file(shard).fileno(), size, offset)
         except OSError as error:
@@ -62,16 +58,17 @@ class TarShards:
 
     def _file(self, shard: int) -> BinaryIO:
         if self._pid != os.getpid():  # a forked worker opens its own
-            self._open, self._pid = OrderedDict(), os.getpid()
-        if shard not in self._open:
+            self._open, self._pid = {}, os.getpid()
+        file = self._open.pop(shard, None)
+        if file is None:
             if len(self._open) >= MAX_OPEN:
-                self._open.popitem(last=False)[1].close()
-            self._open[shard] = open(self._paths[shard], "rb")  # noqa: SIM115, it stays open for the next image
-        self._open.move_to_end(shard)
-        return self._open[shard]
+                self._open.pop(next(iter(self._open))).close()
+            file = open(self._paths[shard], "rb")  # noqa: SIM115, it stays open for the next image
+        self._open[shard] = file  # the last one used stands last
+        return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}
+        return {**self.__dict__, "_open": {}, "_pid": -1}
 
 
 def find_shards(pattern: str, root: str = "") -> list[str]:
@@ -95,13 +92,6 @@ def find_shards(pattern: str, root: str = "") -> list[str]:
         names = ", ".join(missing[:3])
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} shards of {pattern} are missing: {names}; correct the range in data.path")
     return paths
-
-
-def _base(paths: list[str], root: str) -> str:
-    """Return the folder that the keys of shards start from: the root if they lie in it, else the folder they have in common."""
-    folders = [os.path.abspath(os.path.dirname(path)) for path in paths]
-    top = os.path.abspath(root)
-    return top if root and os.path.commonpath([top, *folders]) == top else os.path.commonpath(folders)
 
 
 def _shard_index(path: str) -> list[tuple[str, int, int]]:

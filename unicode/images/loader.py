@@ -7,8 +7,8 @@ depends on its list alone, not on the number of workers or on earlier batches.
 import hashlib
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,20 +28,19 @@ Request = Sequence[int] | Sequence[AugmentedIndex]
 class Batch:
     """Pictures of one list of requests, in its order."""
 
-    images: Tensor  # (B, 3, H, W) float32 in [-1, 1]; B may be 0 in evaluation, where nothing could be read
+    images: Tensor  # (B, 3, H, W) float32 in [-1, 1], from a worker uint8; B may be 0 in evaluation, where nothing could be read
     keys: list[str]
     indices: list[int]
     skipped: list[Skipped]  # unreadable pictures: left out in evaluation, replaced in training
+    error: str = ""  # why there is no batch: an exception would arrive from a worker as its whole traceback
+
+    def pin_memory(self) -> "Batch":
+        """Move the images to page-locked memory; the DataLoader calls this in a thread of its own."""
+        return replace(self, images=self.images.pin_memory())
 
 
 def build_loader(
-    dataset: ImageDataset,
-    batches: Iterable[Request],
-    *,
-    num_workers: int,
-    device: str | torch.device = "cpu",
-    pin_memory: bool | None = None,
-    prefetch: int = 2,
+    dataset: ImageDataset, batches: Iterable[Request], *, num_workers: int, device: str | torch.device = "cpu"
 ) -> "ImageLoader":
     """Return an iterable of batches, one per list of `batches`, in order.
 
@@ -50,20 +49,21 @@ def build_loader(
             another picture that this index alone determines). Iterated anew for every pass.
         num_workers: processes that read and decode; 0: this one does.
         device: where the images go.
-        pin_memory: page-locked memory for copies to a GPU; None: if `device` is one.
-        prefetch: batches that each worker prepares ahead.
     """
     device = torch.device(device)
+    context = None
+    if num_workers:  # workers start from a clean server process, as forking one with threads or a GPU may hang; it imports torch once
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["unicode.images.loader"])
     loader = DataLoader(
         _Fetcher(dataset),
         sampler=cast(Iterable[int], batches),  # each "index" is a whole list
         batch_size=None,
-        collate_fn=cast(Callable[[list[Any]], Any], _same),
+        collate_fn=cast(Any, _same),
         num_workers=num_workers,
-        pin_memory=device.type == "cuda" if pin_memory is None else pin_memory,
-        multiprocessing_context=_context() if num_workers else None,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context=context,
         persistent_workers=num_workers > 0,
-        prefetch_factor=prefetch if num_workers else None,
         generator=torch.Generator(),  # starting a pass draws a number: not from the generator that a resumed run must find unchanged
     )
     return ImageLoader(loader, device)
@@ -72,19 +72,56 @@ def build_loader(
 class ImageLoader:
     """Iterates over batches; the workers stay alive between passes."""
 
-    def __init__(self, loader: "DataLoader[_RawBatch]", device: torch.device) -> None:
-        self._loader = loader
-        self._device = device
+    def __init__(self, loader: "DataLoader[Batch]", device: torch.device) -> None:
+        self._loader, self._device = loader, device
 
     def __iter__(self) -> Iterator[Batch]:
-        for raw in self._loader:
-            if raw.error:
-                raise ValueError(raw.error)
-            images = to_float(raw.images.to(self._device, non_blocking=True))
-            yield Batch(images, raw.keys, raw.indices, raw.skipped)
+        for batch in self._loader:
+            if batch.error:
+                raise ValueError(batch.error)
+            yield replace(batch, images=to_float(batch.images.to(self._device, non_blocking=True)))
 
-    def __len__(self) -> int:
-        return len(self._loader)
+
+class _Fetcher(Dataset[Batch]):
+    """A data set whose items are whole batches: a worker fetches and stacks, and only one tensor crosses to the main process."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, items: Request) -> Batch:
+        pixels: list[Tensor] = []
+        indices: list[int] = []
+        skipped: list[Skipped] = []
+        for item in items:
+            fetched: Tensor | Skipped = self._dataset.pixels(item)
+            tries = 1
+            while isinstance(fetched, Skipped):
+                skipped.append(fetched)
+                if not isinstance(item, AugmentedIndex):
+                    break
+                if tries == MAX_TRIES:
+                    what = f"the last: {fetched.key} ({fetched.reason})"
+                    error = f"{tries} images in a row could not be read, {what}; look at the data under data.root"
+                    return Batch(torch.empty(0), [], [], skipped, error)
+                item = _another(item, tries, len(self._dataset))
+                fetched = self._dataset.pixels(item)
+                tries += 1
+            if isinstance(fetched, Tensor):
+                pixels.append(fetched)
+                indices.append(item.index if isinstance(item, AugmentedIndex) else item)
+        size = self._dataset.image_size
+        images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return Batch(images, [self._dataset.key(index) for index in indices], indices, skipped)
+
+
+def _another(item: AugmentedIndex, tries: int, total: int) -> AugmentedIndex:
+    """Return the picture to take instead of an unreadable one: a function of the request alone."""
+    digest = hashlib.blake2b(f"{item.index}/{item.seed}/{tries}".encode(), digest_size=8).digest()
+    return AugmentedIndex(int.from_bytes(digest, "little") % total, item.seed)
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
 
 
 class SkipReport:
@@ -116,66 +153,3 @@ class SkipReport:
     def write(self, path: str | Path) -> None:
         """Write one JSON object per skipped picture, in the order of the data set, atomically."""
         write_jsonl(path, (asdict(entry) for entry in sorted(self._skipped.values(), key=lambda entry: entry.index)))
-
-
-@dataclass
-class _RawBatch(Batch):
-    """A batch whose images are still uint8."""
-
-    error: str = ""  # why there is no batch: an exception in a worker would print its whole traceback
-
-    def pin_memory(self) -> "_RawBatch":
-        """Move the images to page-locked memory; the DataLoader calls this in a thread of its own."""
-        self.images = self.images.pin_memory()
-        return self
-
-
-class _Fetcher(Dataset[_RawBatch]):
-    """A data set whose items are whole batches: a worker fetches and stacks, and only one tensor crosses to the main process."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, items: Request) -> _RawBatch:
-        size = self._dataset.image_size
-        pixels: list[Tensor] = []
-        indices: list[int] = []
-        skipped: list[Skipped] = []
-        for item in items:
-            fetched: Tensor | Skipped = self._dataset.pixels(item)
-            tries = 1
-            while isinstance(fetched, Skipped):
-                skipped.append(fetched)
-                if not isinstance(item, AugmentedIndex):
-                    break
-                if tries == MAX_TRIES:
-                    what = f"the last: {fetched.key} ({fetched.reason})"
-                    error = f"{tries} images in a row could not be read, {what}; look at the data under data.root"
-                    return _RawBatch(torch.empty(0), [], [], skipped, error)
-                item = _another(item, tries, len(self._dataset))
-                fetched = self._dataset.pixels(item)
-                tries += 1
-            if isinstance(fetched, Tensor):
-                pixels.append(fetched)
-                indices.append(item.index if isinstance(item, AugmentedIndex) else item)
-        images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        return _RawBatch(images, [self._dataset.key(index) for index in indices], indices, skipped)
-
-
-def _another(draw: AugmentedIndex, tries: int, total: int) -> AugmentedIndex:
-    """Return the picture to take instead of an unreadable one: a function of the request alone."""
-    digest = hashlib.blake2b(f"{draw.index}/{draw.seed}/{tries}".encode(), digest_size=8).digest()
-    return AugmentedIndex(int.from_bytes(digest, "little") % total, draw.seed)
-
-
-def _same(batch: _RawBatch) -> _RawBatch:
-    return batch
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Return how workers start: from a clean server process, as forking one with threads or a GPU may hang; it imports torch once."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["unicode.images.loader"])
-    return context

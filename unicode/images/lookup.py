@@ -2,9 +2,9 @@
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from unicode.common.logging import get_logger
 from unicode.images.archives import Lmdb, TarShards
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import PictureTransform, UnreadableImageError, decode_image, make_square, read_bytes
-from unicode.images.shapes import Scene, ShapesConfig, find_scene
+from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_caption
 
 SHAPES = "shapes"
@@ -118,18 +118,7 @@ def _is_relative(key: str) -> bool:
     return bool(key) and "\0" not in key and not key.startswith("/") and ".." not in key.split("/")
 
 
-class _Source(Protocol):
-    def holds(self, key: str) -> bool:
-        """Whether there is a picture of this key."""
-
-    def read(self, key: str) -> Image.Image | bytes:
-        """Return a picture or the content of its file; UnreadableImageError if it cannot be read."""
-
-    def caption(self, key: str) -> str:
-        """Return the words about a picture, or ""."""
-
-
-def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> _Source:
+def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> "_Source":
     if is_world(name):
         return _World(config)
     if os.path.isdir(name):
@@ -140,14 +129,27 @@ def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> _Source:
     raise FileNotFoundError(f"no pictures at '{name}'; --images and vision.images take {kinds}")
 
 
-class _Folder:
+class _Source(ABC):
+    @abstractmethod
+    def holds(self, key: str) -> bool:
+        """Whether there is a picture of this key."""
+
+    @abstractmethod
+    def read(self, key: str) -> Image.Image | bytes:
+        """Return a picture or the content of its file; UnreadableImageError if it cannot be read."""
+
+    def caption(self, key: str) -> str:
+        """Return the words about a picture, or ""."""
+        return ""
+
+
+class _Folder(_Source):
     """Files below a folder. A link may lead only into one of `roots`, the resolved folders of the look-up."""
 
     def __init__(self, root: str, roots: tuple[str, ...]) -> None:
         self._root, self._roots = os.path.abspath(root), tuple(f"{root.rstrip('/')}/" for root in roots)
 
     def resolve(self, key: str) -> str:
-        """Return the path of a relative key without links."""
         return os.path.realpath(os.path.join(self._root, key))
 
     def holds(self, key: str) -> bool:
@@ -164,9 +166,7 @@ class _Folder:
             return file.readline().strip()
 
 
-class _Archive:
-    """Images in tar shards or an LMDB."""
-
+class _Archive(_Source):
     def __init__(self, source: TarShards | Lmdb) -> None:
         self._source = source
         self._rows = {key: row for row, key in enumerate(source.keys)}
@@ -177,30 +177,19 @@ class _Archive:
     def read(self, key: str) -> bytes:
         return self._source.read(self._rows[key])
 
-    def caption(self, key: str) -> str:
-        return ""
 
-
-class _World:
-    """Scenes of the generated world; keys look like train/0000007.png."""
-
+class _World(_Source):
     def __init__(self, config: ShapesConfig) -> None:
         self._config = config
 
     def holds(self, key: str) -> bool:
-        return self._scene(key) is not None
+        try:
+            return bool(find_scene(self._config, key))
+        except ValueError:
+            return False
 
     def read(self, key: str) -> Image.Image:
-        scene = self._scene(key)
-        assert scene is not None, key
-        return Image.fromarray(np.ascontiguousarray(scene.pixels().transpose(1, 2, 0)))
+        return Image.fromarray(np.ascontiguousarray(find_scene(self._config, key).pixels().transpose(1, 2, 0)))
 
     def caption(self, key: str) -> str:
-        scene = self._scene(key)
-        return scene_caption(scene) if scene else ""
-
-    def _scene(self, key: str) -> Scene | None:
-        try:
-            return find_scene(self._config, key)
-        except ValueError:
-            return None
+        return scene_caption(find_scene(self._config, key)) if self.holds(key) else ""
