@@ -1,7 +1,6 @@
 """Encoding: a data set of images -> a store of ids. Encoder and search only, nothing is decoded."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +149,15 @@ def _encode_shards(
 ) -> None:
     """Encode the shards of this rank and hand them to the writer. On a GPU only the writer's thread waits for the device."""
     spec = writer.spec
-    pictures = _Pictures(dataset, spec.views)
-    plan = _Plan(spec, shards, config.batch_size, sorted(set(pictures.sources)))
+    pictures = _ViewedImages(dataset, spec.views)
+    sources, size, num_views = sorted(set(pictures.sources)), config.batch_size, len(spec.views)
+    chunks = {shard: [rows[at : at + size] for rows in [spec.shard_rows(shard)] for at in range(0, len(rows), size)] for shard in shards}
+    plan = [
+        range(rows.start * num_views + source, rows.stop * num_views + source, num_views)
+        for shard in shards
+        for rows in chunks[shard]
+        for source in sources
+    ]
     batches = iter(build_loader(pictures, plan, num_workers=config.num_workers, device=device)) if shards else iter(())
     total = sum(len(spec.shard_rows(shard)) for shard in shards)
     name = f"rank 0 of {world_size()}" if world_size() > 1 else "encoding"
@@ -161,11 +167,11 @@ def _encode_shards(
             first = spec.shard_rows(shard).start
             ids = torch.zeros(spec.shard_shape(shard), dtype=torch.int32, device=device)
             skipped: dict[int, tuple[int, str, str]] = {}
-            for rows in plan.chunks(shard):
-                for source in plan.sources:
+            for rows in chunks[shard]:
+                for source in sources:
                     batch = next(batches)
                     skipped.update((skip.index, (skip.index, skip.key, skip.reason)) for skip in batch.skipped)
-                    places = [index // len(spec.views) - first for index in batch.indices]
+                    places = [index // num_views - first for index in batch.indices]
                     columns = {column: spec.views[column] for column, other in enumerate(pictures.sources) if other == source}
                     if places:
                         _fill_(ids, tokenizer, batch.images, places, columns=columns, layout=spec.layout)
@@ -184,7 +190,7 @@ def _fill_(
         ids[place, column] = found.to(torch.int32)
 
 
-class _Pictures(ImageDataset):
+class _ViewedImages(ImageDataset):
     """The pictures that the views are made of: item `row * views + source` is the picture of a row that the view `source` encodes.
 
     "whole" and "flip" share the evaluation picture, each "crop" has a source of its own. An unreadable picture is left out, where a
@@ -211,27 +217,3 @@ class _Pictures(ImageDataset):
         row, source = divmod(item, len(self._views))
         # the number of the item is the seed: torch keeps 32 bits of it, so views must differ in the low ones
         return self._dataset.pixels(AugmentedIndex(row, item & 0xFFFFFFFF) if self._views[source] == "crop" else row)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The batches of some shards, in the order in which the loader returns them."""
-
-    spec: StoreSpec
-    shards: list[int]
-    batch_size: int
-    sources: list[int]
-
-    def chunks(self, shard: int) -> Iterator[range]:
-        """Rows of each batch of one shard."""
-        rows = self.spec.shard_rows(shard)
-        return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
-
-    def __len__(self) -> int:
-        return sum(-(-len(self.spec.shard_rows(shard)) // self.batch_size) for shard in self.shards) * len(self.sources)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for shard in self.shards:
-            for rows in self.chunks(shard):
-                for source in self.sources:
-                    yield [row * len(self.spec.views) + source for row in rows]
