@@ -19,7 +19,7 @@ TRAIN, VAL = SPLITS = ("train", "val")
 CONCAT, CONCAT_VQA = "llava_concat", "llava_concat_vqa"
 TEST_IMAGES = (
     "concat_vae_with_vqabench would put the images of the twelve benchmarks, test images among them, into the training data of the "
-    "tokenizer; scores on those benchmarks are then no longer scores on unseen images. If that is what you want, say --allow-test-images"
+    "tokenizer; scores on those benchmarks are then no longer scores on unseen images. To do so, give --allow-test-images"
 )
 
 

@@ -106,7 +106,7 @@ def concat_uni_anno(
         names = ", ".join(source.path.name for source in sources)
         raise ValueError(f"weights {list(weights)} for {len(sources)} files; give one number from 0 up for each of {names}")
     weight_of = {str(source.path): weight for source, weight in zip(sources, weights or written, strict=True)}
-    first: list[str] = []  # what the first record with ids says about them, and its file
+    first: list[str] = []  # layout and tokenizer of the first record with ids, and its file
 
     def convert(record: Any, source: str) -> Made:
         read = read_record(record)

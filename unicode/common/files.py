@@ -94,7 +94,7 @@ def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            file.unlink(missing_ok=True)  # before the release: nobody else can hold this name yet
+            file.unlink(missing_ok=True)  # before the release, while no other process can hold this name
             _locks.discard(handle)
             os.close(handle)
 

@@ -1,4 +1,4 @@
-"""Console messages: one logger per module; INFO on the main rank, warnings on the others; no warnings that only a library can mend."""
+"""Console messages: one logger per module; INFO on the main rank, warnings on the others; no warnings about the inside of libraries."""
 
 import logging
 import os

@@ -283,7 +283,7 @@ def build_tower(settings: VisionSettings) -> Tower:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder does not hold what `vision.kind` says.
+        ValueError: the folder does not hold a model of `vision.kind`.
     """
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 

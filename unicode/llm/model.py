@@ -111,7 +111,7 @@ def table_rows(model: Any) -> int:
 
 
 def context_length(model: Any) -> int:
-    """Longest sequence that a model's positions allow, 2^30 if its config does not say; `model` may be its config."""
+    """Longest sequence that a model's positions allow, 2^30 if its config has none; `model` may be its config."""
     return int(getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None) or 2**30)
 
 

@@ -62,7 +62,7 @@ def is_raw_byte(token: str, *, byte_level: bool) -> bool:
 
 
 def first_line(error: BaseException, *, limit: int = 160) -> str:
-    """Return the first line of a library's error, cut to `limit` characters; the name of its class when it says nothing."""
+    """Return the first line of a library's error, cut to `limit` characters; the name of its class when it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 

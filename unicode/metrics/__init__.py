@@ -18,7 +18,7 @@ class NotComputed:
 
 
 def entry(value: float, *, unit: str, protocol: str) -> dict[str, Any]:
-    """The form of a computed metric in a report; `protocol` says in one line how it was computed."""
+    """The form of a computed metric in a report; `protocol` describes in one line how it was computed."""
     return {"value": value, "unit": unit, "protocol": protocol}
 
 

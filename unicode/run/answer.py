@@ -89,11 +89,11 @@ def answer_share(file: Any, asked: Sequence[Any], *, model: Any, images: Any, co
 
 
 def report(summary: Any, path: str) -> None:
-    """Say how many questions are answered, and which are not and why."""
+    """Log how many questions are answered, and which are not and why."""
     for key, reason in list(summary.errors.items())[:SHOWN_ERRORS]:
         log.warning("question %s has no answer: %s", key[0], reason)
     if len(summary.errors) > SHOWN_ERRORS:
-        log.warning("... and %d more; their lines in %s say why", len(summary.errors) - SHOWN_ERRORS, path)
+        log.warning("... and %d more; their lines in %s have the reasons", len(summary.errors) - SHOWN_ERRORS, path)
     damaged = f", {summary.damaged} damaged lines of an earlier run were asked again" if summary.damaged else ""
     errors = f", {len(summary.errors)} without answer (the same command asks them again)" if summary.errors else ""
     log.info("%s: %d of %d questions answered%s%s", path, summary.done, summary.total, errors, damaged)

@@ -96,14 +96,14 @@ class Runner:
                 failed.append(f"{benchmark.name}: {one_line(error)}")
         if len(absent) == len(BENCHMARKS):
             where = self.args.answers or self.args.data
-            raise FileNotFoundError(f"no benchmark in {where}; EVALUATION.md says what to download and where to put it")
+            raise FileNotFoundError(f"no benchmark in {where}; EVALUATION.md lists the downloads and their places")
         return failed
 
     def run(self, benchmark: Benchmark) -> None:
         """Ask, score and write one benchmark; called by every rank, the main one scores.
 
         Raises:
-            FileNotFoundError: a file of the benchmark, or images, are not there; the message says what to download.
+            FileNotFoundError: a file of the benchmark, or images, are not there; the message names the download.
             ValueError: a damaged file, answers of another model or question file, or another process fills the same folder.
         """
         folder = self.args.out / self._run_name(benchmark, blank=self.args.blank_images)
@@ -417,7 +417,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip-missing-images", action="store_true", help="leave questions unanswered whose images are not there")
     grader_help = "llavabench: the grader behind OPENAI_BASE_URL, with OPENAI_API_KEY (default: JUDGE_MODEL of the environment)"
     parser.add_argument("--grader", "--judge", default="", metavar="MODEL", help=grader_help)
-    parser.add_argument("--grader-estimate", "--judge-estimate", action="store_true", help="say what the grader would cost, do not ask it")
+    parser.add_argument("--grader-estimate", "--judge-estimate", action="store_true", help="print what the grader would cost and stop")
     workers_help = "requests to the grader at a time (default: %(default)s)"
     parser.add_argument("--grader-workers", "--judge-workers", type=int, default=4, help=workers_help)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
@@ -436,7 +436,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         numbers = f"--batch-size {args.batch_size}, --grader-workers {args.grader_workers}, --limit {args.limit}"
         raise ValueError(f"{numbers}, --max-new-tokens {args.max_new_tokens}: the first two are at least 1, the others not negative")
     if not args.data.is_dir():
-        raise FileNotFoundError(f"no folder {args.data}; --data is the folder of the benchmarks, EVALUATION.md says what lies in it")
+        raise FileNotFoundError(f"no folder {args.data}; --data is the folder of the benchmarks, see EVALUATION.md for its content")
     if args.answers is not None and not args.answers.exists():
         raise FileNotFoundError(f"no file of answers {args.answers}; --answers is a file, or with all a folder of NAME.jsonl")
 

@@ -1,7 +1,7 @@
 """Our models inside lmms-eval, for the benchmarks that it knows: `python -m lmms_eval --model unicode --model_args pretrained=DIR ...`.
 
 lmms-eval (the extra `[lmms-eval]`) finds `manifest` through the entry point `lmms_eval.models` of this package, and through it the
-class. Without lmms-eval this module can still be imported; making a model then says what to install.
+class. Without lmms-eval this module can still be imported; making a model then names the package to install.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -236,7 +236,7 @@ def _run_step(step: Step, record: Path, environment: Mapping[str, str]) -> int:
     code = os.waitstatus_to_exitcode(status)
     if code or not step.made.exists():
         problem = f"exit code {code}" if code else f"{step.made} was not made"
-        print(f"\nthe step '{step.name}' failed ({problem}); once that is mended, the same command resumes here", flush=True)
+        print(f"\nthe step '{step.name}' failed ({problem}); correct that and run the same command, which resumes here", flush=True)
         return max(code, 1)
     line = {"step": step.name, "command": step.line(), "seconds": round(time.monotonic() - start, 1)}
     with name_errors(record), open_append(record) as file:

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ids", nargs="+", default=[], metavar="STORE", help="stores of ids (default: those in ids/ of the tokenizer)")
     add("--images", nargs="+", default=[], metavar="PLACE", help="where pictures are found by name: folders, shapes:SPLIT")
     add("--world", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the shapes world that differ from the default one")
-    add("--about", default="red circle", metavar="WORDS", help="spell out pictures whose caption says this (default: %(default)s)")
+    add("--about", default="red circle", metavar="WORDS", help="spell out pictures whose caption contains this (default: %(default)s)")
     add("--llm", nargs="+", default=[], metavar=NAMED, help="run folders of train_llm")
     add("--questions", type=Path, metavar="FILE", help="questions in LLaVA's form, JSON Lines, with the right answers")
     add("--answers", nargs="+", default=[], metavar=NAMED, help="answers of the model, then of baselines, as blind=FILE")

@@ -76,7 +76,7 @@ def load_published(folder: str | Path) -> ImageTokenizer:
     weights = find_published(folder)
     if weights is None:
         raise FileNotFoundError(f"{folder} has no config.yaml with one of {', '.join(CHECKPOINTS)} beside it")
-    try:  # interpolations stay text: the file of a stranger must not read environment variables
+    try:  # interpolations stay text: a downloaded file must not read environment variables
         content: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=False)
     except Exception as error:  # the YAML parser has a family of errors of its own
         raise ValueError(f"{folder}/config.yaml is not valid YAML: {error}") from error

@@ -327,7 +327,7 @@ def parse_config(values: Any, *, source: str) -> TokenizerConfig:
         ValueError: an unknown key, an interpolation or a value that makes no sense; the message names `source`.
     """
     try:
-        if "${" in json.dumps(values):  # the file of a stranger must not read environment variables
+        if "${" in json.dumps(values):  # a downloaded file must not read environment variables
             raise ValueError("interpolations (${...}) are not read")
         merged = OmegaConf.merge(OmegaConf.structured(TokenizerConfig), OmegaConf.create(values))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]

@@ -75,7 +75,7 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 @contextmanager
 def expect(what: str, remedy: str) -> Iterator[None]:
-    """Turn the errors of content that has another form into one ValueError: `what` is wrong, and how to mend it."""
+    """Turn the errors of malformed content into one ValueError with `what` is wrong and the remedy."""
     try:
         yield
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -98,7 +98,7 @@ class Question:
     """One question to a model."""
 
     id: str | int  # `question_id` as its file has it; not always unique, `key` is
-    text: str  # what the model reads, with the suffix that says how to answer, without image tag and conversation template
+    text: str  # what the model reads, with the instruction on how to answer, without image tag and conversation template
     key: str  # unique in the benchmark; `Benchmark.key_of` finds the same key from an answer record
     image: str = ""  # path below `image_folder`; empty for a question without image
     image_data: bytes = b""  # the encoded image, where the benchmark's own file holds it (MMBench)
@@ -125,14 +125,14 @@ class NeededFile:
         return next((data / path for path in self.paths if (data / path).exists()), None)
 
     def require(self, data: Path) -> Path:
-        """Return the path, or raise the FileNotFoundError that says what to download."""
+        """Return the path, or raise FileNotFoundError with the download."""
         found = self.find(data)
         if found is None:
             raise FileNotFoundError(self.message(data))
         return found
 
     def message(self, data: Path) -> str:
-        """Say which file is missing and where to get it."""
+        """Return which file is missing and its source."""
         return f"{' or '.join(str(data / path) for path in self.paths)} is not there: {self.source}"
 
 
@@ -141,7 +141,7 @@ class Score:
     """The result of scoring. Numbers are kept unrounded."""
 
     name: str
-    headline: float | None  # the number people quote; None where only a server or a grader can tell, `notes` say why
+    headline: float | None  # the number that papers quote; None where only a server or a grader can score, `notes` has the reason
     unit: str  # of the headline: "% F1", "points of 2000"
     protocol: str  # one line: which files, which rules
     values: dict[str, Any] = field(default_factory=dict)  # all numbers, nested; variants under names of their own
@@ -230,11 +230,11 @@ class Benchmark(ABC):
         return str(record["question_id"])
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
-        """Return the questions in the order of their file. FileNotFoundError says what to download, ValueError what is damaged."""
+        """Return the questions in the order of their file. FileNotFoundError names the download, ValueError the damaged file."""
         return read_question_file(self.questions.require(data), self.key_of)
 
     def score(self, data: Path, answers: Answers, options: Options) -> Score:
-        """Score the answers. A missing answer key is no error: the score then has no headline and says so.
+        """Score the answers. A missing answer key is no error: the score then has no headline, and a note.
 
         Raises:
             ValueError: the answers belong to another question file, or a file is damaged.

@@ -130,7 +130,7 @@ def _means(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 YES_NO = "Please answer yes or no."
-MME_SOURCE = "ask the authors of MME for MME_Benchmark_release_version, as their repository says, and put it there"
+MME_SOURCE = "ask the authors of MME for MME_Benchmark_release_version, as their repository asks, and put it there"
 _BREAKS = str.maketrans("\t\r\n", "   ")
 
 
