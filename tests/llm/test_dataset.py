@@ -16,6 +16,7 @@ from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
 from unicode.llm import dataset
 from unicode.llm.dataset import ConversationDataset, split_source
+from unicode.llm.examples import ExampleBuilder
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import Markers
 
@@ -48,8 +49,9 @@ def opened(tmp_path, byte_level, stored):
     def open_records(records, **options) -> ConversationDataset:
         path = tmp_path / "records.json"
         path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-        settings = {"template": get_template("vicuna_v1"), "text_tokenizer": byte_level, "markers": MARKERS, "vocab_size": 504}
-        return ConversationDataset([path], **{**settings, "stores": [stored[0]], **options})
+        changes = {name: options.pop(name) for name in ("template", "markers", "layout", "vocab_size") if name in options}
+        builder = replace(ExampleBuilder(get_template("vicuna_v1"), byte_level, MARKERS, None, 504), **changes)
+        return ConversationDataset([path], builder, **{"stores": [stored[0]], **options})
 
     return open_records
 
@@ -75,7 +77,7 @@ def test_several_files(opened, tmp_path, byte_level, stored):
     for number in range(2):
         paths.append(tmp_path / f"{number}.json")
         paths[-1].write_text(json.dumps([asked(KEYS[number])] * (number + 1)))
-    data = ConversationDataset(paths, stores=[stored[0]], template=get_template("plain"), text_tokenizer=byte_level, markers=MARKERS)
+    data = ConversationDataset(paths, ExampleBuilder(get_template("plain"), byte_level, MARKERS), stores=[stored[0]])
     assert data.sources.tolist() == [0, 1, 1] and data[2].images == (KEYS[1],)
     assert data.intake.records == 3
 
@@ -84,9 +86,8 @@ def test_paths_may_start_from_a_folder(tmp_path, byte_level, make_store):
     make_store(tmp_path / "store", ["coco/1.png"])
     path = tmp_path / "a.json"
     path.write_text(json.dumps([asked("1.png")]))
-    data = ConversationDataset(
-        [f"{path}@coco"], stores=[tmp_path / "store"], template=get_template("plain"), text_tokenizer=byte_level, markers=MARKERS
-    )
+    builder = ExampleBuilder(get_template("plain"), byte_level, MARKERS)
+    data = ConversationDataset([f"{path}@coco"], builder, stores=[tmp_path / "store"])
     assert data[0].images == ("coco/1.png",)
     assert split_source(path) == (path, "")
     with pytest.raises(ValueError, match="names no folder below the image root"):
@@ -180,13 +181,14 @@ def test_errors_that_no_record_can_mend(opened, stored, tmp_path, byte_level):
         opened(records, layout=Layout("hierarchical", ((2, 2), (4, 4)), order="rows"))
     with pytest.raises(ValueError, match="holds ids of the tokenizer 0123456789abcdef, not of ffffffffffffffff"):
         opened(records, layout=LAYOUT, fingerprint="f" * 16)
+    builder = ExampleBuilder(get_template("plain"), byte_level)
     with pytest.raises(FileNotFoundError, match=r"no annotation file .*none.json; make some with"):
-        ConversationDataset([tmp_path / "none.json"], template=get_template("plain"), text_tokenizer=byte_level, markers=None)
+        ConversationDataset([tmp_path / "none.json"], builder)
     with pytest.raises(ValueError, match="no annotation files"):
-        ConversationDataset([], template=get_template("plain"), text_tokenizer=byte_level, markers=None)
+        ConversationDataset([], builder)
     (tmp_path / "cut.json").write_text('[{"id": 1')
     with pytest.raises(ValueError, match=r"cut.json, record 0, line 1: the file is cut off"):
-        ConversationDataset([tmp_path / "cut.json"], template=get_template("plain"), text_tokenizer=byte_level, markers=None)
+        ConversationDataset([tmp_path / "cut.json"], builder)
 
 
 def test_ids_of_two_tokenizers_in_one_file(opened):

@@ -24,8 +24,6 @@ from unicode.common.json_lists import locate_json_list
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.llm.examples import Example, ExampleBuilder
-from unicode.llm.template import Template
-from unicode.llm.vocabulary import Markers
 
 log = get_logger(__name__)
 
@@ -245,13 +243,9 @@ class ConversationDataset(Dataset[Example]):
 
     Args:
         files: JSON lists of records; FILE@FOLDER where its image paths start from a folder of the image root.
+        builder: tokenizes conversations; without a layout, that of the stores or records is taken.
         stores: folders of ids (or folders of such folders) for records that name their images.
-        template: how turns are written as text.
-        text_tokenizer: the language model's, of transformers.
-        markers: around images; None for a model that reads none.
-        layout: of the ids; None takes it from the stores, or from the records.
         fingerprint: of the image tokenizer; "" takes it from the stores, or from the records.
-        vocab_size: rows of the embedding table; 0 leaves ids unchecked.
         max_length: most tokens of an example; 0 for no limit.
         input_mode: "sum" compresses the images of all questions, "ids" those of records that ask for it.
         isolate_turns: see `unicode.llm.examples.split_branches`.
@@ -263,7 +257,7 @@ class ConversationDataset(Dataset[Example]):
         tasks: (n,) int8, indexes in annotations.records.TASKS.
         sources: (n,) int32, indexes in `files`.
         num_images: (n,) int16, images of each example.
-        layout, fingerprint: of the ids, where the arguments, stores or records name them.
+        fingerprint: of the image tokenizer that made the ids; "" if neither arguments nor stores nor records name it.
         intake: counts of the records; `skipped` are those left out, by reason.
 
     Raises:
@@ -275,14 +269,10 @@ class ConversationDataset(Dataset[Example]):
     def __init__(
         self,
         files: Sequence[str | Path],
+        builder: ExampleBuilder,
         *,
         stores: Sequence[str | Path] = (),
-        template: Template,
-        text_tokenizer: Any,
-        markers: Markers | None,
-        layout: Layout | None = None,
         fingerprint: str = "",
-        vocab_size: int = 0,
         max_length: int = 0,
         input_mode: str = "ids",
         isolate_turns: bool = False,
@@ -293,11 +283,11 @@ class ConversationDataset(Dataset[Example]):
             raise ValueError("no annotation files; name some, as data.files=[FILE.json]")
         self.paths, self.folders = zip(*(split_source(file) for file in files), strict=True)
         self.image_ids = open_image_ids(stores) if stores and not image_positions else None
-        self.layout, self.fingerprint, self.image_positions = layout, fingerprint, image_positions
-        self.max_length, self.input_mode, self.isolate_turns, self.vocab_size = max_length, input_mode, isolate_turns, vocab_size
+        self.builder = replace(builder, layout=None) if image_positions else builder
+        self.fingerprint, self.image_positions, self.max_length = fingerprint, image_positions, max_length
+        self.input_mode, self.isolate_turns = input_mode, isolate_turns
         if self.image_ids is not None:
             self._check_stores(self.image_ids)
-        self.builder = ExampleBuilder(template, text_tokenizer, markers, None if image_positions else self.layout, vocab_size)
         self.indexes = [self._index(number) for number in range(len(self.paths))]
         self.intake = Intake()
         for index in self.indexes:
@@ -330,6 +320,11 @@ class ConversationDataset(Dataset[Example]):
         return {**self.__dict__, "_contents": {}}  # memory maps would be pickled as copies of the files
 
     @property
+    def layout(self) -> Layout | None:
+        """Of the ids; None if neither arguments nor stores nor records name it, or images are not ids."""
+        return self.builder.layout
+
+    @property
     def skipped(self) -> dict[str, int]:
         """Reason -> records left out."""
         return self.intake.refused
@@ -355,8 +350,7 @@ class ConversationDataset(Dataset[Example]):
     def _measure(self, record: Any, place: str, source: int) -> Measured:
         """Check a record and count its tokens. RefusedError if it cannot be used, ValueError if no record of the file can."""
         sample = read_record(record)
-        if sample.layout or sample.tokenizer:
-            self._adopt(sample.layout, sample.tokenizer, place)
+        self._adopt(sample.layout, sample.tokenizer, place)
         runs, rounds = self._runs(sample, source), len(sample.turns) // 2
         for count in range(rounds, 0, -1):
             part = sample.first_rounds(count)
@@ -388,10 +382,9 @@ class ConversationDataset(Dataset[Example]):
             elif self.image_ids is not None:
                 runs.append(self.image_ids.get(self._key(image, source)))
             else:
-                raise ValueError(
-                    f"{self.paths[source]}, record {sample.id!r} names the image '{image}', but no store of ids is given; "
-                    "name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)"
-                )
+                reason = f"record {sample.id!r} names the image '{image}', but no store of ids is given"
+                remedy = "name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)"
+                raise ValueError(f"{self.paths[source]}, {reason}; {remedy}")
         return runs
 
     def _key(self, key: str, source: int) -> str:
@@ -402,15 +395,16 @@ class ConversationDataset(Dataset[Example]):
         for store in image_ids.stores:
             if self.layout is not None:
                 store.check_tokenizer(self.fingerprint or store.spec.tokenizer, self.layout)
-            if self.vocab_size and store.spec.vocab_size > self.vocab_size:
-                raise ValueError(
-                    f"{store.path} holds ids of a vocabulary of {store.spec.vocab_size} tokens, but the language model has "
-                    f"{self.vocab_size}; take the language model whose table the image tokenizer was trained with"
-                )
-        self.layout, self.fingerprint = image_ids.layout, self.fingerprint or image_ids.tokenizer
+            if 0 < self.builder.vocab_size < store.spec.vocab_size:
+                both = f"a vocabulary of {store.spec.vocab_size} tokens, but the language model has {self.builder.vocab_size}"
+                raise ValueError(f"{store.path} holds ids of {both}; take the model whose table the image tokenizer was trained with")
+        self.builder = replace(self.builder, layout=image_ids.layout)
+        self.fingerprint = self.fingerprint or image_ids.tokenizer
 
     def _adopt(self, described: str, tokenizer: str, place: str) -> None:
         """Take layout and tokenizer that a record names for its ids; ValueError if they differ from the known ones."""
+        if self.image_positions:
+            return
         if described and (self.layout is None or described != self.layout.describe()):
             try:
                 layout = Layout.parse(described)
@@ -419,9 +413,7 @@ class ConversationDataset(Dataset[Example]):
             if self.layout is not None and layout != self.layout:
                 both = f"{described}, expected {self.layout.describe()}"
                 raise ValueError(f"{place}: its ids are {both}; make the annotations again with the store of this image tokenizer")
-            self.layout = layout
-            if not self.image_positions:
-                self.builder = replace(self.builder, layout=layout)
+            self.builder = replace(self.builder, layout=layout)
         self.fingerprint = self.fingerprint or tokenizer
         if tokenizer and tokenizer != self.fingerprint:
             both = f"{tokenizer}, expected {self.fingerprint}"
@@ -451,7 +443,7 @@ class ConversationDataset(Dataset[Example]):
             "layout": None if self.layout is None else self.layout.describe(),
             "tokenizer": self.fingerprint,
             "stores": hashlib.sha256("".join(stores).encode()).hexdigest(),
-            "limits": [self.vocab_size, self.max_length, self.input_mode, self.isolate_turns, self.image_positions],
+            "limits": [builder.vocab_size, self.max_length, self.input_mode, self.isolate_turns, self.image_positions],
         }
 
 

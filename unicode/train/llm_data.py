@@ -12,6 +12,7 @@ from unicode.ids.layout import Layout
 from unicode.images.lookup import ImageLookup
 from unicode.llm.collate import PixelReader
 from unicode.llm.dataset import ConversationDataset
+from unicode.llm.examples import ExampleBuilder
 from unicode.llm.llava import LlavaModel, Tower, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.model import context_length, table_rows
 from unicode.llm.template import Template
@@ -131,20 +132,17 @@ def read_data(
     max_length = data.max_length or min(context, DEFAULT_LENGTH)
     layout, fingerprint = describe_tokenizer(config.model.image_tokenizer, rows=rows, model=config.model.path)
     files, file_weights = zip(*map(split_weight, data.files), strict=True)
+    builder = ExampleBuilder(template, text_tokenizer, markers, layout, max(rows, max(markers.ids()) + 1))
     options: dict[str, Any] = {
         "stores": data.stores,
-        "template": template,
-        "text_tokenizer": text_tokenizer,
-        "markers": markers,
-        "vocab_size": max(rows, max(markers.ids()) + 1),
         "max_length": max_length,
         "input_mode": config.model.input_mode,
         "isolate_turns": data.isolate_turns,
         "image_positions": image_positions,
         "skip_bad": data.skip_bad,
     }
-    train = ConversationDataset(files, layout=layout, fingerprint=fingerprint, **options)
-    val = ConversationDataset(data.val_files, layout=train.layout, fingerprint=train.fingerprint, **options) if data.val_files else None
+    train = ConversationDataset(files, builder, fingerprint=fingerprint, **options)
+    val = ConversationDataset(data.val_files, train.builder, fingerprint=train.fingerprint, **options) if data.val_files else None
     for name, found in (("training", train), ("held-out", val)):
         if found is not None:
             logger.info("%s data: %s", name, found.intake.describe())

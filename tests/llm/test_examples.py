@@ -1,5 +1,6 @@
 """Exactly the assistant's words, ids and end tokens are learned: for every template, every kind of tokenizer, random conversations."""
 
+import io
 import random
 import re
 from copy import deepcopy
@@ -11,30 +12,13 @@ import torch
 
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
-from unicode.llm.examples import IGNORED, Example, ExampleBuilder, split_branches
+from unicode.llm.examples import GREEN, GREY, IGNORED, RESET, Example, ExampleBuilder, format_example, preview, split_branches
 from unicode.llm.template import TEMPLATES, get_template, text_encoder
 from unicode.llm.vocabulary import Markers, choose_markers
 
 LAYOUT = Layout("hierarchical", ((2, 2), (4, 4)))
 FIRST_ID, LAST_ID = 60, 240  # ids of images in these tests: tokens of the text too
-WORDS = [
-    "a",
-    "red",
-    "bus",
-    "No",
-    "2",
-    "USER:",
-    "ASSISTANT:",
-    "[/INST]",
-    "</s>",
-    "<s>",
-    "<|im_end|>",
-    "<image_start>",
-    "naïve",
-    "漢字",
-    "😀",
-    "don't",
-]
+WORDS = "a red bus No 2 USER: ASSISTANT: [/INST] </s> <s> <|im_end|> <image_start> naïve 漢字 😀 don't".split()
 SPACES = [" ", "  ", "\n", "\t", " \n\n", ", ", ". "]
 NAMES = (*TEMPLATES, "chat")
 
@@ -269,3 +253,37 @@ def test_branches_behind_bare_images(builder):
     for number, (question, answer) in enumerate([("a", "two"), ("c", "red")], 1):
         alone = bare.build([f"<image>\n{question}", answer], [IDS])
         assert torch.equal(example.input_ids[(example.branch == 0) | (example.branch == number)], alone.input_ids)
+
+
+IDS = list(range(100, 120))
+
+
+@pytest.fixture
+def plain(byte_level) -> ExampleBuilder:
+    return ExampleBuilder(get_template("plain"), byte_level, Markers(3, 4, 1, 2), LAYOUT, 500)
+
+
+def test_brackets_around_what_is_learned(plain, byte_level):
+    names = byte_level.convert_ids_to_tokens([3, 4, 1, 2])
+    example = plain.build(["<image>", "A bus <image> here"], [IDS, IDS])
+    assert format_example(example, byte_level) == f"{names[0]}(20 ids){names[1]}⟦A bus {names[0]}(20 ids){names[1]} here\n⟧"
+    compressed = plain.build(["<image>", "ok"], [IDS], input_mode="sum")
+    assert format_example(compressed, byte_level) == f"{names[2]}(4 cells){names[3]}⟦ok\n⟧"
+
+
+def test_colours(plain, byte_level):
+    example = plain.build(["a", "b"])
+    assert format_example(example, byte_level, colour=True) == f"{GREY}a{RESET}{GREEN}b\n{RESET}"
+
+
+def test_branches_are_set_apart(plain, byte_level):
+    example = plain.build(["<image>", "a", "no picture", "b"], [IDS], isolate_turns=True)
+    assert format_example(example, byte_level).endswith("\n--- turn 1 ---\n⟦a\n⟧\n--- turn 2 ---\n⟦b\n⟧")
+
+
+def test_printing(plain, byte_level):
+    stream = io.StringIO()
+    preview((plain.build(["a", "b"], task="text_only") for _ in range(9)), byte_level, count=2, stream=stream)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "=== 0: text_only, 3 tokens, 2 words or marks and 0 image ids learned"
+    assert sum(line.startswith("===") for line in lines) == 2
