@@ -96,7 +96,13 @@ BENCHMARKS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_a_script():
+    for name in BENCHMARKS:
+        script = (ROOT / "scripts" / "llava_eval" / f"{name}.sh").read_text(encoding="utf-8")
+        assert f'\nBENCHMARK={name}\n. "$(dirname "$0")/benchmark.sh"\n' in script
+
+
+@pytest.mark.parametrize("name", ["gqa", "all"])
 def test_benchmarks(start, name):
     script = f"scripts/llava_eval/{name}.sh"
     code, text, _ = start(script, "my model", "--limit", "4")

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="open the model and stop")
-    settings = "seed, temperature, top_k, top_p of pictures; guidance of /draw"
+    settings = "seed, temperature, top_k, top_p of pictures and guidance of /draw; docs/configs/generation.md lists them"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     return parser
 

@@ -65,10 +65,10 @@ def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
     from unicode.tokenizer.load import load_tokenizer
     from unicode.tokenizer.model import CONFIG_FILE
 
-    args = build_parser().parse_args(argv)
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"OUT {out} is a file; give the folder that is to hold the tokenizer")

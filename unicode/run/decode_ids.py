@@ -32,10 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    args = build_parser().parse_args(argv)
     from unicode.tokenizer.decode import decode_runs, store_runs
     from unicode.tokenizer.load import load_tokenizer
 
-    args = build_parser().parse_args(argv)
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)
     if args.ids.endswith((".json", ".jsonl")):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unicode.tokenizer.encode import EncodeReport
 
 log = get_logger(__name__)
+DATA_SETTINGS = "settings of the data set, as limit=100 or name=imagenet root=DIR split=val; docs/configs/tokenizer.md, data, lists them"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard-size", type=int, default=0, help="images per shard (default: by the number of images)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, find the images, write nothing")
-    parser.add_argument("settings", nargs="*", type=data_setting, metavar="KEY=VALUE", help="settings of the data set, as limit=100")
+    parser.add_argument("settings", nargs="*", type=data_setting, metavar="KEY=VALUE", help=DATA_SETTINGS)
     return parser
 
 
@@ -83,10 +84,10 @@ def summarize(report: EncodeReport, out: str) -> str:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
     from unicode.tokenizer.encode import EncodeConfig, describe_store, encode_images
     from unicode.tokenizer.load import load_tokenizer
 
-    args = build_parser().parse_intermixed_args(argv)
     device = open_job(args.device)
     tokenizer = load_tokenizer(args.ckpt).to(device)
     side = args.image_size or tokenizer.config.image_size

@@ -145,19 +145,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="find everything, list what cannot be computed, measure nothing")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the protocol, as splits=1 or data.limit=5000")
+    settings = "values that replace those of --config, as splits=1 or data.limit=5000; docs/configs/generation.md lists them"
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     return parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
     from unicode.generate.images import GenerationConfig
     from unicode.metrics.frechet import load_inception
     from unicode.metrics.generation import GenerationMetrics, load_clip
     from unicode.run.evaluation import describe_missing, load_networks
 
-    args = build_parser().parse_intermixed_args(argv)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}; it must be at least 1")
     config = load_config(GenerationConfig, args.config, args.settings)

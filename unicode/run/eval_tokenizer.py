@@ -43,8 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
     parser.add_argument("--dry-run", action="store_true", help="load everything, list what cannot be computed, measure nothing")
-    what = "settings of the data set, as name=imagenet root=DIR split=val"
-    parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=what)
+    parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=encode_images.DATA_SETTINGS)
     parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
     return parser
 
@@ -66,6 +65,7 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
     import torch
 
     from unicode.images.decode import to_uint8
@@ -74,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.run import evaluation
     from unicode.tokenizer.load import load_tokenizer
 
-    args = build_parser().parse_intermixed_args(argv)
     out = Path(args.out)
     if out.is_dir() or min(args.batch_size - 1, args.limit, args.grid) < 0:
         raise ValueError(f"--out ({out}) has to be a file, --batch-size ({args.batch_size}) at least 1, --limit and --grid not negative")

@@ -30,10 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
+    arguments = build_parser().parse_args(argv)
     from unicode.codebook.embedding_table import load_table, save_table
     from unicode.llm.vocabulary import load_embedding
 
-    arguments = build_parser().parse_args(argv)
     embedding = load_embedding(arguments.model)
     excluded = embedding.excluded_ids()
     print(report(embedding))

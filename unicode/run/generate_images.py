@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     add("--dry-run", action="store_true", help="open everything, draw nothing")
-    settings = "samples, seed, guidance, temperature, top_k, top_p, batch_size, limit, template, cache, compiled, data.shapes...."
+    settings = "values that replace those of --config, as guidance=2 or limit=100; docs/configs/generation.md lists them"
     add("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     return parser
 

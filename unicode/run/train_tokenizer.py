@@ -23,7 +23,8 @@ def build_parser(name: str, description: str | None, config: str) -> argparse.Ar
     """Return the parser of a training command; `config` is the class of its config."""
     parser = argparse.ArgumentParser(prog=f"unicode.run.{name}", description=description)
     parser.add_argument("config", help=f"YAML file; every key is a field of unicode.train.config.{config}")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file, for example train.steps=100")
+    overrides = "values that replace those of the file, as train.steps=100; the pages of docs/configs list all fields"
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=overrides)
     parser.add_argument("--dry-run", action="store_true", help="read config and data, build the model, then stop")
     return parser
 
