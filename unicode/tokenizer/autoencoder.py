@@ -1,8 +1,9 @@
 """The convolutional encoder and decoder of the VQGAN family: (B, 3, H, W) <-> (B, C, H / stride, W / stride)."""
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -53,26 +54,15 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)  # type: ignore[no-any-return]
 
 
-class Downsample(nn.Module):
-    """Halve the sides with a strided convolution, padded on the right and at the bottom only: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+def downsample(channels: int) -> nn.Module:
+    """Return a layer that halves the sides by a strided convolution, padded on the right and at the bottom only."""
+    return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2)))
 
 
-class Upsample(nn.Module):
-    """Double the sides by repetition, then a convolution: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+def upsample(channels: int) -> nn.Module:
+    """Return a layer that doubles the sides by repetition, then a convolution."""
+    repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
+    return nn.Sequential(OrderedDict(repeat=repeat, conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 @dataclass
@@ -113,41 +103,42 @@ class AutoencoderConfig:
         """Pixels per latent cell and side."""
         return int(2 ** (len(self.multipliers) - 1 + int(self.downsample_input)))
 
+    @property
+    def widths(self) -> list[int]:
+        """Channels at each resolution, finest first."""
+        return [self.channels * multiplier for multiplier in self.multipliers]
 
-class _Resolution(nn.Module):
-    """Blocks of one resolution: `block.{j}`, `attn.{j}` where it attends, and the change of size."""
+    def side(self, image_size: int, level: int) -> int:
+        """Side of the feature maps at a resolution, 0 the finest."""
+        return image_size // 2 ** (level + int(self.downsample_input))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, each with attention where the stage attends, then a change of size where there is one."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, *, attend: bool, dropout: float) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
         self.block = nn.ModuleList(ResBlock(a, b, dropout=dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(channels_out) for _ in range(blocks if attend else 0))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for index, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[index](x)
+        for block, attention in zip_longest(self.block, self.attn):
+            x = block(x) if attention is None else attention(block(x))
+        for resize in filter(None, (self.downsample, self.upsample)):
+            x = resize(x)
         return x
 
 
-class _Middle(nn.Module):
-    """Block, attention, block at the coarsest resolution."""
-
-    def __init__(self, channels: int, *, dropout: float) -> None:
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels, dropout=dropout)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResBlock(channels, channels, dropout=dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]
-
-
-def _sides(config: AutoencoderConfig, image_size: int) -> list[int]:
-    """Return the side of the feature maps at each resolution, finest first."""
-    first = image_size // 2 if config.downsample_input else image_size
-    return [first // 2**level for level in range(len(config.multipliers))]
+def middle(channels: int, *, dropout: float) -> nn.Module:
+    """Return block, attention, block of the coarsest resolution."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["block_1"] = ResBlock(channels, channels, dropout=dropout)
+    layers["attn_1"] = AttnBlock(channels)
+    layers["block_2"] = ResBlock(channels, channels, dropout=dropout)
+    return nn.Sequential(layers)
 
 
 class Encoder(nn.Module):
@@ -156,18 +147,16 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, *, image_size: int) -> None:
         super().__init__()
         self.tile = config.encoder_tile
-        image_size = self.tile or image_size
-        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        widths, dropout = config.widths, config.dropout
         kernel, stride = (4, 2) if config.downsample_input else (3, 1)
         self.conv_in = nn.Conv2d(3, config.channels, kernel, stride=stride, padding=1)
-        self.down = nn.ModuleList()
-        for level, (side, width) in enumerate(zip(_sides(config, image_size), widths, strict=True)):
-            before = widths[level - 1] if level else config.channels
-            stage = _Resolution(before, width, config.num_res_blocks, attend=side in config.encoder_attention, dropout=config.dropout)
-            if level < len(widths) - 1:
-                stage.downsample = Downsample(width)
+        self.down = nn.Sequential()
+        for level, (before, width) in enumerate(pairwise([config.channels, *widths])):
+            attend = config.side(self.tile or image_size, level) in config.encoder_attention
+            stage = Stage(before, width, config.num_res_blocks, attend=attend, dropout=dropout)
+            stage.downsample = downsample(width) if level < len(widths) - 1 else None
             self.down.append(stage)
-        self.mid = _Middle(widths[-1], dropout=config.dropout)
+        self.mid = middle(widths[-1], dropout=dropout)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
@@ -180,12 +169,8 @@ class Encoder(nn.Module):
         return rearrange(self._encode(tiles), "(b y x) c h w -> b c (y h) (x w)", **size)
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        h = self.conv_in(images)
-        for stage in self.down:
-            h = stage(h)
-            if hasattr(stage, "downsample"):
-                h = stage.downsample(h)  # type: ignore[operator]
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
+        h = self.mid(self.down(self.conv_in(images)))
+        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -193,15 +178,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, *, image_size: int) -> None:
         super().__init__()
-        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        widths, dropout = config.widths, config.dropout
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = _Middle(widths[-1], dropout=config.dropout)
+        self.mid = middle(widths[-1], dropout=dropout)
         self.up = nn.ModuleList()
-        for level, (side, width) in enumerate(zip(_sides(config, image_size), widths, strict=True)):
-            before = widths[min(level + 1, len(widths) - 1)]
-            stage = _Resolution(before, width, config.num_res_blocks + 1, attend=side in config.decoder_attention, dropout=config.dropout)
-            if level > 0 or config.downsample_input:
-                stage.upsample = Upsample(width)
+        for level, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
+            attend = config.side(image_size, level) in config.decoder_attention
+            stage = Stage(before, width, config.num_res_blocks + 1, attend=attend, dropout=dropout)
+            stage.upsample = upsample(width) if level > 0 or config.downsample_input else None
             self.up.append(stage)
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
@@ -211,8 +195,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(latents))
         for stage in reversed(self.up):
             h = stage(h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)  # type: ignore[operator]
         return F.silu(self.norm_out(h))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -141,24 +141,14 @@ class ObjectiveConfig:
 
 @dataclass
 class Losses:
-    """The generator's loss of a batch.
+    """The generator's loss of a batch."""
 
-    Attributes:
-        surrogate: scalar whose gradient, not whose value, is that of the loss: <images, dL/d images> + the codebooks' losses.
-        parts: detached scalars to be logged; `loss` is the whole.
-    """
-
-    surrogate: torch.Tensor
-    parts: dict[str, torch.Tensor]
+    surrogate: torch.Tensor  # scalar whose gradient, not whose value, is that of the loss: <images, dL/d images> + codebook losses
+    parts: dict[str, torch.Tensor]  # detached scalars to be logged; `loss` is the whole
 
 
 class Objective(nn.Module):
-    """The generator's loss of a reconstruction.
-
-    Args:
-        config: weights.
-        entropy_weight: weight of the codebook's entropy term.
-    """
+    """The generator's loss of a reconstruction; `entropy_weight` is that of the codebook's entropy term."""
 
     def __init__(self, config: ObjectiveConfig, *, entropy_weight: float) -> None:
         super().__init__()
@@ -176,17 +166,14 @@ class Objective(nn.Module):
         adversarial_weight: float,
         last_layer: nn.Conv2d,
     ) -> Losses:
-        """Return the losses of one batch.
+        """Return the losses of (B, 3, H, W) images in [-1, 1].
 
         The gradients of the reconstruction loss and of the adversarial loss are taken at the images, once each. The adaptive weight
-        follows from both, and one backward of `surrogate` sends their sum through the decoder.
+        follows from both at the decoder's last layer, and one backward of `surrogate` sends their sum through the decoder.
 
         Args:
-            reconstruction: output of the tokenizer for `images`.
-            images: (B, 3, H, W) in [-1, 1].
             discriminator: with parameters frozen by the caller; may be None when the weight is 0.
             adversarial_weight: scheduled weight of the adversarial loss; at 0 the discriminator is not called.
-            last_layer: the decoder's last layer, where the adaptive weight compares gradients.
         """
         config, made = self.config, reconstruction.images.float()
         pixels = made.detach().requires_grad_()

@@ -32,17 +32,6 @@ TRAINING_ONLY = (".ema.",)  # parts of state-dict names that a saved tokenizer d
 NOT_IN_FINGERPRINT = (".projection", ".steps", ".scale_steps", ".ratio", ".strength")  # ends of names that no code depends on
 
 
-def normalization(config: TokenizerConfig) -> str:
-    """Return what `codebook.normalize` means for this tokenizer once `auto` is resolved."""
-    book = config.codebook
-    if book.normalize != "auto":
-        return book.normalize
-    if book.mode == "projected":
-        # The passes of an RQ-VAE quantize residuals, whose length must be able to shrink.
-        return "sphere" if config.type == "hqvae" else "standardize"
-    return "none" if book.mode == "free" else "match"
-
-
 def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, widths: list[int] | None) -> Stack:
     """Build the stacked quantizer of a tokenizer: for training, or where `widths` of the codebooks' rows are given, for saved weights.
 
@@ -61,7 +50,11 @@ def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, widths:
             raise ValueError(f"another architecture than its config: {len(widths)} codebooks, {len(channel_list)} expected")
         empty = torch.zeros(book.num_rows, dtype=torch.long)
         codebooks = [Codebook(torch.zeros(book.num_rows, width), empty, book, learn_scale=False) for width in widths]
-    kind = normalization(config)
+    kind = book.normalize
+    if kind == "auto" and book.mode == "projected":  # the passes of an RQ-VAE see residuals, whose length must stay free to shrink
+        kind = "sphere" if config.type == "hqvae" else "standardize"
+    elif kind == "auto":
+        kind = "none" if book.mode == "free" else "match"
     norms = [LatentNorm(each.width, kind=kind, decay=book.decay, length=book.mean_length, rows=each.rows) for each in codebooks]
     if config.type == "hqvae":
         return HierarchicalQuantizer(channels, codebooks, norms, resample=config.resample, combine=config.combine)
@@ -82,13 +75,8 @@ class Reconstruction:
 class ImageTokenizer(nn.Module):
     """Encoder, stacked codebooks, decoder.
 
-    Args:
-        config: what to build.
-        table: the language model's table, for training in a mode that needs one.
-        widths: widths of the codebooks' rows, to build plain codebooks for saved weights instead of trainable ones.
-
-    Raises:
-        ValueError: the table is missing, too small or of another width; sizes that do not fit.
+    `table` is the language model's table, for training in a mode that needs one; with `widths` of the codebooks' rows it builds plain
+    codebooks for saved weights instead. ValueError: the table is missing, too small or of another width, or sizes do not fit.
     """
 
     def __init__(self, config: TokenizerConfig, table: LanguageTable | None = None, *, widths: list[int] | None = None) -> None:
@@ -110,7 +98,6 @@ class ImageTokenizer(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """Levels of an HQ-VAE, passes of an RQ-VAE."""
         return self.stack.num_levels
 
     @property
@@ -125,12 +112,10 @@ class ImageTokenizer(nn.Module):
 
     @property
     def num_rows(self) -> int:
-        """Rows K of the codebook."""
         return self.codebooks[0].num_rows
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.post_quant_conv.weight.device
 
     def forward(self, images: torch.Tensor) -> Reconstruction:
@@ -142,16 +127,10 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the codes of images.
+        """(B, 3, H, W) images in [-1, 1] -> (B, N) int64 codes, rows of the codebook.
 
-        Args:
-            images: (B, 3, H, W) in [-1, 1], sides multiples of `config.stride`.
-
-        Returns:
-            (B, N) int64 rows of the codebook in canonical order: HQ coarse raster, then finer; RQ cells raster, depth fastest.
-
-        Raises:
-            ValueError: the stride does not divide a side.
+        Canonical order: of an HQ-VAE the coarse raster, then finer ones; of an RQ-VAE the raster of cells, depth fastest. ValueError:
+        `config.stride` does not divide a side.
         """
         layout = self.config.layout(images.shape[2], images.shape[3])
         with _evaluating(self):
@@ -159,15 +138,11 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, *, levels: int | None = None, layout: Layout | None = None) -> torch.Tensor:
-        """Return the images of codes.
+        """(B, N) int64 codes in canonical order -> (B, 3, H, W) images, about [-1, 1], not clamped.
 
         Args:
-            codes: (B, N) int64 in canonical order.
             levels: use the first so many levels or passes only; 1 is the coarse map alone.
             layout: layout of images of another size than the config's.
-
-        Returns:
-            (B, 3, H, W), about [-1, 1], not clamped.
 
         Raises:
             ValueError: a code that the codebook does not have, or a number of codes that the layout does not have.
@@ -204,10 +179,9 @@ class ImageTokenizer(nn.Module):
         """16 hexadecimal digits that change when the config or a weight that encoding or decoding uses changes."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.inference_state().items()):
-            if name.endswith(NOT_IN_FINGERPRINT):
-                continue
-            digest.update(name.encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+            if not name.endswith(NOT_IN_FINGERPRINT):
+                digest.update(name.encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def inference_state(self) -> dict[str, torch.Tensor]:
@@ -258,12 +232,10 @@ class ImageTokenizer(nn.Module):
 
     @classmethod
     def from_state(cls, config: TokenizerConfig, state: dict[str, torch.Tensor], *, source: str, partial: bool = False) -> "ImageTokenizer":
-        """Build a tokenizer in evaluation mode from tensors by name; a projection, which only training uses, is ignored.
+        """Build a tokenizer in evaluation mode from tensors as `inference_state` names them.
 
         Args:
-            config: what to build.
-            state: tensors as `inference_state` names them.
-            source: where they come from, for messages.
+            source: where the tensors come from, for messages.
             partial: missing tensors keep the values that they are built with.
 
         Raises:
