@@ -1,16 +1,18 @@
 """Conversations with pictures in the answers: batches, exact blocks, chat, pages."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from unicode.generate.chat import Chat, split_line
-from unicode.generate.images import GenerationConfig, decode_pictures
-from unicode.generate.interleaved import ChatSampler, hold_conversations, parse_conversations
-from unicode.generate.page import PictureFiles, Turn, write_pages
+from unicode.generate.images import GenerationConfig
+from unicode.generate.interleaved import ChatSampler, Dialogue, read_conversations, sample_dialogues, write_pages
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import split_runs, write_run
+from unicode.images.lookup import ImageLookup
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +28,36 @@ def eager(drawing_model):
         head[start] = before
 
 
-def conversations():
+@pytest.fixture
+def source(tmp_path):
     turns = [{"from": who, "value": value} for who, value in [("human", "Draw a bus."), ("gpt", "x"), ("human", "And now?"), ("gpt", "y")]]
     records = [{"id": f"c{number}", "conversations": turns} for number in range(4)]
-    return parse_conversations([*records, {"id": "bad"}, {"id": "tags", "image": "a.png", "conversations": turns}], source="f.json")
+    (tmp_path / "f.json").write_text(json.dumps([*records, {"id": "bad"}, {"id": "tags", "image": "a.png", "conversations": turns}]))
+    return tmp_path / "f.json"
 
 
-def test_answers_do_not_depend_on_the_batch_and_hold_whole_pictures(eager):
+def test_answers_do_not_depend_on_the_batch_and_hold_complete_pictures(eager, source):
     sampler = ChatSampler(eager, words=Sampling(1.5), num_tokens=60, max_pictures=2)
-    asked = conversations()
-    seen = [[] for _ in asked]
-    together = hold_conversations(sampler, asked, seen, seed=1, batch_size=4)
-    alone = hold_conversations(sampler, asked, seen, seed=1, batch_size=1)
-    assert [talk.turns for talk in together] == [talk.turns for talk in alone]
-    assert [len(talk.turns) for talk in together] == [4, 4, 4, 4, 0, 0]
+    together, alone = (sample_dialogues(sampler, read_conversations(source), seed=1, batch_size=size) for size in (4, 1))
+    assert [one.turns for one in together] == [one.turns for one in alone]
+    assert [len(one.turns) for one in together] == [4, 4, 4, 4, 0, 0]
     assert "record 4" in together[4].error and "1 images" in together[5].error
-    runs = [piece.ids for talk in together for turn in talk.turns for piece in split_runs(turn) if piece.ids is not None]
+    runs = [piece.ids for one in together for turn in one.turns for piece in split_runs(turn) if piece.ids is not None]
     assert runs and all(len(run) == 20 and np.isin(run, eager.images.row_ids.numpy()).all() for run in runs)
 
 
 def test_a_conversation_that_grows_too_long_says_so(eager):
     sampler = ChatSampler(eager, words=Sampling(1.5), num_tokens=500)
-    turns = [{"from": ("human", "gpt")[number % 2], "value": "word " * 40} for number in range(6)]
-    (talk,) = hold_conversations(sampler, parse_conversations([{"id": "a", "conversations": turns}], source="f"), [[]])
-    assert "no room in the model's context of 512" in talk.error
+    (one,) = sample_dialogues(sampler, [Dialogue("a", ("word " * 40,) * 3)])
+    assert "no room in the model's context of 512" in one.error
+
+
+def test_a_private_picture_stays_private(eager, tmp_path):
+    (tmp_path / "public").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "secret.png")
+    asked = [Dialogue("a", ("<image>\nWhat?",), images=(key,)) for key in ("../secret.png", str(tmp_path / "secret.png"))]
+    found = sample_dialogues(ChatSampler(eager, num_tokens=4), asked, pictures=ImageLookup([tmp_path / "public"]))
+    assert all("outside the image folders" in one.error and not one.turns for one in found)
 
 
 def test_guidance_is_for_single_pictures(eager):
@@ -59,14 +67,17 @@ def test_guidance_is_for_single_pictures(eager):
 
 def test_pages(drawing_model, tmp_path):
     ids = drawing_model.images.row_ids[:20].numpy()
-    files = PictureFiles(drawing_model, tmp_path, decode=lambda row: decode_pictures(drawing_model, row))
-    pieces = files.pieces(f"See <this>: {write_run(ids)} and {write_run(ids[:3])}", "name")
-    assert [bool(piece.picture) for piece in pieces] == [False, True, False, False] and "3 ids that are no whole picture" in pieces[3].text
-    write_pages(tmp_path, "A & B", [("first", [Turn("model", pieces)])])
+    answer = f"See <script>*x*</script>\x1b[2J: {write_run(ids)} and {write_run(ids[:3])}"
+    one = Dialogue("<b>first", turns=["[a](http://x)", answer], references=("R",), error="too long")
+    write_pages(drawing_model, tmp_path, [one], title="A & B")
     html, markdown = (tmp_path / "page.html").read_text(), (tmp_path / "page.md").read_text()
-    assert "A &amp; B" in html and "See &lt;this&gt;" in html and '<img src="pictures/name-0.png"' in html
-    assert "![picture of the model](pictures/name-0.png)" in markdown
-    assert Image.open(tmp_path / "pictures" / "name-0.png").size == (16, 16)
+    assert "A &amp; B" in html and "&lt;b&gt;first" in html and "See &lt;script&gt;" in html and "Content-Security-Policy" in html
+    assert "<script" not in html and "\x1b" not in html + markdown and "3 ids that are no complete picture" in html
+    assert '<img src="pictures/0000-_b_first-1-0.png"' in html and "![picture of the model](pictures/0000-_b_first-1-0.png)" in markdown
+    assert r"\<script\>\*x\*" in markdown and r"\[a\]\(http" in markdown and r"## \<b\>first" in markdown
+    assert Image.open(tmp_path / "pictures" / "0000-_b_first-1-0.png").size == (16, 16)
+    (line,) = [json.loads(line) for line in (tmp_path / "conversations.jsonl").read_text().splitlines()]
+    assert line == {"id": "<b>first", "turns": one.turns, "error": "too long"}
 
 
 def test_chat(eager, tmp_path):
@@ -76,9 +87,13 @@ def test_chat(eager, tmp_path):
     assert chat.turns[0] == "<image>\nWhat is it?" and len(chat.contents) == 1
     chat.say("what's more?")
     assert len(chat.turns) == 4
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / f"{chat.count:04d}.png").write_bytes(b"of another process")
     path = chat.say("/draw a red circle")
+    assert (tmp_path / "out" / f"{chat.count - 2:04d}.png").read_bytes() == b"of another process"
     assert Image.open(path).size == (16, 16)
     assert "broken" in chat.show(write_run([1, 2])) and ".png" in chat.show(write_run(eager.images.row_ids[:20].tolist()))
+    assert chat.show("a\x1b]0;title\x07b\nc") == r"a\x1b]0;title\x07b" + "\nc"
     chat.say("/new")
     assert not chat.turns
     with pytest.raises(ValueError, match=r"none\.png: missing file"):

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 
 from unicode.common.distributed import is_main
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 QUIET = ("PIL", "httpx", "matplotlib", "urllib3")
 IGNORED_WARNINGS = ",".join(f"ignore::{name}Warning" for name in ("Future", "Deprecation", "PendingDeprecation", "User"))
 
@@ -16,13 +18,28 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+def printable(text: str) -> str:
+    """Return a text of unknown origin with control characters, bidirectional overrides and lone surrogates written as escapes.
+
+    Line breaks and tabs stay. A terminal or a page then shows the text and does nothing else.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def setup_logging() -> None:
     """Send messages to standard error: everything from INFO on the main rank, warnings elsewhere. Commands call it once.
 
     Python warnings that arise in other packages are hidden, in worker processes too, unless PYTHONWARNINGS or `python -W` is set.
     """
     level = logging.INFO if is_main() else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").addFilter(_is_news)

@@ -2,16 +2,19 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unicode.common.files import atomic_write
+from unicode.common.logging import printable
 from unicode.generate.answers import AnswerConfig, answer_questions
-from unicode.generate.images import GenerationConfig, ImageSampler, caption_request
+from unicode.generate.engine import CachedDecoder
+from unicode.generate.images import Drawing, GenerationConfig, ImageSampler, caption_request, decode_pictures
 from unicode.generate.interleaved import ChatSampler, picture_ids
 from unicode.generate.questions import AskedQuestion, ImageLike
 from unicode.generate.sampling import Sampling
@@ -37,9 +40,10 @@ class Chat:
 
     def __init__(self, model: LanguageModel, config: GenerationConfig, *, out: Path, num_tokens: int, word_temperature: float) -> None:
         self.model, self.config, self.out = model, config, out
-        self.sampler = ImageSampler(model, sampling=config.sampling())
-        plain = replace(config.sampling(), guidance=1.0)
-        self.speaker = ChatSampler(model, words=Sampling(word_temperature), pictures=plain, num_tokens=num_tokens)
+        decoder = CachedDecoder(model.causal)
+        self.drawer = ImageSampler(model, sampling=config.sampling(), decoder=decoder)
+        plain, words = replace(config.sampling(), guidance=1.0), Sampling(word_temperature)
+        self.sampler = ChatSampler(model, words=words, pictures=plain, num_tokens=num_tokens, decoder=decoder)
         self.turns: list[str] = []
         self.contents: list[Content] = []
         self.count = 0
@@ -51,41 +55,44 @@ class Chat:
             return ""
         if line.startswith("/draw"):
             request = caption_request(line.removeprefix("/draw").strip(), seed=self.config.seed + self.count, template=self.config.template)
-            return self.save(self.sampler.draw([request])[0].ids)
+            return self.save(ids_of(self.drawer.draw([request])[0]))
         words, paths = split_line(line)
         contents = [*self.contents, *(self.read(path) for path in paths)]
         turns = [*self.turns, "<image>\n" * len(paths) + words]
-        (answer,) = self.speaker.answer([turns], [contents], seeds=[self.config.seed + len(turns)])
+        (answer,) = self.sampler.answer([turns], [contents], seeds=[self.config.seed + len(turns)])
         self.turns, self.contents = [*turns, answer], contents
         return self.show(answer)
 
     def read(self, path: Path) -> Content:
-        """What the model reads for an image file."""
+        """Return what the model reads for an image file."""
         try:
             return self.model.read_pictures(self.model.picture(read_bytes(path))[None])[0]
         except UnreadableImageError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def show(self, answer: str) -> str:
-        """An answer with the names of the saved pictures in place of their ids."""
+        """Return a printable answer with the names of the saved pictures in place of their ids."""
         parts = []
         for piece in split_runs(answer, where="answer", allow_empty=True):
             ids = None if piece.ids is None else picture_ids(piece.ids, self.model)
             parts.append(piece.text if piece.ids is None else "[a broken picture]" if ids is None else f"[{self.save(ids)}]")
-        return "".join(parts)
+        return printable("".join(parts))
 
     def save(self, ids: np.ndarray) -> str:
-        """Write a picture and return its path."""
-        while (path := self.out / f"{self.count:04d}.png").exists():
+        """Write a picture under the next free number and return its path; a file of another process is never replaced."""
+        content = BytesIO()
+        Image.fromarray(decode_pictures(self.model, ids[None])[0]).save(content, "PNG")
+        self.out.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = self.out / f"{self.count:04d}.png"
             self.count += 1
-        with atomic_write(path, "wb") as file:
-            Image.fromarray(self.sampler.pictures(ids[None])[0]).save(file, "PNG")
-        self.count += 1
-        return str(path)
+            with suppress(FileExistsError), open(path, "xb") as file:
+                file.write(content.getvalue())
+                return str(path)
 
 
 def split_line(line: str) -> tuple[str, list[Path]]:
-    """Words, and the image files among them; a path with spaces stands in quotes."""
+    """Return the words of a line and the image files among them; a path with spaces stands in quotes."""
     try:
         parts = shlex.split(line, posix=True)
     except ValueError:  # an apostrophe, as in "what's this"
@@ -105,6 +112,7 @@ class Assistant:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
+        self._decoder = CachedDecoder(model.causal)
         self._samplers: dict[Sampling, ImageSampler] = {}
 
     def answer(
@@ -135,7 +143,7 @@ class Assistant:
         shown = [Path(one) if isinstance(one, str) else one for one in (images if isinstance(images, list | tuple) else [images])]
         config = AnswerConfig(1, max_new_tokens, temperature, top_p, seed)
         question = AskedQuestion(text, tuple(shown), history=tuple(history))  # type: ignore[arg-type]
-        ((_, answer),) = answer_questions(self.model, [question], config=config)
+        ((_, answer),) = answer_questions(self.model, [question], config=config, decoder=self._decoder)
         if answer.error:
             raise ValueError(answer.error)
         return answer.text
@@ -156,10 +164,16 @@ class Assistant:
         """
         sampling = Sampling(temperature, top_k, top_p, guidance)
         if sampling not in self._samplers:
-            self._samplers = {sampling: ImageSampler(self.model, sampling=sampling)}
-        sampler = self._samplers[sampling]
-        (drawing,) = sampler.draw([caption_request(caption, seed=seed)])
-        return Image.fromarray(sampler.pictures(drawing.ids[None])[0])
+            self._samplers = {sampling: ImageSampler(self.model, sampling=sampling, decoder=self._decoder)}
+        (drawing,) = self._samplers[sampling].draw([caption_request(caption, seed=seed)])
+        return Image.fromarray(decode_pictures(self.model, ids_of(drawing)[None])[0])
+
+
+def ids_of(drawing: Drawing) -> np.ndarray:
+    """Return the ids of a drawing. ValueError where there is none, with the reason."""
+    if drawing.error:
+        raise ValueError(drawing.error)
+    return drawing.ids
 
 
 def load_model(path: str | Path, **options: Any) -> Assistant:

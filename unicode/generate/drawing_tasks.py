@@ -26,7 +26,6 @@ from unicode.generate.images import (
     ImageSampler,
     caption_request,
     decode_pictures,
-    draw_batch,
 )
 from unicode.generate.jobs import OutputSlot, Record, ResultFile, save_picture
 from unicode.ids.store import check_key
@@ -317,7 +316,8 @@ def run_task(
     with tqdm(total=sum(map(len, missing)), desc="drawing", unit=" pictures", disable=not is_main()) as bar:
         for batch in missing:
             jobs = task.jobs(batch)
-            drawings = dict(draw_batch(sampler, {place: job.request for place, job in enumerate(jobs) if job.request is not None}))
+            asked = {place: job.request for place, job in enumerate(jobs) if job.request is not None}
+            drawings = dict(zip(asked, sampler.draw(list(asked.values())), strict=True))
             drawn = [place for place in drawings if not drawings[place].error]
             pixels = decode_pictures(sampler.model, np.stack([drawings[place].ids for place in drawn])) if drawn else ()
             pictures = dict(zip(drawn, pixels, strict=True))

@@ -10,12 +10,10 @@ import torch
 from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, fill_template
 from unicode.generate.engine import CachedDecoder, ImageHead, sample_image_tokens
 from unicode.generate.sampling import Sampling
-from unicode.ids.layout import Layout
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import to_uint8
-from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
-from unicode.llm.load import LanguageModel
+from unicode.llm.load import LanguageModel, Prompt
 from unicode.tokenizer.model import inference_precision
 
 NOTHING = np.empty(0, dtype=np.int64)
@@ -26,24 +24,22 @@ FREE_QUESTION = TEMPLATES[UNCONDITIONAL][0]
 
 @dataclass(frozen=True, eq=False)
 class DrawRequest:
-    """One picture, or some rows of one, to be drawn.
+    """One picture to draw.
+
+    Attributes:
+        question: what the user says, in full; runs of ids may stand in it.
+        seed: of the sampling; the same seed and question give the same picture in every batch.
+        given: (n,) the first ids of the answer, in whole rows: they are kept as they are.
+        compressed: whether runs in the question are read as compressed images, one position per cell.
 
     Raises:
         ValueError: the question is empty.
     """
 
     question: str
-    """What the user says, in full; runs of ids may stand in it."""
     seed: int = 0
-    """Of the sampling; the same seed and question give the same picture in every batch."""
     given: np.ndarray = field(default_factory=lambda: NOTHING)
-    """(n,) the first ids of the answer, in whole rows: they are kept as they are."""
-    count: int = 0
-    """How many ids to draw after the given ones; 0: the rest of the image."""
     compressed: bool = False
-    """Whether runs in the question are read as compressed images, one position per cell."""
-    history: tuple[str, ...] = ()
-    """Earlier turns of the conversation, question, answer, question, answer."""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -52,12 +48,16 @@ class DrawRequest:
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """What was drawn, or why not."""
+    """A drawn picture, or why there is none.
+
+    Attributes:
+        ids: (n,) int64 ids in id order, given ones included; empty where there is an error.
+        seconds: of the batch, divided by its pictures.
+        error: why there is none.
+    """
 
     ids: np.ndarray
-    """(n,) int64 ids in id order, given ones included; empty where there is an error."""
     seconds: float
-    """Of the batch, divided by its pictures."""
     error: str = ""
 
 
@@ -81,83 +81,77 @@ class ImageSampler:
 
     Args:
         model: one that writes image ids.
-        sampling: how ids are drawn; `guidance` other than 1 doubles the batch.
-        cache, compiled: as `CachedDecoder`.
+        sampling: how ids are sampled; `guidance` other than 1 doubles the batch.
+        decoder: of the model; None makes one.
 
     Raises:
         ValueError: the model writes no image ids, or its image tokenizer is another one than it was trained with.
         FileNotFoundError: its image tokenizer is not there.
     """
 
-    def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, cache: str = "dynamic", compiled: bool = False) -> None:
+    def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, decoder: CachedDecoder | None = None) -> None:
         if model.reads_pixels or model.layout is None or model.markers is None:
             missing = "ids of images" if model.layout is None else "markers around images"
             reason = "it reads pixels" if model.reads_pixels else f"it was trained without {missing}"
             raise ValueError(f"this model cannot draw: {reason}; train one with: bash scripts/finetune_visual_text_lora.sh")
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()
-        self.decoder = CachedDecoder(model.lm, cache=cache, compiled=compiled)
+        self.decoder = decoder or CachedDecoder(model.causal)
         self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers)
         self._builder = ExampleBuilder(model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
 
     def prompt(self, request: DrawRequest) -> Example:
-        """What the model reads before it draws: the question, the start marker, the given ids.
+        """Return what the model reads before it draws: the question, the start marker, the given ids.
 
         Raises:
             ValueError: given ids that are no rows of an image, or a prompt that leaves no room for the picture in the context.
         """
-        self.layout.rows_of(len(request.given) + self._count(request))
-        if self._count(request) < 1:
+        count = self.layout.num_codes - len(request.given)
+        if count < 1:
             raise ValueError(f"{len(request.given)} ids are given, which is the whole image; nothing is left to draw")
         example = self._open_answer(request)
-        needed = len(example) + self._count(request)
-        if needed > self.model.context:
-            room = self.model.context - needed + len(example)
-            reason = f"the prompt has {len(example)} tokens; with {self._count(request)} ids to draw, {room} fit into the model's context"
+        room = self.model.context - count
+        if len(example) > room:
+            reason = f"the prompt has {len(example)} tokens; with {count} ids to draw, {room} fit into the model's context"
             raise ValueError(f"{reason} of {self.model.context}; shorten it")
         return example
 
     def draw(self, requests: Sequence[DrawRequest]) -> list[Drawing]:
-        """Draw one batch; all requests for the same number of ids.
+        """Draw a batch. A request that cannot be drawn has `Drawing.error`; the others are drawn."""
+        prompts: dict[int, Example] = {}
+        drawings: dict[int, Drawing] = {}
+        groups: dict[int, list[int]] = {}  # one number of ids, one group
+        for place, request in enumerate(requests):
+            try:
+                prompts[place] = self.prompt(request)
+                groups.setdefault(len(request.given), []).append(place)
+            except ValueError as error:
+                drawings[place] = Drawing(NOTHING, 0.0, str(error))
+        for places in groups.values():
+            drawn = self._draw([requests[place] for place in places], [prompts[place] for place in places])
+            drawings |= dict(zip(places, drawn, strict=True))
+        return [drawings[place] for place in range(len(requests))]
 
-        Raises:
-            ValueError: as `prompt`.
-        """
-        start = time.perf_counter()
-        count = self._count(requests[0])
-        assert all(self._count(request) == count for request in requests), "one batch, one number of ids"
-        examples = [self.prompt(request) for request in requests]
+    def _draw(self, requests: Sequence[DrawRequest], examples: list[Example]) -> list[Drawing]:
+        """Draw requests with one number of given ids."""
+        start, given = time.perf_counter(), len(requests[0].given)
         if self.sampling.guided:
-            examples += [self._open_answer(replace(request, question=FREE_QUESTION, history=())) for request in requests]
-        batch = {name: part.to(self.decoder.device) for name, part in collate(examples, pad_id=self.model.pad_id, side="left").items()}
-        with torch.no_grad():
-            summed = sum_inputs(self.decoder.embedding, batch) if len(batch["extra_at"]) else None
-        inputs = {"input_ids": batch["input_ids"]} if summed is None else {"inputs_embeds": summed}
-        features = self.decoder.start(batch["attention_mask"], **inputs, max_new=count)
-        places = torch.tensor([len(request.given) for request in requests], device=self.decoder.device)
-        seeds = torch.tensor([request.seed for request in requests], device=self.decoder.device)
+            examples = examples + [self._open_answer(replace(request, question=FREE_QUESTION)) for request in requests]
+        count = self.layout.num_codes - given
+        features = self.decoder.start(**self.model.inputs([Prompt(example) for example in examples]), max_new=count)
+        places = torch.full((len(requests),), given, device=features.device)
+        seeds = torch.tensor([request.seed for request in requests], device=features.device)
         ids = sample_image_tokens(
             self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0
         )
-        drawn = ids.cpu().numpy()
+        rows = ids.cpu().numpy()
         seconds = (time.perf_counter() - start) / len(requests)
-        return [Drawing(np.concatenate([request.given, row]), seconds) for request, row in zip(requests, drawn, strict=True)]
-
-    def pictures(self, ids: np.ndarray) -> np.ndarray:
-        """Ids (B, n) in id order, whole pictures or their first rows -> (B, H, W, 3) uint8.
-
-        Raises:
-            ValueError: ids that are no whole rows, or no ids of the image tokenizer.
-        """
-        return decode_pictures(self.model, ids)
-
-    def _count(self, request: DrawRequest) -> int:
-        return request.count or self.layout.num_codes - len(request.given)
+        return [Drawing(np.concatenate([request.given, row]), seconds) for request, row in zip(requests, rows, strict=True)]
 
     def _open_answer(self, request: DrawRequest) -> Example:
-        """The conversation, cut where the next id comes."""
+        """Return the conversation up to where the next id is written."""
         mode = "sum" if request.compressed else self.model.card.input_mode
-        return self._builder.build([*request.history, request.question], [request.given], input_mode=mode, open_image=True)
+        return self._builder.build([request.question], [request.given], input_mode=mode, open_image=True)
 
 
 def draw_images(
@@ -166,8 +160,7 @@ def draw_images(
     *,
     sampling: Sampling | None = None,
     batch_size: int = 8,
-    cache: str = "dynamic",
-    compiled: bool = False,
+    decoder: CachedDecoder | None = None,
 ) -> Iterator[tuple[int, Drawing]]:
     """Draw any number of requests, batch after batch in their order.
 
@@ -177,38 +170,16 @@ def draw_images(
     Raises:
         ValueError, FileNotFoundError: as `ImageSampler`.
     """
-    sampler = ImageSampler(model, sampling=sampling, cache=cache, compiled=compiled)
+    sampler = ImageSampler(model, sampling=sampling, decoder=decoder)
     for start in range(0, len(requests), batch_size):
-        yield from draw_batch(sampler, dict(enumerate(requests[start : start + batch_size], start)))
-
-
-def draw_batch(sampler: ImageSampler, requests: dict[int, DrawRequest]) -> Iterator[tuple[int, Drawing]]:
-    """Draw requests by place, those of one number of ids together; errors become drawings that say them."""
-    groups: dict[int, list[int]] = {}
-    for place, request in requests.items():
-        try:
-            sampler.prompt(request)
-        except ValueError as error:
-            yield place, Drawing(NOTHING, 0.0, str(error))
-            continue
-        groups.setdefault(sampler._count(request), []).append(place)
-    for places in groups.values():
-        yield from zip(places, sampler.draw([requests[place] for place in places]), strict=True)
+        yield from enumerate(sampler.draw(requests[start : start + batch_size]), start)
 
 
 def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
-    """Ids (B, n) in id order, whole pictures or their first rows -> (B, H, W, 3) uint8.
-
-    Raises:
-        ValueError: ids that are no whole rows, or no ids of the image tokenizer.
-    """
-    assert model.layout is not None
-    layout: Layout = model.layout
-    if ids.shape[-1] != layout.num_codes:
-        layout = layout.resized(layout.rows_of(ids.shape[-1]), layout.grids[0][1])
+    """Ids (B, n) in id order -> (B, H, W, 3) uint8. ValueError for ids that are not the image tokenizer's."""
     with inference_precision("float32", model.device):
-        codes = model.images.from_ids(torch.tensor(ids).to(model.device), layout=layout)
-        return to_uint8(model.images.decode(codes, layout=layout)).permute(0, 2, 3, 1).cpu().numpy()
+        codes = model.images.from_ids(torch.tensor(ids).to(model.device), layout=model.layout)
+        return to_uint8(model.images.decode(codes, layout=model.layout)).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @dataclass

@@ -1,57 +1,46 @@
-"""Conversations whose answers hold text and images."""
+"""Conversations whose answers hold text and images: held with the model, and written as a page for a reader.
 
-from collections.abc import Iterator, Sequence
+OUT/conversations.jsonl    {"id", "turns": the turns with pictures as <vistok> runs, "error"?} a line
+OUT/page.html, page.md     questions, the model's answers, and the answers of the file beside them; pictures in OUT/pictures/
+"""
+
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import jinja2
 import numpy as np
 import torch
+from PIL import Image
 
 from unicode.annotations.records import IMAGE_TAG, RefusedError, read_record
 from unicode.annotations.templates import draw
+from unicode.common.files import atomic_write, read_jsonl, write_jsonl
+from unicode.common.json_lists import read_json_list
+from unicode.common.logging import printable
 from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
+from unicode.generate.images import decode_pictures
+from unicode.generate.questions import ImageError, ImageReader
 from unicode.generate.sampling import GREEDY, Sampling
+from unicode.ids.text import split_runs
+from unicode.images.lookup import ImageLookup
 from unicode.llm.load import Content, LanguageModel
-
-
-@dataclass(frozen=True, eq=False)
-class Conversation:
-    """A conversation to be held.
-
-    Attributes:
-        id: its name.
-        questions: what the user says, turn by turn; <image> tags stand for `images` in order.
-        references: what was answered by somebody else, "" where nothing is known.
-        images: paths or keys of the images.
-        error: why it cannot be held, with the record's place.
-    """
-
-    id: str
-    questions: tuple[str, ...]
-    references: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    error: str = ""
-
-
-@dataclass
-class Dialogue:
-    """How far a conversation has come: turns and answers so far, or why it could not go on."""
-
-    turns: list[str] = field(default_factory=list)
-    error: str = ""
 
 
 class ChatSampler:
     """Answers in words and pictures.
 
     Args:
-        model: one that writes image ids; of a model without a layout the answers are words alone.
-        words: how words are drawn.
-        pictures: how image ids are drawn; unguided.
+        model: one that writes image ids.
+        words: how words are sampled.
+        pictures: how image ids are sampled; unguided.
         num_tokens: longest answer; pictures count with all their ids.
         max_pictures: how many pictures an answer may hold.
+        decoder: of the model; None makes one.
 
     Raises:
-        ValueError: the model reads pixels, or guidance was asked for.
+        ValueError: the model writes no image ids.
         FileNotFoundError: the image tokenizer is not there.
     """
 
@@ -63,12 +52,13 @@ class ChatSampler:
         pictures: Sampling | None = None,
         num_tokens: int = 512,
         max_pictures: int = 4,
+        decoder: CachedDecoder | None = None,
     ) -> None:
         if model.reads_pixels or model.layout is None or model.markers is None:
             raise ValueError("this model writes no pictures; ask it with python -m unicode.run.answer, or train one that draws")
         self.model, self.words, self.pictures = model, words, pictures or Sampling()
         self.num_tokens, self.max_pictures = num_tokens, max_pictures
-        self.decoder = CachedDecoder(model.lm)
+        self.decoder = decoder or CachedDecoder(model.causal)
         self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers)
 
     def answer(self, turns: Sequence[Sequence[str]], contents: Sequence[Sequence[Content]], *, seeds: Sequence[int]) -> list[str]:
@@ -80,7 +70,7 @@ class ChatSampler:
             seeds: one for each.
 
         Raises:
-            ValueError: a prompt that leaves no room for an answer.
+            ValueError: a prompt that leaves no room for an answer, or guidance was asked for.
         """
         model = self.model
         prompts = [model.prompt(list(one), list(seen)) for one, seen in zip(turns, contents, strict=True)]
@@ -99,68 +89,173 @@ class ChatSampler:
         return [model.read_text(ids).strip() for ids in decoded.ids]
 
 
-def hold_conversations(
-    sampler: ChatSampler,
-    conversations: Sequence[Conversation],
-    contents: Sequence[Sequence[Content]],
-    *,
-    seed: int = 0,
-    batch_size: int = 8,
-) -> list[Dialogue]:
-    """Put the questions of conversations to the model, its own answers standing between them.
+@dataclass(eq=False)
+class Dialogue:
+    """A conversation to hold, and how far it has come.
+
+    Attributes:
+        id: its name.
+        questions: what the user says, turn by turn; <image> tags stand for `images` in order.
+        references: what was answered by somebody else, "" where nothing is known.
+        images: keys of the images.
+        turns: questions and the model's answers so far.
+        error: why it cannot be held or could not go on.
+    """
+
+    id: str
+    questions: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    turns: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+def read_conversations(path: Path, *, limit: int = 0) -> list[Dialogue]:
+    """Read LLaVA's .json, or .jsonl with one conversation a line; records that are none have `Dialogue.error`.
 
     Args:
-        contents: of each conversation what is read for its images, in the order of the tags.
+        limit: the first so many only; 0: all.
 
-    Returns:
-        One dialogue per conversation, in order; a conversation that cannot go on says why and keeps what it has.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another kind of file, or it holds no conversations.
     """
-    dialogues = [Dialogue(error=one.error) for one in conversations]
-    for number in range(max((len(one.questions) for one in conversations), default=0)):
-        going = [place for place, one in enumerate(conversations) if number < len(one.questions) and not dialogues[place].error]
-        for start in range(0, len(going), batch_size):
-            _one_turn(sampler, conversations, contents, dialogues, going[start : start + batch_size], number, seed)
-    return dialogues
-
-
-def _one_turn(
-    sampler: ChatSampler, conversations: Sequence[Conversation], contents: Sequence[Sequence[Content]], dialogues: list[Dialogue],
-    places: list[int], number: int, seed: int,
-) -> None:  # fmt: skip
-    """Question `number` of some conversations; where the batch cannot be asked, one by one."""
-    turns = [[*dialogues[place].turns, conversations[place].questions[number]] for place in places]
-    seen = [contents[place][: sum(turn.count(IMAGE_TAG) for turn in said[::2])] for place, said in zip(places, turns, strict=True)]
-    seeds = [draw(2**31, seed, "talk", conversations[place].id, str(number)) for place in places]
-    try:
-        answers = sampler.answer(turns, seen, seeds=seeds)
-    except ValueError as error:
-        if len(places) > 1:
-            for place in places:
-                _one_turn(sampler, conversations, contents, dialogues, [place], number, seed)
-        else:
-            dialogues[places[0]].error = f"turn {2 * number}: {error}"
-        return
-    for place, said, answer in zip(places, turns, answers, strict=True):
-        dialogues[place].turns = [*said, answer]
-
-
-def parse_conversations(records: Sequence[object] | Iterator[object], *, source: str) -> list[Conversation]:
-    """LLaVA-like records -> conversations; those that are none carry the reason. Answers of the records become references."""
+    if path.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"--reference {path}: conversations are LLaVA's .json, or .jsonl with one a line")
+    records = list(read_jsonl(path) if path.suffix == ".jsonl" else read_json_list(path))[: limit or None]
+    if not records:
+        raise ValueError(f"{path} holds no conversations")
     found = []
     for number, record in enumerate(records):
+        where = f"{path}, record {number}"
         try:
             one = read_record(record, form="written")
-            tags = sum(turn.count(IMAGE_TAG) for turn in one.turns[::2])
-            counts = f"{tags} {IMAGE_TAG} in the questions, {len(one.keys)} images"
-            fault = "" if tags == len(one.keys) else f"{source}, record {number}: {counts}"
-            found.append(Conversation(one.id, one.turns[::2], one.turns[1::2], one.keys, fault))
         except RefusedError as error:
-            found.append(Conversation(f"record {number}", (), error=f"{source}, record {number}: {error}"))
+            found.append(Dialogue(f"record {number}", error=f"{where}: {error}"))
+            continue
+        tags = sum(turn.count(IMAGE_TAG) for turn in one.turns[::2])
+        fault = "" if tags == len(one.keys) else f"{where}: {tags} {IMAGE_TAG} in the questions, {len(one.keys)} images"
+        found.append(Dialogue(one.id, one.turns[::2], one.turns[1::2], one.keys, error=fault))
     return found
 
 
+def sample_dialogues(
+    sampler: ChatSampler, dialogues: list[Dialogue], *, pictures: ImageLookup | None = None, seed: int = 0, batch_size: int = 8
+) -> list[Dialogue]:
+    """Put the questions of conversations to the model, its own answers between them; returns the same dialogues, filled.
+
+    Args:
+        pictures: where images are looked up; None: below the working folder.
+    """
+    contents: dict[int, list[Content]] = {}
+    with ImageReader(sampler.model, pictures=pictures) as reader:
+        found = reader.read(image for one in dialogues for image in one.images)
+        for place, one in enumerate(dialogues):
+            try:
+                contents[place] = reader.contents(one.images, found)
+            except ImageError as error:
+                one.error = one.error or f"conversation '{one.id}': {error}"
+    for number in range(max((len(one.questions) for one in dialogues), default=0)):
+        going = [place for place, one in enumerate(dialogues) if number < len(one.questions) and not one.error]
+        for start in range(0, len(going), batch_size):
+            batch = going[start : start + batch_size]
+            _ask(sampler, [dialogues[place] for place in batch], [contents[place] for place in batch], number, seed)
+    return dialogues
+
+
+def _ask(sampler: ChatSampler, dialogues: list[Dialogue], contents: list[list[Content]], number: int, seed: int) -> None:
+    """Ask question `number` of some conversations; one by one where the batch cannot be asked."""
+    turns = [[*one.turns, one.questions[number]] for one in dialogues]
+    seen = [content[: sum(turn.count(IMAGE_TAG) for turn in one[::2])] for content, one in zip(contents, turns, strict=True)]
+    seeds = [draw(2**31, seed, "talk", one.id, str(number)) for one in dialogues]
+    try:
+        answers = sampler.answer(turns, seen, seeds=seeds)
+    except ValueError as error:
+        if len(dialogues) == 1:
+            dialogues[0].error = f"turn {2 * number}: {error}"
+            return
+        for one, content in zip(dialogues, contents, strict=True):
+            _ask(sampler, [one], [content], number, seed)
+        return
+    for one, asked, answer in zip(dialogues, turns, answers, strict=True):
+        one.turns = [*asked, answer]
+
+
 def picture_ids(run: np.ndarray, model: LanguageModel) -> np.ndarray | None:
-    """The ids of a run where they are a whole picture of this model, else None."""
+    """Return the ids of a run if they are a complete picture of this model, else None."""
     assert model.layout is not None
-    whole = len(run) == model.layout.num_codes and bool(np.isin(run, model.images.row_ids.cpu().numpy()).all())
-    return run if whole else None
+    complete = len(run) == model.layout.num_codes and bool(np.isin(run, model.images.row_ids.cpu().numpy()).all())
+    return run if complete else None
+
+
+Part = dict[str, str]  # {"text": words} or {"picture": file relative to the page}
+_HTML = jinja2.Environment(autoescape=True).from_string(
+    """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title><style>
+body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+section{border-top:1px solid #ccc;padding:.5em 0}b{color:#666;font-weight:600}
+img{display:block;margin:.4em 0;min-width:96px;image-rendering:pixelated}
+.model{background:#eef4fb;padding:.4em .8em}.reference{background:#f4f4f0;padding:.4em .8em}.error{color:#a00}
+</style><h1>{{ title }}</h1>
+{% for name, turns in conversations %}<section><h2>{{ name }}</h2>
+{% for speaker, parts in turns %}<div class="{{ speaker }}"><b>{{ speaker }}</b>
+{% for part in parts %}
+{% if part.picture %}<img src="{{ part.picture }}" alt="picture of the {{ speaker }}">{% else %}<p>{{ part.text }}</p>{% endif %}
+{% endfor %}</div>
+{% endfor %}</section>
+{% endfor %}</html>
+"""
+)
+
+
+def write_pages(model: LanguageModel, out: Path, dialogues: Sequence[Dialogue], *, title: str) -> None:
+    """Write conversations.jsonl, page.html, page.md and the pictures."""
+    pages: list[tuple[str, list[tuple[str, list[Part]]]]] = []
+    for place, one in enumerate(dialogues):
+        name = f"{place:04d}-{re.sub(r'[^0-9A-Za-z_.-]', '_', one.id)[:40]}"
+        turns: list[tuple[str, list[Part]]] = []
+        for number, turn in enumerate(one.turns):
+            turns.append(("model" if number % 2 else "user", _parts(turn, f"{name}-{number}", model, out)))
+            if number % 2 and number // 2 < len(one.references):
+                turns.append(("reference", _parts(one.references[number // 2], f"{name}-{number}-reference", model, out)))
+        if one.error:
+            turns.append(("error", [{"text": printable(one.error)}]))
+        pages.append((printable(one.id), turns))
+    lines = ({"id": one.id, "turns": one.turns, **({"error": one.error} if one.error else {})} for one in dialogues)
+    write_jsonl(out / "conversations.jsonl", lines)
+    with atomic_write(out / "page.html") as file:
+        file.write(_HTML.render(title=title, conversations=pages))
+    with atomic_write(out / "page.md") as file:
+        file.write(_markdown(title, pages))
+
+
+def _parts(text: str, name: str, model: LanguageModel, out: Path) -> list[Part]:
+    """Cut a turn into words and pictures; these are written as NAME-0.png, NAME-1.png, ... Invalid runs become placeholders."""
+    found: list[Part] = []
+    for piece in split_runs(text, where=name, allow_empty=True):
+        ids = None if piece.ids is None else picture_ids(piece.ids, model)
+        if ids is not None:
+            file = f"pictures/{name}-{sum('picture' in one for one in found)}.png"
+            with atomic_write(out / file, "wb") as target:
+                Image.fromarray(decode_pictures(model, ids[None])[0]).save(target, "PNG")
+            found.append({"picture": file})
+        elif piece.ids is not None:
+            found.append({"text": f"[{len(piece.ids)} ids that are no complete picture]"})
+        elif piece.text.strip():
+            found.append({"text": printable(piece.text.strip())})
+    return found
+
+
+def _markdown(title: str, pages: Sequence[tuple[str, Sequence[tuple[str, Sequence[Part]]]]]) -> str:
+    def plain(text: str) -> str:
+        """Escape everything that Markdown or the HTML in it gives a meaning."""
+        return re.sub(r"([\\`*_{}\[\]()<>#|~&$!])", r"\\\1", text)
+
+    lines = [f"# {plain(title)}"]
+    for name, turns in pages:
+        lines.append(f"## {plain(name)}")
+        for speaker, parts in turns:
+            lines.append(f"**{speaker}**")
+            lines += [f"![picture of the {speaker}]({part['picture']})" if "picture" in part else plain(part["text"]) for part in parts]
+    return "\n\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from unicode.common.distributed import all_reduce_min_, barrier, is_main, open_job
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json
-from unicode.common.logging import get_logger
+from unicode.common.logging import get_logger, printable
 from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
@@ -453,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.name != ALL:
         runner.run(BENCHMARKS[args.name])
     if is_main() and not args.dry_run:
-        print(write_table(args.out))
+        print(printable(write_table(args.out)))
     if failed:
         raise ValueError(f"{len(failed)} of the benchmarks failed: {'; '.join(failed)}")
     return 0

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from unicode.common.distributed import open_job
-from unicode.run.command import command
+from unicode.run.command import command, one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             answer = chat.say(line.strip()) if line.strip() else ""
         except (ValueError, OSError) as error:
-            answer = f"error: {error}"
+            answer = f"error: {one_line(error)}"
         print(answer)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 
 from unicode.common.distributed import process_group
-from unicode.common.logging import setup_logging
+from unicode.common.logging import printable, setup_logging
 
 Main = Callable[[list[str] | None], int]
 
@@ -46,7 +46,7 @@ def command(main: Main) -> Callable[..., int]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error as one line; the bare path of an OSError gets its reason in words."""
+    """Return the message of an error as one printable line; the bare path of an OSError gets its reason in words."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(" ".join(str(error).split())) or type(error).__name__

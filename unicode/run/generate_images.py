@@ -130,7 +130,6 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.common.config import load_config
     from unicode.generate.images import GenerationConfig
     from unicode.llm.load import open_model
-    from unicode.run.conversation_pages import answer_conversations
 
     config = load_config(GenerationConfig, args.config, [*args.settings, *([f"prompts={args.prompts}"] if args.prompts else [])])
     if not (config.prompts or args.complete or args.decompress or args.reference):
@@ -139,14 +138,15 @@ def main(argv: list[str] | None = None) -> int:
     options: dict[str, Any] = {"base": args.base, "image_tokenizer": args.image_tokenizer, "dtype": args.dtype, "merge": args.merge}
     model = open_model(args.model, device=device, **options)
     if args.reference:
-        return answer_conversations(model, args, config)
+        return hold_conversations(model, args, config)
     from unicode.generate.drawing_tasks import run_task
+    from unicode.generate.engine import CachedDecoder
     from unicode.generate.images import ImageSampler
     from unicode.generate.jobs import RESULTS, ResultFile, output_slots
     from unicode.metrics.reconstruction import psnr
 
     sampling = config.sampling(0.0 if args.decompress else 1.0)
-    sampler = ImageSampler(model, sampling=sampling, cache=config.cache, compiled=config.compiled)
+    sampler = ImageSampler(model, sampling=sampling, decoder=CachedDecoder(model.causal, cache=config.cache, compiled=config.compiled))
     task = build_task(model, args, config)
     slots = output_slots(task.ids, samples=config.samples)
     made_by = describe(model, args, config, sampling=sampling, ids=task.ids)
@@ -157,6 +157,29 @@ def main(argv: list[str] | None = None) -> int:
     file = ResultFile(Path(args.out) / RESULTS, [slot.key for slot in slots], made_by=made_by, drawings=True)
     records = run_task(sampler, task, file, slots, batch_size=config.batch_size, compare=psnr)
     return report(records, Path(args.out), pairs=bool(args.complete or args.decompress)) if is_main() else 0
+
+
+def hold_conversations(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> int:
+    """Hold the conversations of `args.reference` and write them to `args.out`; returns the exit code, 2 where none came to its end."""
+    from unicode.generate.interleaved import ChatSampler, read_conversations, sample_dialogues, write_pages
+    from unicode.generate.questions import open_lookup
+
+    source = Path(args.reference)
+    asked = read_conversations(source, limit=config.limit)
+    sampler = ChatSampler(model, pictures=config.sampling(), num_tokens=args.max_new_tokens, max_pictures=args.max_pictures)
+    if args.dry_run:
+        log.info("%d conversations, %d of them cannot be held", len(asked), sum(bool(one.error) for one in asked))
+        return 0
+    if not is_main():
+        return 0  # a few conversations for a reader are not worth dealing out
+    pictures = open_lookup(args.images, model)
+    dialogues = sample_dialogues(sampler, asked, pictures=pictures, seed=config.seed, batch_size=config.batch_size)
+    write_pages(model, Path(args.out), dialogues, title=f"{Path(args.model).name}: {source.name}")
+    errors = [one.error for one in dialogues if one.error]
+    for error in errors[:SHOWN_ERRORS]:
+        log.warning("%s", error)
+    log.info("%s: %d conversations, %d of them not to the end", args.out, len(dialogues), len(errors))
+    return 2 if len(errors) == len(dialogues) else 0
 
 
 def report(records: list[dict[str, Any]], out: Path, *, pairs: bool) -> int:
