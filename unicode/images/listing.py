@@ -11,7 +11,6 @@ import numpy as np
 
 from unicode.common.files import read_json
 from unicode.common.logging import get_logger
-from unicode.images.decode import read_bytes
 
 
 class PackedStrings:
@@ -48,6 +47,8 @@ class Files:
 
     def read(self, index: int) -> bytes:
         """Return the bytes of file `index`; UnreadableImageError if they cannot be read."""
+        from unicode.images.decode import read_bytes  # imports torch, which listing images does without
+
         return read_bytes(self.root / self.keys[index])
 
 
