@@ -84,9 +84,9 @@ def make_tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tuned]
             base_fingerprint=fingerprint_base(found.base),
             template="vicuna_v1",
             input_mode=input_mode,
-            layout=images.layout.to_dict(),
+            layout=images.layout,
             image_tokenizer={"path": str(found.image_tokenizer), "fingerprint": images.fingerprint},
-            markers=markers.to_dict(),
+            markers=markers,
         )
         write_card(found.run, card)
         return found

@@ -20,9 +20,9 @@ def make_card(**changes) -> Card:
         "base": "models/vicuna",
         "base_fingerprint": "0" * 16,
         "template": "vicuna_v1",
-        "layout": LAYOUT.to_dict(),
+        "layout": LAYOUT,
         "image_tokenizer": {"path": "outputs/hqvae", "fingerprint": "a" * 16},
-        "markers": Markers(1, 2, 3, 4, added=(4,)).to_dict(),
+        "markers": Markers(1, 2, 3, 4, added=(4,)),
         "max_length": 512,
         "config": {"lora": {"r": 128}},
     }
@@ -34,9 +34,9 @@ def test_there_and_back(tmp_path):
     write_card(tmp_path, card)
     assert read_card(tmp_path) == card
     assert json.loads((tmp_path / "unicode.json").read_text())["format"] == "unicode-llm-1"
-    assert (card.id_layout, card.marker_ids, card.fingerprint) == (LAYOUT, Markers(1, 2, 3, 4, added=(4,)), "a" * 16)
+    assert (card.layout, card.markers, card.fingerprint) == (LAYOUT, Markers(1, 2, 3, 4, added=(4,)), "a" * 16)
     bare = make_card(layout=None, image_tokenizer=None, markers=None)
-    assert (bare.id_layout, bare.marker_ids, bare.fingerprint) == (None, None, "")
+    assert (bare.layout, bare.markers, bare.fingerprint) == (None, None, "")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,8 @@ def test_there_and_back(tmp_path):
         ("[]", "format is 'list', expected 'unicode-llm-1'"),
         ('{"format": "unicode-llm-9"}', "format is 'unicode-llm-9'"),
         ('{"format": "unicode-llm-1", "kind": "lora", "colour": 1}', r"unknown keys .'colour'.; known: "),
+        ('{"format": "unicode-llm-1", "layout": {"kind": "hierarchical"}}', "a layout has the keys"),
+        ('{"format": "unicode-llm-1", "markers": {}}', "markers have the keys"),
         ('{"format": "unicode-llm-1", "kind": "lora"}', "missing 3 required"),
     ],
 )
@@ -65,8 +67,6 @@ def test_folders_without_a_card(tmp_path):
     [
         ({"kind": "qlora"}, "kind is 'qlora'; known: lora, full, llava"),
         ({"input_mode": "both"}, "input_mode is 'both'; known: ids, sum"),
-        ({"layout": {"kind": "hierarchical"}}, "a layout has the keys"),
-        ({"markers": {}}, "markers have the keys"),
     ],
 )
 def test_nonsense_is_refused(changes, message):

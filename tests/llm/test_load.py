@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ def test_what_was_saved_is_what_is_loaded(run, tmp_path):
     expected = PeftModel.from_pretrained(model, str(run.run)).eval()
     found = open_model(run.run, device="cpu")
     torch.testing.assert_close(logits_of(found.lm), logits_of(expected), atol=1e-5, rtol=0)
-    assert logits_of(found.lm).shape[-1] == (140 if read_card(run.run).markers["added"] == [] else 144)
+    assert logits_of(found.lm).shape[-1] == (140 if read_card(run.run).markers.added == () else 144)
     plain = open_model(run.base, device="cpu")
     assert not torch.allclose(logits_of(plain.lm)[..., :140], logits_of(found.lm)[..., :140], atol=1e-3), "the adapter does nothing"
 
@@ -106,7 +106,7 @@ def test_the_image_tokenizer_is_opened_when_needed_and_must_be_the_right_one(tun
     both = f"{model.card.fingerprint}.*{load_tokenizer(other).fingerprint}"
     with pytest.raises(ValueError, match=both):
         _ = open_model(tuned.run, device="cpu", image_tokenizer=str(other)).images
-    layout = {**model.card.layout, "order": "rows"}
+    layout = replace(model.card.layout, order="rows")
     change_card(copy, layout=layout)
     with pytest.raises(ValueError, match=r"order 'rows'.*order 'nested'"):
         _ = open_model(copy, device="cpu").images
@@ -165,7 +165,7 @@ def test_incomplete_and_damaged_folders_are_named(tuned, copy, tmp_path):
 
 
 def test_markers_beyond_the_table_are_refused(tuned, copy):
-    markers = {**read_card(copy).markers, "image_end": 500}
+    markers = {**asdict(read_card(copy).markers), "image_end": 500}
     shutil.copytree(tuned.base, copy, dirs_exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (copy / name).unlink()

@@ -25,7 +25,7 @@ class Card:
     """Content of unicode.json.
 
     Raises:
-        ValueError: an unknown kind or input mode, or a layout or markers that make no sense.
+        ValueError: an unknown kind or input mode.
     """
 
     kind: str
@@ -38,12 +38,12 @@ class Card:
     """Name of the template of the conversations."""
     input_mode: str = "ids"
     """How images in questions are read."""
-    layout: dict[str, Any] | None = None
-    """Grid and order of the ids (`Layout.to_dict`); None for a model without image ids."""
+    layout: Layout | None = None
+    """Grid and order of the ids; None for a model without image ids."""
     image_tokenizer: dict[str, str] | None = None
     """{"path": ..., "fingerprint": ...} of the tokenizer that made the ids."""
-    markers: dict[str, Any] | None = None
-    """`Markers.to_dict`; None for a model that reads no images."""
+    markers: Markers | None = None
+    """Tokens around images; None for a model that reads no images."""
     vision: dict[str, Any] | None = None
     """Settings of the tower and projector of a "llava" model."""
     max_length: int = 0
@@ -55,17 +55,6 @@ class Card:
         for name, known in (("kind", KINDS), ("input_mode", INPUT_MODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is '{getattr(self, name)}'; known: {', '.join(known)}")
-        _ = self.id_layout, self.marker_ids
-
-    @property
-    def id_layout(self) -> Layout | None:
-        """Grid and order of the ids."""
-        return None if self.layout is None else Layout.from_dict(self.layout)
-
-    @property
-    def marker_ids(self) -> Markers | None:
-        """The markers around images."""
-        return None if self.markers is None else Markers.from_dict(self.markers)
 
     @property
     def fingerprint(self) -> str:
@@ -97,6 +86,8 @@ def read_card(folder: str | Path) -> Card:
     if unknown:
         raise ValueError(f"{path}: unknown keys {unknown}; known: {sorted(known)}")
     try:
+        for name, kind in (("layout", Layout), ("markers", Markers)):
+            values[name] = None if values.get(name) is None else kind.from_dict(values[name])
         return Card(**{name: value for name, value in values.items() if name != "format"})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -133,6 +124,6 @@ def check_tokenizer(card: Card, *, fingerprint: str, layout: Layout, path: str |
     if card.fingerprint and fingerprint and card.fingerprint != fingerprint:
         both = f"{(card.image_tokenizer or {}).get('path', '')} ({card.fingerprint}), and {path} is {fingerprint}"
         raise ValueError(f"the model reads ids of the image tokenizer {both}; name the right one with --image-tokenizer")
-    expected = card.id_layout
-    if expected is not None and expected != layout:
-        raise ValueError(f"the model reads images of {expected.describe()}, and {path} makes {layout.describe()}; name the right tokenizer")
+    if card.layout is not None and card.layout != layout:
+        both = f"{card.layout.describe()}, and {path} makes {layout.describe()}"
+        raise ValueError(f"the model reads images of {both}; name the right tokenizer")

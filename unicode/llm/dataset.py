@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -439,7 +439,7 @@ class ConversationDataset(Dataset[Example]):
         return {
             "template": [builder.template.name, str(getattr(builder.text_tokenizer, "chat_template", None))],
             "text_tokenizer": builder.encoder.digest,
-            "markers": None if builder.markers is None else builder.markers.to_dict(),
+            "markers": None if builder.markers is None else asdict(builder.markers),
             "layout": None if self.layout is None else self.layout.describe(),
             "tokenizer": self.fingerprint,
             "stores": hashlib.sha256("".join(stores).encode()).hexdigest(),

@@ -83,7 +83,7 @@ class LanguageModel:
     layout: Layout | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.markers, self.layout = self.card.marker_ids, self.card.id_layout
+        self.markers, self.layout = self.card.markers, self.card.layout
         self.template = get_template(self.card.template, self.text)
         bare = self.reads_pixels and self.markers is None
         self._builder = ExampleBuilder(self.template, self.text, self.markers, self.layout, self.vocab_size, bare)
@@ -323,13 +323,13 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
         source = _find_base(folder, card, base)
         check_base(card, source)
         model, _ = open_base(source, **options)
-        if card.marker_ids is not None:
-            fit_embeddings_(model, card.marker_ids)
+        if card.markers is not None:
+            fit_embeddings_(model, card.markers)
     else:
         raise FileNotFoundError(f"{folder} has neither {ADAPTER_CONFIG} nor config.json; start its training again, which resumes")
     rows = table_rows(model)
-    if card.marker_ids is not None and max(card.marker_ids.ids()) >= rows:
-        reason = f"the markers of {CARD_FILE} reach id {max(card.marker_ids.ids())}, but the model has {rows} embedding rows"
+    if card.markers is not None and max(card.markers.ids()) >= rows:
+        reason = f"the markers of {CARD_FILE} reach id {max(card.markers.ids())}, but the model has {rows} embedding rows"
         raise ValueError(f"{folder}: {reason}; it is another base model, or its table was not grown for the markers")
     return _add_adapter(model, folder, merge=merge) if has_adapter else model, open_text_tokenizer(folder)
 
@@ -381,9 +381,9 @@ def _open_plain(folder: Path, *, image_tokenizer: str, options: dict[str, Any]) 
     markers = choose_markers(text, table_rows=table_rows(model))
     fit_embeddings_(model, markers)
     template = CHAT if getattr(text, "chat_template", None) else "vicuna_v1"
-    card = Card("full", str(folder), fingerprint_base(folder), template, markers=markers.to_dict())
+    card = Card("full", str(folder), fingerprint_base(folder), template, markers=markers)
     if image_tokenizer:
-        card = replace(card, layout=load_tokenizer(image_tokenizer).layout.to_dict())
+        card = replace(card, layout=load_tokenizer(image_tokenizer).layout)
     return model, text, card
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +151,9 @@ class Markers:
         """Return the four ids: start and end of an image, start and end of a compressed one."""
         return self.image_start, self.image_end, self.compressed_start, self.compressed_end
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` inverts it."""
-        return asdict(self) | {"added": list(self.added)}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Markers":
-        """Inverse of `to_dict`. ValueError for missing or unknown keys."""
+        """Inverse of `dataclasses.asdict`. ValueError for missing or unknown keys."""
         expected = {one.name for one in fields(cls)}
         if not isinstance(values, dict) or set(values) != expected:
             raise ValueError(f"markers have the keys {sorted(expected)}; found {sorted(values) if isinstance(values, dict) else values}")
