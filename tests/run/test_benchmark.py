@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from warm import run_ranks, start
+from warm import free_port, run_ranks, start
 
 from unicode.common.files import lock_folder, read_json, read_jsonl, write_json, write_jsonl
 from unicode.metrics.benchmarks import BENCHMARKS
@@ -276,6 +276,17 @@ def test_more_ranks_than_questions(arguments: list[str], tmp_path: Path) -> None
     run_ranks("benchmark", "mmvet", *other, logs=tmp_path / "logs", ranks=3)
     assert texts(tmp_path / "ranks/mmvet/answers.jsonl") == alone
     assert read_json(tmp_path / "ranks/mmvet/scores.json")["n_answered"] == len(alone)
+
+
+def test_ranks_leave_together_when_scoring_fails(arguments: list[str], data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    write_json(tmp_path / "data/gqa/data/testdev_balanced_questions.json", {"1": {}})
+    words = [str(tmp_path / "data") if word == str(data) else word for word in arguments]
+    logs, port = [tmp_path / f"{rank}.log" for rank in range(2)], str(free_port())
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [start("benchmark", "gqa", *words, log=log, RANK=str(rank), LOCAL_RANK=str(rank), **job) for rank, log in enumerate(logs)]
+    assert [one.wait() for one in ranks] == [2, 2]
+    assert all("is not a question file of GQA" in one.printed for one in ranks)
 
 
 def test_killed_and_started_again(arguments: list[str], data: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from unicode.common.distributed import all_reduce_min_, barrier, is_main, open_job
+from unicode.common.distributed import is_main, on_main, open_job
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json
 from unicode.common.logging import get_logger, printable
 from unicode.ids.store import Store
@@ -117,11 +117,10 @@ class Runner:
             log.info("%s: what is needed is there", benchmark.title)
             return
         path = self._find_answers(benchmark) if scoring else folder / "answers.jsonl"
-        with lock_on_all_ranks(folder):
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(lock_folder(folder, "answering")))
             answered = {} if scoring else self._ask(benchmark, questions, path)
-            if is_main():
-                self._score(benchmark, path, folder, answered)
-            barrier()
+            on_main(lambda: self._score(benchmark, path, folder, answered))
 
     def _options(self, benchmark: Benchmark) -> Options:
         split = self.args.split if benchmark.name in WITH_SPLITS else ""
@@ -295,22 +294,6 @@ class Runner:
             prompts = benchmark.grading_prompts(self.args.data, answers)
             log.info("%s", grader.describe_cost(prompt for _, prompt in prompts.values()))
         return grader
-
-
-@contextmanager
-def lock_on_all_ranks(folder: Path) -> Iterator[None]:
-    """Lock the folder of one benchmark's results. ValueError on every rank where another process fills it."""
-    import torch
-
-    with ExitStack() as stack:
-        problem = ""
-        try:
-            stack.enter_context(lock_folder(folder, "answering"))
-        except ValueError as error:
-            problem = str(error)
-        if not all_reduce_min_(torch.tensor(int(not problem))):
-            raise ValueError(problem or f"{folder} is in use")
-        yield
 
 
 def _images(question: Question, stores: Sequence[Store]) -> Iterator[Any]:
