@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from warm import run_ranks
+from warm import run_ranks, start
 
 from unicode.common.checkpoint import newest_checkpoint
 from unicode.common.config import load_config
@@ -23,7 +24,6 @@ from unicode.train.config import TrainLlmConfig
 from unicode.train.llm import LlmTraining
 
 ROOT = Path(__file__).parents[2]
-MODULE = "unicode.run.train_llm"
 ADAPTER = "adapter_model.safetensors"
 
 
@@ -149,24 +149,37 @@ def test_gradient_checkpointing_does_not_change_what_is_learned(llm_overrides: l
     assert largest_difference(load_file(plain / ADAPTER), load_file(again / ADAPTER)) < 1e-4
 
 
-@pytest.mark.parametrize("changes", [[], ["model.input_mode=sum", "data.isolate_turns=true", "train.group_by=modality"]])
-def test_killed_and_started_again_it_ends_with_the_same_bits(
-    llm_overrides: list[str], empty_config: Path, tmp_path: Path, changes: list[str]
-) -> None:
-    settings = [*llm_overrides, *changes, "train.micro_batch_size=4"]
+def test_killed_and_started_again_it_ends_with_the_same_bits(llm_overrides: list[str], empty_config: Path, tmp_path: Path) -> None:
+    """And a second start beside a running one is refused."""
+    settings = [*llm_overrides, "train.micro_batch_size=4"]
     whole = train(settings, f"run.dir={tmp_path / 'whole'}")
-    command = [sys.executable, "-m", MODULE, str(empty_config), *settings, "train.save_every=2"]
-    process = subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    words = (empty_config, *settings, "train.save_every=2", "train.steps=12")
+    first = start("train_llm", *words, log=tmp_path / "first.log")
     while newest_checkpoint(tmp_path / "llm") is None:
-        assert process.poll() is None
+        assert first.process.is_alive(), first.printed
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "resuming" in resumed.stderr or "has finished" in resumed.stderr
+    os.kill(first.process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+    second = start("train_llm", *words, log=tmp_path / "second.log")
+    assert second.wait() == 2
+    assert f"llm is in use: training by process {first.process.pid} on" in second.printed
+    first.process.kill()
+    first.process.join()
+    third = start("train_llm", *words, log=tmp_path / "third.log")
+    assert third.wait() == 0
+    assert "resuming" in third.printed
     assert largest_difference(load_file(whole / ADAPTER), load_file(tmp_path / "llm" / ADAPTER)) == 0.0
     steps = [line["step"] for line in lines(tmp_path / "llm") if "loss" in line]
     assert steps == sorted(set(steps)), "a line was written twice"
+
+
+def test_resumed_with_compressed_images_and_branches_it_ends_with_the_same_bits(llm_overrides: list[str]) -> None:
+    settings = [*llm_overrides, "model.input_mode=sum", "data.isolate_turns=true", "train.group_by=modality", "train.micro_batch_size=4"]
+    run = train(settings)
+    whole = load_file(run / ADAPTER)
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoint-12")
+    train(settings)
+    assert largest_difference(whole, load_file(run / ADAPTER)) == 0.0
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_checkpoint(llm_overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -262,30 +275,23 @@ def test_another_adapter_in_the_run_folder_is_refused(llm_overrides: list[str]) 
         build(llm_overrides, "train.steps=4", "lora.r=8")
 
 
-def launch_two_ranks(port: int, config: Path, settings: list[str]) -> str:
-    """Start two real ranks on the CPU by the deepspeed launcher, as the scripts do; return what they printed."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(port)]
-    extra = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
-    words = [*launcher, "--module", MODULE, str(config), *settings]
-    done = subprocess.run(words, env=environment(**extra), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+ZERO = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("zero2", "zero3")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", *ZERO])
 def test_two_ranks_equal_one(llm_overrides: list[str], empty_config: Path, tmp_path: Path, engine: str) -> None:
     """Same losses and weights for the same global batch; under ZeRO-3 with compressed images, which only some ranks have."""
-    settings = [*llm_overrides, "lora.dropout=0", "train.steps=20", "train.save_every=0", "train.log_every=1"]
+    settings = [*llm_overrides, "lora.dropout=0", "train.steps=12", "train.save_every=0", "train.log_every=1"]
+    settings += ["model.gradient_checkpointing=true"]
     settings += ["model.input_mode=sum", "train.group_by=modality"] if engine == "zero3" else []
     one = train(settings, f"run.dir={tmp_path / 'one'}", f"lora.train_markers={'off' if engine == 'zero3' else 'on'}")
     engines = [] if engine == "ddp" else [f"run.deepspeed={ROOT}/configs/deepspeed/{engine}.json"]
-    more = [*settings, *engines, "train.micro_batch_size=2", "train.save_every=10"]
+    more = [*settings, *engines, "train.micro_batch_size=2", "train.save_every=6"]
     run_ranks("train_llm", empty_config, *more, logs=tmp_path, DS_ACCELERATOR="cpu", ACCELERATE_USE_CPU="true")
     two = tmp_path / "llm"
     assert largest_difference(losses(one), losses(two)) < 1e-3
     assert largest_difference(load_file(one / ADAPTER), load_file(two / ADAPTER)) < 1e-3
-    states = [path.name for path in (two / "checkpoint-20").rglob("*optim_states.pt")]
+    states = [path.name for path in (two / "checkpoint-12").rglob("*optim_states.pt")]
     assert len(states) == (0 if engine == "ddp" else 2), "the engine was not the one that was asked for"
     assert not list(two.rglob("model.safetensors"))
 
@@ -293,7 +299,7 @@ def test_two_ranks_equal_one(llm_overrides: list[str], empty_config: Path, tmp_p
 @pytest.mark.slow
 def test_two_servers_equal_one(llm_overrides: list[str], empty_config: Path, tmp_path: Path) -> None:
     """Two launchers on one machine, started by the scripts of server 1 and 2, train what one process trains."""
-    settings = [*llm_overrides, "lora.dropout=0", "train.steps=20", "train.save_every=0", "train.log_every=1"]
+    settings = [*llm_overrides, "lora.dropout=0", "train.steps=12", "train.save_every=0", "train.log_every=1"]
     one = train(settings, f"run.dir={tmp_path / 'one'}")
     found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29637", "NNODES": "2", "NCCL_SOCKET_IFNAME": "lo"}
     servers = []

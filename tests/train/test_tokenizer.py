@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from warm import free_port, run_ranks, start
 
 from unicode import load_tokenizer
 from unicode.common.checkpoint import newest_checkpoint
@@ -20,7 +22,6 @@ from unicode.train.config import TrainTokenizerConfig, split_batch
 from unicode.train.tokenizer import STATE_FILE, TokenizerTrainer
 
 ROOT = Path(__file__).parents[2]
-MODULE = "unicode.run.train_tokenizer"
 
 
 def train(overrides: list[str], *changes: str) -> Path:
@@ -43,14 +44,6 @@ def largest_difference(first: Any, second: Any) -> float:
         return max((largest_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
     assert first == second or isinstance(first, float)
     return 0.0
-
-
-def command(config: Path, overrides: list[str]) -> list[str]:
-    return [sys.executable, "-m", MODULE, str(config), *overrides]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -82,31 +75,42 @@ def test_language_mode_ends_with_the_rows_of_the_language_model(overrides: list[
         assert torch.equal(codebook.rows, run.tokenizer.codebooks[0].target.rows)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["language", "projected"])
-def test_killed_and_started_again_it_ends_with_the_same_bits(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
-    settings = [
-        *overrides,
-        f"model.codebook.mode={mode}",
-        f"model.codebook.width={4 if mode == 'projected' else 0}",
-        "objective.discriminator.enabled=true",
-    ]
-    settings += [
-        "objective.discriminator.start=4",
-        "objective.discriminator.alone_steps=2",
-        "objective.discriminator.lecam_weight=0.01",
-        "train.average_decay=0.9",
-    ]
+ADVERSARIAL = [
+    "objective.discriminator.enabled=true",
+    "objective.discriminator.start=4",
+    "objective.discriminator.alone_steps=2",
+    "objective.discriminator.lecam_weight=0.01",
+    "train.average_decay=0.9",
+]
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bits(overrides: list[str], empty_config: Path, tmp_path: Path) -> None:
+    """And a second start beside a running one is refused."""
+    settings = [*overrides, *ADVERSARIAL]
     whole = state_of(train(settings, f"run.dir={tmp_path / 'whole'}"))
-    process = subprocess.Popen(command(empty_config, settings), env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "run" / "checkpoints").glob("step_0000000[48]")):
-        assert process.poll() is None
+    first = start("train_tokenizer", empty_config, *settings, log=tmp_path / "first.log")
+    while newest_checkpoint(tmp_path / "run" / "checkpoints") is None:
+        assert first.process.is_alive(), first.printed
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
-    resumed = subprocess.run(command(empty_config, settings), env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "resuming" in resumed.stderr or "has finished" in resumed.stderr
+    os.kill(first.process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+    second = start("train_tokenizer", empty_config, *settings, log=tmp_path / "second.log")
+    assert second.wait() == 2
+    assert f"run is in use: training by process {first.process.pid} on" in second.printed
+    first.process.kill()
+    first.process.join()
+    third = start("train_tokenizer", empty_config, *settings, log=tmp_path / "third.log")
+    assert third.wait() == 0
+    assert "resuming" in third.printed
     assert largest_difference(whole, state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))) == 0.0
+
+
+def test_resumed_in_language_mode_it_ends_with_the_same_bits(overrides: list[str], tmp_path: Path) -> None:
+    settings = [*overrides, *ADVERSARIAL, "model.codebook.mode=language", "model.codebook.width=0"]
+    newest = train(settings)
+    whole = state_of(newest)
+    for step in (16, 12):
+        shutil.rmtree(newest.with_name(f"step_{step:08d}"))
+    assert largest_difference(whole, state_of(train(settings))) == 0.0
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -120,15 +124,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(overrid
     assert largest_difference(whole, state_of(again)) == 0.0
 
 
-def launch_two_ranks(port: int, *words: str) -> str:
-    """Start two real ranks on the CPU by the deepspeed launcher; return what they printed."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(port)]
-    extra = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launcher, *words], env=environment() | extra, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
-
-
 def test_checkpoints_all_damaged_are_an_error_and_not_a_new_start(overrides: list[str], tmp_path: Path) -> None:
     newest = train(overrides, "train.steps=4")
     (newest / STATE_FILE).unlink()
@@ -136,13 +131,12 @@ def test_checkpoints_all_damaged_are_an_error_and_not_a_new_start(overrides: lis
         train(overrides, "train.steps=4")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["language", "projected"])
 def test_two_ranks_equal_one(overrides: list[str], empty_config: Path, tmp_path: Path, mode: str) -> None:
     settings = [*overrides, f"model.codebook.mode={mode}", f"model.codebook.width={4 if mode == 'projected' else 0}"]
-    settings += ["train.steps=20", "train.save_every=0", "optimizer.lr=2e-4"]
+    settings += ["train.steps=12", "train.save_every=0", "optimizer.lr=2e-4"]
     one = state_of(train(settings, f"run.dir={tmp_path / 'one'}", "train.micro_batch_size=8"))
-    launch_two_ranks(29611, "--module", MODULE, str(empty_config), *settings)
+    run_ranks("train_tokenizer", empty_config, *settings, logs=tmp_path, ACCELERATE_USE_CPU="true")
     two = state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))
     assert largest_difference(one["model"], two["model"]) < 1e-4
 
@@ -169,12 +163,16 @@ main()
 """
 
 
-@pytest.mark.slow
 def test_two_ranks_with_a_discriminator_agree_to_the_last_bit(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(WRITE_DIGEST)
     settings = [*overrides, "model.codebook.mode=language", "model.codebook.width=0", "objective.discriminator.enabled=true"]
     settings += ["objective.discriminator.start=2", "objective.discriminator.alone_steps=2", "objective.discriminator.lecam_weight=0.01"]
-    launch_two_ranks(29613, str(tmp_path / "train.py"), *settings)
+    launcher = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(free_port())]
+    values = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    values |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+    words = [sys.executable, *launcher, str(tmp_path / "train.py"), *settings]
+    done = subprocess.run(words, env=os.environ | values, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "digest_0").read_text() == (tmp_path / "digest_1").read_text()
 
 

@@ -1,4 +1,4 @@
-"""The order of conversations: the same for all splits, as often as weights say, alike in length and modality."""
+"""The order of the data: a function of the step, the same for all splits; conversations as often as their weights say, alike in length."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from unicode.train.samplers import WINDOW, ConversationSampler, occurrences
+from unicode.images.dataset import AugmentedIndex
+from unicode.train.samplers import WINDOW, AugmentedSampler, ConversationSampler, occurrences
 
 LENGTHS = np.random.default_rng(0).integers(20, 400, size=1000)
 
@@ -77,3 +78,31 @@ def test_micro_batches_at_the_same_time_are_alike() -> None:
     parts = [list(sampler(group_by="length", batch_size=32, rank=rank, world_size=2, accumulation=4, stop_step=20)) for rank in range(2)]
     gaps = [abs(int(LENGTHS[first].max()) - int(LENGTHS[second].max())) for first, second in zip(*parts, strict=True)]
     assert np.mean(gaps) < 10
+
+
+def pictures(world: int, accumulation: int, start: int = 0) -> list[AugmentedIndex]:
+    """All draws of steps `start` to 9 in global order."""
+    ranks = [
+        AugmentedSampler(37, batch_size=8, accumulation=accumulation, rank=rank, world_size=world, seed=3, start_step=start, stop_step=10)
+        for rank in range(world)
+    ]
+    lists = [list(sampler) for sampler in ranks]
+    assert all(len(batches) == len(sampler) for batches, sampler in zip(lists, ranks, strict=True))
+    steps = range(10 - start)
+    return [draw for micro in range(len(steps) * accumulation) for batches in lists for draw in batches[micro]]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_pictures_of_a_step_are_the_same_however_it_is_split(world: int, accumulation: int) -> None:
+    assert pictures(world, accumulation) == pictures(1, 1)
+
+
+def test_pictures_go_on_where_they_stopped() -> None:
+    assert pictures(2, 1, start=4) == pictures(1, 1)[32:]
+
+
+def test_epochs_of_pictures_are_permutations_and_seeds_differ() -> None:
+    draws = pictures(1, 1)
+    assert sorted(draw.index for draw in draws[:37]) == list(range(37))
+    assert [draw.index for draw in draws[:37]] != [draw.index for draw in draws[37:74]]
+    assert len({draw.seed for draw in draws}) == len(draws)
