@@ -102,7 +102,7 @@ def field_notes(kind: type) -> dict[str, str]:
     notes: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
-            notes |= _own_notes(base)
+            notes |= {name: note for name, note in _own_notes(base).items() if note or name not in notes}
     return notes
 
 

@@ -54,7 +54,7 @@ class StepsConfig:
     eval_every: int = 1000
     """Steps between measurements on held-out data; 0 is only at the end."""
     save_every: int = 1000
-    """Steps between checkpoints; 0 is only at the end."""
+    """Steps between checkpoints; 0 is none before the end."""
     keep: int = 3
     """Checkpoints kept."""
 
@@ -71,8 +71,6 @@ class StepsConfig:
 class ComputeConfig:
     """Settings of devices and precision in both trainings."""
 
-    dir: str = ""
-    """Run folder. The same folder resumes."""
     seed: int = 0
     """Seed of new weights, data order, augmentation and dropout."""
     device: str = "auto"
@@ -102,7 +100,6 @@ class OptimizerConfig(AdamWConfig):
     warmup_steps: int = 500
     """Steps of linear warm-up."""
     betas: list[float] = field(default_factory=lambda: [0.5, 0.9])
-    """Adam's decay rates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -240,7 +237,6 @@ class LlmOptimizerConfig(AdamWConfig):
     """AdamW, its schedule, and the weights of the parts of the loss."""
 
     lr: float = 2e-4
-    """Peak learning rate."""
     projector_lr: float = 0.0
     """Peak learning rate of a LLaVA projector; 0: as `lr`."""
     marker_lr: float = 0.0
@@ -277,17 +273,13 @@ class LlmLoopConfig(StepsConfig):
     group_by: str = "length"
     """What the conversations of a batch have in common: `length`, `modality` (images or none, then length), or `none`."""
     log_every: int = 10
-    """Steps between lines of metrics.jsonl; losses are checked for NaN at the same steps and before every checkpoint."""
     eval_every: int = 0
-    """Steps between measurements of the held-out loss; 0 is only at the end."""
     eval_batch_size: int = 0
     """Conversations per forward pass and rank of a measurement; 0: as micro_batch_size."""
     eval_samples: int = 1000
     """Held-out conversations measured, spread over the files; 0 is all."""
     save_every: int = 500
-    """Steps between checkpoints; 0 is none before the end."""
     keep: int = 2
-    """Checkpoints kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,27 +28,22 @@ class Monitor:
 
     Args:
         folder: run folder.
-        device: where losses are watched.
+        device: of the losses.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.folder = folder
-        self.bar: tqdm[Any] | None = None
+        self.bar: tqdm[Any] = tqdm(disable=True)
         self.writer: SummaryWriter | None = None
         self.first_broken = torch.full((), math.inf, device=device)
 
     def open(self, *, step: int, steps: int) -> None:
         """Begin at finished step `step` of `steps`: drop the lines of later steps, show the bar."""
         drop_lines_after(self.folder / "metrics.jsonl", step)
+        interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a terminal
+        self.bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05, mininterval=interval, disable=not is_main())
         if is_main():
-            interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a terminal
-            self.bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05, mininterval=interval)
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
-
-    def advance(self) -> None:
-        """Move the bar by one step."""
-        if self.bar is not None:
-            self.bar.update()
 
     def watch(self, values: torch.Tensor, step: int) -> None:
         """Remember `step` (from 1) if one of the losses `values` is NaN or infinite and no step before it was.
@@ -79,15 +74,14 @@ class Monitor:
             with name_errors(self.folder / "tensorboard"):
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
-        if self.bar is not None and shown:
+        if shown:
             self.bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:
         """End the bar and the TensorBoard file."""
-        for opened in (self.bar, self.writer):
-            if opened is not None:
-                opened.close()
-        self.bar = self.writer = None
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -108,8 +102,6 @@ class TokenizerMonitor(Monitor):
     """Averages losses on the device and measures codebook usage between two lines.
 
     Args:
-        folder: run folder.
-        device: of the losses.
         batch_size: images per step, for images/s.
         usage_alarm: share of usable rows below which a level raises the alarm.
     """
@@ -136,7 +128,7 @@ class TokenizerMonitor(Monitor):
     def tick(self) -> None:
         """Count one finished step."""
         self.step += 1
-        self.advance()
+        self.bar.update()
 
     def flush(self, codebooks: list[Codebook], *, extra: dict[str, float]) -> dict[str, float]:
         """Write the averages since the last call, over all ranks, and the usage of each codebook; call on every rank.
@@ -225,7 +217,7 @@ class LlmMonitor(Monitor, TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         """Move the bar; before a log line, a checkpoint or a measurement, stop if the loss or, for a checkpoint, a weight is broken."""
-        self.advance()
+        self.bar.update()
         if control.should_log or control.should_save or control.should_evaluate or control.should_training_stop:
             if control.should_save and not weights_are_finite(model):
                 self.first_broken.clamp_max_(state.global_step)

@@ -239,8 +239,7 @@ class TokenizerTrainer:
 
     def _step_optimizer(self, optimizer: torch.optim.Optimizer, module: nn.Module, name: str) -> None:
         """Clip the gradients, step, clear."""
-        limit = self.config.optimizer.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.optimizer.clip or float("inf"))
         self.monitor.add({f"{name}_gradient": norm})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -285,7 +284,7 @@ class TokenizerTrainer:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.tokenizer.eval()
         with self._averaged(), self.accelerator.autocast():
-            for index, batch in enumerate(build_loader(self.val, batches, num_workers=0, device=self.device)):
+            for index, batch in enumerate(build_loader(self.val, batches, num_workers=loop.num_workers, device=self.device)):
                 images = self._arrange(batch.images)
                 made = self.tokenizer(images).images.float()
                 error = (made.clamp(-1, 1) - images).abs().flatten(1).mean(1)
