@@ -55,7 +55,7 @@ def test_nothing_is_learned_beside_an_unreadable_picture(folder: Path, caplog: p
     with caplog.at_level("WARNING"):
         added = reader(examples, batch)
     assert reader.num_unreadable == 1
-    assert "picture 'a/torn.png' cannot be read" in caplog.text
+    assert "image 'a/torn.png' cannot be read" in caplog.text
     assert added["pixels"][1].unique().tolist() == [GREY_LEVEL]
     spoiled = batch["example"] == 1
     assert (batch["labels"][spoiled] == IGNORED).all()

@@ -191,7 +191,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(
     with caplog.at_level("WARNING"):
         run = training.run()
     assert "1 of 48 pictures looked for are missing, as '7.png'" in caplog.text
-    assert "picture '5.png' cannot be read (not an image); its conversation is left out" in caplog.text
+    assert "image '5.png' cannot be read (not an image); its conversation is left out" in caplog.text
     assert json.loads((run / "summary.json").read_text())["unreadable_pictures"] == 2
     examples = [training.data.train[index] for index in (4, 5, 48)]
     assert training.vision is not None
