@@ -30,7 +30,7 @@ def beginning(prompt: Prompt) -> tuple[int, bytes]:
 
 
 def sort_prompts(prompts: dict[int, Prompt], beginnings: dict[int, tuple[int, bytes]]) -> list[int]:
-    """Places of the prompts in the order of their batches: those that begin alike stand together, long ones come first.
+    """Return the places of the prompts in the order of their batches: those that begin alike stand together, long ones come first.
 
     What does not fit into memory then shows at once, the time left is not underrated, and rows of a batch are of like length.
     """
@@ -74,7 +74,7 @@ def read_prompts(
 
 
 def _cut(prompt: Prompt, start: int, end: int) -> Prompt:
-    """Positions `start` to `end` of a prompt; its images stand before the cut."""
+    """Return positions `start` to `end` of a prompt; its images stand before the cut."""
     example, images = prompt.example, start == 0
     parts = {name: getattr(example, name)[start:end] for name in ("input_ids", "labels", "is_image", "branch")}
     extra = slice(None) if images else slice(0, 0)
@@ -89,37 +89,43 @@ WINDOW = 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered."""
+    """An answer, or why there is none.
+
+    Attributes:
+        text: its words; pictures in it as <vistok>...</vistok>.
+        num_tokens: tokens generated, the end token included.
+        finished: whether the model ended the answer itself, before the limit of tokens or of its context.
+        error: an image that cannot be read, a prompt longer than the context.
+        ids: its tokens without the end token.
+    """
 
     text: str
     num_tokens: int = 0
-    """Tokens generated, the end token included."""
     finished: bool = False
-    """Whether the model ended the answer itself, before the limit of tokens or of its context."""
     error: str = ""
-    """Why there is no answer: an image that cannot be read, a prompt longer than the context; empty where there is one."""
     ids: tuple[int, ...] = ()
-    """The tokens of the answer without the end token."""
 
 
 @dataclass(frozen=True)
 class AnswerConfig:
     """How answers are generated.
 
+    Attributes:
+        batch_size: questions per batch.
+        max_new_tokens: longest answer in tokens; an answer also ends where the model's context does.
+        temperature: 0 takes the likeliest token (greedy); above 0 answers are sampled.
+        top_p: sample among the likeliest tokens that together have this probability.
+        seed: of sampling, together with the id of each question.
+
     Raises:
-        ValueError: a number that makes no sense.
+        ValueError: a number out of range.
     """
 
     batch_size: int = 16
-    """Questions per batch."""
     max_new_tokens: int = 128
-    """Longest answer in tokens; an answer also ends where the model's context does."""
     temperature: float = 0.0
-    """0 takes the likeliest token (greedy); above 0 answers are sampled."""
     top_p: float = 1.0
-    """Sample among the likeliest tokens that together have this probability."""
     seed: int = 0
-    """Of sampling, together with the id of each question."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_new_tokens < 1:
@@ -127,12 +133,12 @@ class AnswerConfig:
         Sampling(self.temperature, top_p=self.top_p)
 
     def made_by(self) -> dict[str, Any]:
-        """Those settings that answers depend on."""
+        """Return those settings that answers depend on."""
         sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
         return {"max_new_tokens": self.max_new_tokens, **(sampled if self.temperature else {})}
 
     def seed_of(self, name: Any) -> int:
-        """The seed of the question with the id `name`."""
+        """Return the seed of the question with the id `name`."""
         return int.from_bytes(blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -212,22 +218,17 @@ def answer_batch(
 
 
 def _windows(questions: Sequence[AskedQuestion], images: ImageReader) -> Iterator[tuple[int, list[AskedQuestion]]]:
-    """Windows of questions with the place of their first; the images of the next one are decoded while one is worked on."""
-    starts = range(0, len(questions), WINDOW)
-    following = _take(questions, 0)
-    images.prefetch(image for question in following for image in question.images)
-    for start in starts:
-        window, following = following, _take(questions, start + WINDOW)
+    """Yield windows of questions with the place of their first; the images of the next one are decoded while one is worked on."""
+    following: list[AskedQuestion] = []
+    for start in range(0, len(questions) + WINDOW, WINDOW):
+        window, following = following, [questions[place] for place in range(start, min(start + WINDOW, len(questions)))]
         images.prefetch(image for question in following for image in question.images)
-        yield start, window
-
-
-def _take(questions: Sequence[AskedQuestion], start: int) -> list[AskedQuestion]:
-    return [questions[place] for place in range(start, min(start + WINDOW, len(questions)))]
+        if window:
+            yield start - WINDOW, window
 
 
 def _make_prompts(model: LanguageModel, window: list[AskedQuestion], images: ImageReader) -> tuple[dict[int, Prompt], dict[int, Answer]]:
-    """Place -> prompt, and place -> answer with the error of the questions that cannot be asked."""
+    """Return place -> prompt, and place -> answer with the error of the questions that cannot be asked."""
     contents = images.read(image for question in window for image in question.images)
     prompts: dict[int, Prompt] = {}
     failed: dict[int, Answer] = {}
@@ -246,7 +247,7 @@ def _make_prompts(model: LanguageModel, window: list[AskedQuestion], images: Ima
 
 
 def place_tags(text: str, history: Sequence[str], num_images: int) -> list[str]:
-    """The turns of a conversation that ends with the question `text`, with as many <image> tags as images: missing ones go in front of it.
+    """Return the turns of a conversation that ends with the question `text`: as many <image> tags as images; missing ones go in front.
 
     Raises:
         ValueError: more tags than images.

@@ -5,7 +5,7 @@ Keys that a store knows cost a look-up. All other images are decoded by threads 
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,43 +67,44 @@ def read_questions(path: str | Path) -> list[AskedQuestion]:
         FileNotFoundError: there is no such file.
         ValueError: no question in it, or two with the same id and text.
     """
-    questions = [question for line in _question_lines(Path(path)) if (question := _parse_question(*line, path)) is not None]
+    text = Path(path).read_text(encoding="utf-8-sig")
+    is_list = Path(path).suffix == ".json" and text.lstrip().startswith("[")
+    try:
+        lines = json.loads(text) if is_list else text.splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    questions = []
+    for number, line in enumerate(lines, 1):
+        question = _parse_question(line if is_list else _parse_line(line))
+        if question is not None:
+            questions.append(question)
+        elif is_list or line.strip():
+            log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
     if not questions:
         raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')
     check_unique((question.key for question in questions), path)
     return questions
 
 
-def _question_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and content of each line, or of each element of a list; None for what is no JSON."""
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        try:
-            yield from enumerate(json.loads(text), 1)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError:
-                yield number, None
+def _parse_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
-def _parse_question(number: int, record: Any, path: str | Path) -> AskedQuestion | None:
-    """One line; None with a warning where it is no question."""
-    record = dict(record) if isinstance(record, dict) else {}
-    name, text = record.pop("question_id", record.pop("id", None)), record.pop("text", None)
-    turns = record.pop("conversations", None)
+def _parse_question(record: Any) -> AskedQuestion | None:
+    if not isinstance(record, dict):
+        return None
+    fields = {key: value for key, value in record.items() if key not in ("question_id", "id", "text", "conversations", "image")}
+    name, text, turns = record.get("question_id", record.get("id")), record.get("text"), record.get("conversations")
     if text is None and isinstance(turns, list) and turns and isinstance(turns[0], dict):
         text = turns[0].get("value")
-    images = record.pop("image", None) or []
+    images = record.get("image") or []
     images = [images] if isinstance(images, str) else images
-    if name is None or not isinstance(text, str) or not isinstance(images, Sequence) or not all(isinstance(i, str) for i in images):
-        log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
+    if name is None or not isinstance(text, str) or not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         return None
-    return AskedQuestion(text.strip(), tuple(images), name, fields=record)
+    return AskedQuestion(text.strip(), tuple(images), name, fields=fields)
 
 
 def open_lookup(names: Sequence[str], model: LanguageModel) -> ImageLookup:
@@ -146,7 +147,7 @@ class ImageReader:
         self._batch_size = batch_size
         self._threads = ThreadPoolExecutor(THREADS)
         self._decoding: dict[Any, Future[Tensor]] = {}
-        self._known: OrderedDict[Any, Content] = OrderedDict()
+        self._known: OrderedDict[Any, Content] = OrderedDict()  # ids of the images used last
 
     def __enter__(self) -> Self:
         return self
@@ -156,31 +157,43 @@ class ImageReader:
 
     def prefetch(self, images: Iterable[ImageLike]) -> None:
         """Begin to decode those images that `read` will be asked for soon."""
-        if self.blank:
-            return
         for image in images:
             key = _name(image)
-            if key not in self._known and key not in self._decoding and not _is_ids(image) and self._find(image) is None:
+            if not self.blank and key not in self._known and key not in self._decoding and self._find(image) is None:
                 self._decoding[key] = self._threads.submit(self._decode, image)
 
     def read(self, images: Iterable[ImageLike]) -> dict[Any, Content | ImageError]:
-        """What the model reads for each image, by `name(image)`; an ImageError for those that cannot be used."""
+        """Return what the model reads for each image, for `contents`; an ImageError for those that cannot be used."""
+        asked = {_name(image): image for image in images}
+        if self.blank:
+            return dict.fromkeys(asked, self._blank()) if asked else {}
+        self.prefetch(asked.values())
+        waiting = [key for key in asked if key in self._decoding]
         found: dict[Any, Content | ImageError] = {}
-        waiting: dict[Any, Future[Tensor]] = {}
-        for image in images:
-            key = _name(image)
-            if key in found or key in waiting:
-                continue
-            if self.blank:
-                found[key] = self._blank()
-            elif key in self._known:
+        for key in asked:
+            if key in self._known:
                 self._known.move_to_end(key)
                 found[key] = self._known[key]
-            elif (ids := self._find(image)) is not None:
-                found[key] = self._checked(image, ids)
-            else:
-                waiting[key] = self._decoding.pop(key) if key in self._decoding else self._threads.submit(self._decode, image)
-        found.update(self._read_decoded(waiting))
+            elif (ids := self._find(asked[key])) is not None:
+                try:
+                    self.model.check_ids(ids)
+                    found[key] = ids
+                except ValueError as error:
+                    found[key] = ImageError(f"image '{key}': {error}" if isinstance(key, str) else str(error))
+        for start in range(0, len(waiting), self._batch_size):
+            pixels: dict[Any, Tensor] = {}
+            for key in waiting[start : start + self._batch_size]:
+                try:
+                    pixels[key] = self._decoding.pop(key).result()
+                except UnreadableImageError as error:
+                    looked = ", ".join([*(f"the store {store.path}" for store in self.stores), *self.pictures.names]) or "nowhere"
+                    found[key] = ImageError(f"image '{key}': {error}; looked in {looked}" if isinstance(key, str) else f"image: {error}")
+            contents = self.model.read_pictures(torch.stack(list(pixels.values()))) if pixels else []
+            found |= zip(pixels, contents, strict=True)
+            kept = {key: one for key, one in zip(pixels, contents, strict=True) if isinstance(key, str) and isinstance(one, np.ndarray)}
+            self._known |= kept  # ids are small, pixels are not
+        while len(self._known) > CACHED:
+            self._known.popitem(last=False)
         return found
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -188,68 +201,28 @@ class ImageReader:
         return [] if self.blank else [name for name in dict.fromkeys(names) if self._find(name) is None and name not in self.pictures]
 
     def contents(self, images: Sequence[ImageLike], found: dict[Any, Content | ImageError]) -> list[Content]:
-        """What is read for the images of one question, in order; raises the first ImageError among them. Nothing for blank "none"."""
-        if self.blank == "none":
-            return []
-        contents = []
-        for image in images:
-            content = found[_name(image)]
+        """Return what is read for the images of one question, in order, nothing for blank "none"; raises the first ImageError."""
+        contents = [] if self.blank == "none" else [found[_name(image)] for image in images]
+        for content in contents:
             if isinstance(content, ImageError):
                 raise content
-            contents.append(content)
-        return contents
+        return contents  # type: ignore[return-value]
 
     def _find(self, image: ImageLike) -> np.ndarray | None:
-        """Ids that need no model."""
-        if isinstance(image, Tensor):
-            return image.cpu().numpy()
-        if isinstance(image, np.ndarray):
-            return image
-        if isinstance(image, str):
-            return next((ids for store in self.stores if (ids := store.get(image)) is not None), None)
-        return None
-
-    def _checked(self, image: ImageLike, ids: np.ndarray) -> Content | ImageError:
-        try:
-            self.model.check_ids(ids)
-        except ValueError as error:
-            return ImageError(f"image '{image}': {error}" if isinstance(image, str) else str(error))
-        return ids
+        """Return ids that need no model."""
+        if isinstance(image, Tensor | np.ndarray):
+            return np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+        stores = self.stores if isinstance(image, str) else ()
+        return next((ids for store in stores if (ids := store.get(str(image))) is not None), None)
 
     def _decode(self, image: ImageLike) -> Tensor:
         """Runs in a thread."""
-        if isinstance(image, Image.Image | bytes):
-            return self.model.picture(image)
-        return self.model.picture(read_bytes(image) if isinstance(image, Path) else self.pictures.read(str(image)))
-
-    def _read_decoded(self, waiting: dict[Any, Future[Tensor]]) -> dict[Any, Content | ImageError]:
-        found: dict[Any, Content | ImageError] = {}
-        keys = list(waiting)
-        for start in range(0, len(keys), self._batch_size):
-            pixels: dict[Any, Tensor] = {}
-            for key in keys[start : start + self._batch_size]:
-                try:
-                    pixels[key] = waiting[key].result()
-                except UnreadableImageError as error:
-                    found[key] = ImageError(self._explain(key, error))
-            if pixels:
-                for key, content in zip(pixels, self.model.read_pictures(torch.stack(list(pixels.values()))), strict=True):
-                    found[key] = content
-                    self._remember(key, content)
-        return found
-
-    def _remember(self, key: Any, content: Content) -> None:
-        if isinstance(content, np.ndarray) and isinstance(key, str):  # ids are small, pixels are not
-            self._known[key] = content
-            if len(self._known) > CACHED:
-                self._known.popitem(last=False)
-
-    def _explain(self, key: Any, error: UnreadableImageError) -> str:
-        looked = [*(f"the store {store.path}" for store in self.stores), *self.pictures.names]
-        return f"image '{key}': {error}; looked in {', '.join(looked) or 'nowhere'}" if isinstance(key, str) else f"image: {error}"
+        if isinstance(image, str | Path):
+            image = read_bytes(image) if isinstance(image, Path) else self.pictures.read(image)
+        return self.model.picture(image)  # type: ignore[arg-type]
 
     def _blank(self) -> Content:
-        """What the model reads for a picture of one value, or nothing where there is to be no image."""
+        """Return what the model reads for a picture of one value, or nothing where there is to be no image."""
         value = BLANKS[self.blank]
         if value is None:
             return np.empty(0, dtype=np.int64)
@@ -259,10 +232,6 @@ class ImageReader:
         return self._known[self.blank]
 
 
-def _is_ids(image: ImageLike) -> bool:
-    return isinstance(image, np.ndarray | Tensor)
-
-
 def _name(image: ImageLike) -> Any:
-    """What tells one image from another: its path, or the object itself."""
+    """Return what tells one image from another: its path, or the object itself."""
     return str(image) if isinstance(image, str | Path) else id(image)
