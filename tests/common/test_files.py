@@ -4,11 +4,13 @@ import fcntl
 import os
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from unicode.common.files import LOCK_FILE, atomic_write, lock_folder, open_append
+from unicode.common.files import LOCK_FILE, atomic_write, lock_folder, open_append, read_json, read_jsonl
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022])
@@ -109,3 +111,11 @@ def test_appending_to_a_file_that_is_half_a_line(tmp_path):
     with open_append(path) as file:
         file.write("whole\n")
     assert path.read_text(encoding="utf-8") == "whole\n"
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": 1', b"\xff\xfe"])
+@pytest.mark.parametrize("reader", [read_json, lambda path: list(read_jsonl(path))])
+def test_damaged_json_is_an_error_with_the_name_of_the_file(reader: Callable[[Path], Any], content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json"):
+        reader(tmp_path / "a.json")

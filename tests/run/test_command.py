@@ -41,6 +41,10 @@ def test_the_file_of_a_system_error_is_named():
     assert one_line(ValueError()) == "ValueError"
 
 
+def test_control_characters_do_not_reach_the_terminal():
+    assert one_line(ValueError("key 'a\x1b[31m\nb\ud800' is missing")) == r"key 'a\x1b[31m b\ud800' is missing"
+
+
 def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("UNICODE_TRACEBACK", "1")
     with pytest.raises(ValueError, match="bad"):

@@ -142,7 +142,7 @@ def read_json(path: str | Path) -> Any:
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -159,13 +159,11 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
     Raises:
         ValueError: a line is not JSON; the message names the file and the line.
     """
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+    for number, line in _numbered_lines(path):
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
 
 
 def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
@@ -176,9 +174,16 @@ def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
 
 
 def read_list(path: str | Path) -> list[str]:
-    """Return the non-empty lines of a text file without their line ends."""
+    """Return the non-empty lines of a text file without their line ends. ValueError naming the file where it is not UTF-8."""
+    return [line.rstrip("\r\n") for _, line in _numbered_lines(path)]
+
+
+def _numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     with open(path, encoding="utf-8") as file:
-        return [line.rstrip("\r\n") for line in file if line.strip()]
+        try:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def write_list(path: str | Path, lines: Iterable[str]) -> None:

@@ -103,8 +103,8 @@ def _shard_index(path: str) -> list[tuple[str, int, int]]:
         with open(cache, encoding="utf-8") as file:
             content = json.load(file)
         if content["shard"] == stamp:
-            return [(name, offset, size) for name, offset, size in content["images"]]
-    except (OSError, ValueError, KeyError, TypeError):
+            return [(str(name), int(offset), int(size)) for name, offset, size in content["images"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         pass  # absent or not ours: made again below
     images = []
     try:

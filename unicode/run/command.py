@@ -47,6 +47,6 @@ def command(main: Main) -> Callable[..., int]:
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one printable line; the bare path of an OSError gets its reason in words."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return printable(f"{error.filename}: {error.strerror}")
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    named = isinstance(error, OSError) and error.strerror and error.filename is not None
+    text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
+    return printable(" ".join(text.split())) or type(error).__name__

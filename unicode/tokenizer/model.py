@@ -299,6 +299,8 @@ def parse_config(values: Any, *, source: str) -> TokenizerConfig:
         ValueError: an unknown key, an interpolation or a value that makes no sense; the message names `source`.
     """
     try:
+        if not isinstance(values, dict):  # OmegaConf would read a string as YAML
+            raise ValueError(f"an object is expected, not {type(values).__name__}")
         if "${" in json.dumps(values):  # a downloaded file must not read environment variables
             raise ValueError("interpolations (${...}) are not read")
         merged = OmegaConf.merge(OmegaConf.structured(TokenizerConfig), OmegaConf.create(values))
