@@ -1,5 +1,6 @@
 """The embedded default language model: its text, its tokenizer, its training, and the folder it leaves."""
 
+import os
 from itertools import islice
 
 import pytest
@@ -85,6 +86,15 @@ def test_nothing_remains_of_a_stopped_run(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_follows_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o700
 
 
 def test_full_disk(tmp_path, monkeypatch):

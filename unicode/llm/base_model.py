@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,13 +210,12 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
     model = build_model(config, tokenizer)
     log.info("base model: %d tokens, %.2f million parameters", len(tokenizer), model.num_parameters() / 1e6)
     loss = pretrain_(model, packed_rows(tokenizer, lines, row_tokens=config.row_tokens), config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         write_json(partial / SUMMARY, {"settings": asdict(config), "loss": loss})
-        partial.chmod(0o755)
         os.rename(partial, folder)
     except SafetensorError as error:  # safetensors' error on a full disk
         raise OSError(f"{folder} could not be written: {error}") from error
