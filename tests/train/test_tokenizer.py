@@ -214,6 +214,7 @@ def test_usage_alarm(overrides: list[str], caplog: pytest.LogCaptureFixture) -> 
         (["model.image_size=36"], "stride 8"),
         (["train.batch_size=9", "train.micro_batch_size=2"], "multiple of 2"),
         (["data.name=folder", "data.root=/nowhere/at/all"], "nowhere"),
+        (["objective.commitment=0", "model.codebook.entropy_weight=0"], "without a gradient"),
         (["train.step=3"], "did you mean 'train.steps'"),
     ],
 )

@@ -68,23 +68,16 @@ class CodebookConfig:
 class Codebook(nn.Module):
     """A table of rows in the space of the latents; as it is here, the rows stay fixed (mode `frozen`, and every mode in inference).
 
-    Args:
-        rows: (K, E) the table at the start.
-        row_ids: (K,) int64 vocabulary id of each row.
-        config: see `CodebookConfig`.
-        learn_scale: whether s follows the latents (mean |z| over mean |e|); otherwise it stays 1.
-
-    Buffers: `rows` (K, E) the table of inference; `row_ids` (K,); `scale` () s; `ratio` () r of mode `language`; `strength` () how far
-    values are quantized in training (1 = fully).
+    With `learn_scale` s follows the latents (mean |z| over mean |e|); otherwise it stays 1.
     """
 
-    rows: torch.Tensor
-    row_ids: torch.Tensor
-    scale: torch.Tensor
-    scale_steps: torch.Tensor
-    ratio: torch.Tensor
-    strength: torch.Tensor
-    usage: torch.Tensor
+    rows: torch.Tensor  # (K, E) the table of inference
+    row_ids: torch.Tensor  # (K,) int64 vocabulary id of each row
+    scale: torch.Tensor  # () s
+    scale_steps: torch.Tensor  # () updates of s so far
+    ratio: torch.Tensor  # () r of mode `language`
+    strength: torch.Tensor  # () how far values are quantized in training, 1 fully
+    usage: torch.Tensor  # (K,) int64, see `take_usage`
 
     def __init__(self, rows: torch.Tensor, row_ids: torch.Tensor, config: CodebookConfig, *, learn_scale: bool) -> None:
         super().__init__()

@@ -14,19 +14,12 @@ FORMAT = "unicode-table-1"
 
 @dataclass(frozen=True)
 class LanguageTable:
-    """The input-embedding table of a language model.
+    """The input-embedding table of a language model."""
 
-    Attributes:
-        rows: (V, E) float32, row v belongs to vocabulary id v.
-        excluded_ids: (M,) int64, ids that never stand for a piece of an image: special, added, byte and unused ones.
-        model: name of the model that the table comes from.
-        digest: sha256 of the rows' bytes, hexadecimal.
-    """
-
-    rows: torch.Tensor
-    excluded_ids: torch.Tensor
-    model: str
-    digest: str
+    rows: torch.Tensor  # (V, E) float32, row v belongs to vocabulary id v
+    excluded_ids: torch.Tensor  # (M,) int64, ids that never stand for a piece of an image: special, added, byte and unused ones
+    model: str  # name of the model that the table comes from
+    digest: str  # sha256 of the rows' bytes, hexadecimal
 
     def select_ids(self, count: int) -> torch.Tensor:
         """Return `count` ids, ascending int64, that may stand for a piece of an image, spread evenly over the vocabulary; all for 0.

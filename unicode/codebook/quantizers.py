@@ -53,19 +53,12 @@ def commitment_loss(latents: torch.Tensor, quantized: torch.Tensor, *, beta: flo
 
 @dataclass
 class Stacked:
-    """Output of a stacked quantizer.
+    """Output of a stacked quantizer."""
 
-    Attributes:
-        features: (B, C, H, W) for the decoder, with straight-through gradient.
-        codes: one (B, n) int64 per level.
-        commitment: (L,) commitment loss per level, beta included.
-        entropy: () mean entropy term over the levels, 0 where it is off.
-    """
-
-    features: torch.Tensor
-    codes: list[torch.Tensor]
-    commitment: torch.Tensor
-    entropy: torch.Tensor
+    features: torch.Tensor  # (B, C, H, W) for the decoder, with straight-through gradient
+    codes: list[torch.Tensor]  # one (B, n) int64 per level
+    commitment: torch.Tensor  # (L,) commitment loss per level, beta included
+    entropy: torch.Tensor  # () mean entropy term over the levels, 0 where it is off
 
 
 class Stack(nn.Module):

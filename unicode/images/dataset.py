@@ -173,7 +173,6 @@ class ImageDataset(ABC):
 
     @property
     def keys(self) -> list[str]:
-        """All keys in order."""
         return list(self._keys)
 
 
@@ -188,19 +187,20 @@ class FileImages(ImageDataset):
         super().__init__(kept, image_size=image_size, protocol=protocol)
         self._source = source
         self._max_pixels = config.max_pixels
-        self._train = train_transform(image_size, crop=config.training_crop, flip=config.flip, resize=config.resize)
-        self._eval = eval_transform(image_size, resize=config.resize)
-        self._use_train = train
-        self._shorter = math.ceil(config.draft * image_size)
-        self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
+        self._eval = self._train = eval_transform(image_size, resize=config.resize)
+        self._shorter = self._shorter_train = math.ceil(config.draft * image_size)
+        if train:
+            self._train = train_transform(image_size, crop=config.training_crop, flip=config.flip, resize=config.resize)
+            self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
-        index = item.index if isinstance(item, AugmentedIndex) else item
-        seed = item.seed if self._use_train and isinstance(item, AugmentedIndex) else None
+        if isinstance(item, AugmentedIndex):
+            index, shorter, transform = item.index, self._shorter_train, seeded(self._train, item.seed)
+        else:
+            index, shorter, transform = item, self._shorter, self._eval
         try:
             data = self._source.read(index if self._rows is None else int(self._rows[index]))
-            picture = decode_image(data, shorter=self._shorter if seed is None else self._shorter_train, max_pixels=self._max_pixels)
-            transform = self._eval if seed is None else seeded(self._train, seed)
+            picture = decode_image(data, shorter=shorter, max_pixels=self._max_pixels)
             return make_square(picture, transform, side=self.image_size, max_pixels=self._max_pixels)
         except UnreadableImageError as error:
             return Skipped(self.key(index), str(error), index)

@@ -94,20 +94,15 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return _wide_to_rgb(np.asarray(image, np.float64))
+    if image.mode in ("I", "F"):  # 32-bit values become grey: the range is the smallest usual one that holds them
+        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
+        top = next((limit for limit in (1.0, 255.0, 65535.0) if values.max() <= limit), float(2**32 - 1))
+        return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, picture).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _wide_to_rgb(values: np.ndarray) -> Image.Image:
-    """Map 32-bit values (H, W) to grey: the range is the smallest usual one (1, 8 bits, 16 bits, 32 bits) that holds them."""
-    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-    top = next((limit for limit in (1.0, 255.0, 65535.0) if values.max() <= limit), float(2**32 - 1))
-    return Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 CROPS = ("auto", "random", "resized", "center")

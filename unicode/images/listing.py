@@ -135,24 +135,22 @@ def list_coco(root: str, split: str, path: str = "") -> Files:
         FileNotFoundError: no annotation file, or no folder of pictures.
         ValueError: the annotation file has no images.
     """
+    match = re.search(r"(train|val|test)(2014|2015|2017)", Path(path).name)
+    names = [match.group()] if match else [f"{split}2017", f"{split}2014"]
+    folders = [folder for name in names for folder in (name, f"images/{name}")]
+    present = [folder for folder in folders if Path(root, folder).is_dir()]
+    if not present:
+        pictures = f" with the pictures of {path}" if path else ""
+        raise FileNotFoundError(f"no folder {', '.join(folders[:-1])} or {folders[-1]} in {root}{pictures}; {LAYOUTS}")
     if not path:
-        for year in ("2017", "2014"):
-            for folder in (Path(root, f"{split}{year}"), Path(root, "images", f"{split}{year}")):
-                if folder.is_dir():
-                    return list_folder(folder, root=root)
-        raise FileNotFoundError(f"no folder {split}2017, {split}2014, images/{split}2017 or images/{split}2014 in {root}; {LAYOUTS}")
+        return list_folder(Path(root, present[0]), root=root)
     check_file(path)
     content = read_json(path)
     images: Any = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) and isinstance(image.get("file_name"), str) for image in images):
         raise ValueError(f"{path} is not a COCO annotation file: an object with a list 'images' of objects with 'file_name' was expected")
-    match = re.search(r"(train|val|test)(2014|2015|2017)", Path(path).name)
-    folders = [match.group(), f"images/{match.group()}"] if match else [f"{split}2017", f"{split}2014"]
-    present = [name for name in folders if Path(root, name).is_dir()]
-    if not present:
-        raise FileNotFoundError(f"the pictures of {path} lie neither in {folders[0]} nor in {folders[1]} of {root}; {LAYOUTS}")
-    names = [(f"{path}, image {number}", image["file_name"]) for number, image in enumerate(images)]
-    return _gather(path, names, root, present[0])
+    named = [(f"{path}, image {number}", image["file_name"]) for number, image in enumerate(images)]
+    return _gather(path, named, root, present[0])
 
 
 def is_held_out(key: str, share: float) -> bool:

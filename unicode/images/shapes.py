@@ -73,22 +73,18 @@ class ShapesConfig:
 
     @property
     def colour_names(self) -> tuple[str, ...]:
-        """Names of the colours of this world."""
         return tuple(COLOURS)[: self.colours]
 
     @property
     def shape_names(self) -> tuple[str, ...]:
-        """Names of the shapes of this world."""
         return SHAPES[: self.shapes]
 
     @property
     def size_names(self) -> tuple[str, ...]:
-        """Names of the sizes of this world, smallest first."""
         return SIZES[self.sizes]
 
     @property
     def place_names(self) -> tuple[str, ...]:
-        """Names of the places of this world, in reading order."""
         return PLACES[self.places]
 
     def corner(self, place: str) -> tuple[int, int]:
@@ -127,7 +123,7 @@ class Scene:
         random = np.random.default_rng(self.seed) if config.jitter or config.noise else None
         if random is not None and config.noise:
             canvas += random.standard_normal(canvas.shape, np.float32) * np.float32(config.noise * 255)
-        stencils = _stencils_of(config)
+        stencils = _stencils(config.cell, config.shape_names, config.size_names, config.jitter)
         for thing in self.things:
             y, x = config.corner(thing.place)
             dy, dx = (int(shift) for shift in random.integers(-config.jitter, config.jitter + 1, 2)) if random is not None else (0, 0)
@@ -151,7 +147,7 @@ def parse_scene(pixels: np.ndarray, config: ShapesConfig) -> Scene:
     expected = (3, config.image_size, config.image_size)
     if tuple(pixels.shape) != expected:
         raise ValueError(f"a picture of this world has shape {expected}, not {tuple(pixels.shape)}; set image_size of the world")
-    stencils, cell = _stencils_of(config), config.cell
+    stencils, cell = _stencils(config.cell, config.shape_names, config.size_names, config.jitter), config.cell
     corners = [config.corner(place) for place in config.place_names]
     scaled = (np.asarray(pixels, np.float32) + 1) * 127.5 - BACKGROUND[:, None, None]
     patches = np.stack([scaled[:, y : y + cell, x : x + cell] for y, x in corners]).reshape(len(corners), 3, -1)
@@ -174,10 +170,6 @@ class Stencils(NamedTuple):
 
     masks: np.ndarray  # (T, cell, cell) float32, the share of each pixel that the object covers
     rows: dict[tuple[str, str, int, int], int]  # shape, size, dy and dx of each mask -> its row
-
-
-def _stencils_of(config: ShapesConfig) -> Stencils:
-    return _stencils(config.cell, config.shape_names, config.size_names, config.jitter)
 
 
 @lru_cache(maxsize=16)

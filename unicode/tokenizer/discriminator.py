@@ -42,8 +42,7 @@ class DiscriminatorConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"objective.discriminator.{name} is {value}; it has to be a finite number, 0 or above")
         if not self.adaptive_minimum <= self.adaptive_maximum:
-            bounds = f"{self.adaptive_maximum}, below adaptive_minimum {self.adaptive_minimum}"
-            raise ValueError(f"objective.discriminator.adaptive_maximum is {bounds}; raise it or lower the other")
+            raise ValueError(f"objective.discriminator.adaptive_maximum is {self.adaptive_maximum}, below adaptive_minimum")
         if self.norm not in NORMS:
             raise ValueError(f"objective.discriminator.norm is '{self.norm}'; it has to be one of {', '.join(NORMS)}")
         if self.num_layers < 1 or self.channels < 1:
@@ -126,18 +125,9 @@ def adaptive_weight(
 ) -> Tensor:
     """||grad L_rec|| / (||grad L_adv|| + 1e-4) at the decoder's last layer, clamped (Esser et al. 2021, arXiv 2012.09841, eq. 7).
 
-    The gradients are those of the layer's weight, from the gradients at its output: no backward through the losses again. They
-    are averaged over the ranks first, so the weight is that of the whole batch and equal everywhere; a collective call, without a
-    wait for the device.
-
-    Args:
-        features: (B, C, H, W) input of the layer.
-        reconstruction: (B, 3, H, W) gradient of the reconstruction loss at the images.
-        adversarial: (B, 3, H, W) gradient of the generator's adversarial loss at the images.
-        conv: the layer.
-
-    Returns:
-        A float32 scalar in [minimum, maximum].
+    The gradients of the layer's weight follow from its input `features` (B, C, H, W) and the gradients of both losses at the images
+    (B, 3, H, W). They are averaged over the ranks, so the weight, a float32 scalar, is that of the whole batch and equal everywhere:
+    a collective call.
     """
     size, padding = conv.weight.shape, conv.padding
     weights = [

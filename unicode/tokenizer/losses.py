@@ -49,7 +49,6 @@ class PerceptualLoss(nn.Module):
         return self.network(images, targets).flatten()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PerceptualLoss":
-        """Let `.to()`, `.cuda()` and `.float()` reach the network."""
         super()._apply(fn, recurse)
         self.network._apply(fn, recurse)
         return self
@@ -65,19 +64,13 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
 
     Raises:
         FileNotFoundError: the weights are neither at `path` nor in the cache, and cannot be downloaded.
-        ValueError: an unknown trunk, the `lpips` package is not installed, or the file holds something else.
+        ValueError: the `lpips` package is not installed, or the file holds something else.
     """
-    if trunk not in TRUNKS:
-        raise ValueError(f"no LPIPS trunk '{trunk}'; there are: {', '.join(TRUNKS)}")
     try:
         import lpips  # an optional dependency that takes seconds to import
     except ModuleNotFoundError as error:
         raise ValueError("LPIPS needs the package lpips: `pip install lpips`, or set objective.perceptual.weight=0") from error
-    state = None
-    if path and not random:
-        state = read_tensors(path, wanted=f"torchvision's {trunk_file(trunk).name} ({setting})")
-    elif not random:
-        state = _cached_trunk(trunk, setting)
+    state = None if random else _read_trunk(trunk, path, setting)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library calls torchvision in a deprecated way
         torch.manual_seed(0)
@@ -92,12 +85,13 @@ def trunk_file(trunk: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[trunk].url.rsplit("/", 1)[-1]
 
 
-def _cached_trunk(trunk: str, setting: str) -> dict[str, Tensor]:
-    """Read the state dict of a trunk from torchvision's cache, or download it."""
+def _read_trunk(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor]:
+    place = trunk_file(trunk)
+    if path:
+        return read_tensors(path, wanted=f"torchvision's {place.name} ({setting})")
     try:
         return TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        place = trunk_file(trunk)
         raise FileNotFoundError(
             f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
             f"put the file at {place} or name it in {setting}"
@@ -112,8 +106,7 @@ def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> 
         found = state.get(name) if isinstance(state, dict) else None
         if not isinstance(found, Tensor) or found.shape != wanted[key].shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else "nothing"
-            expected = f"{name} of shape {tuple(wanted[key].shape)}"
-            raise ValueError(f"{source}: expected {expected}, found {shape}; this is not torchvision's file")
+            raise ValueError(f"{source} is not torchvision's file: expected {name} of shape {tuple(wanted[key].shape)}, found {shape}")
     trunk.load_state_dict({key: state[name] for key, name in renamed.items()})
 
 

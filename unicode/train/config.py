@@ -159,6 +159,11 @@ class TrainTokenizerConfig:
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=100_000))
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        book = self.model.codebook
+        if book.mode == "projected" and self.objective.commitment == 0 and book.entropy_weight == 0:
+            raise ValueError("objective.commitment=0 leaves the rows of model.codebook.mode=projected without a gradient; set it above 0")
+
 
 def split_batch(loop: StepsConfig, world_size: int) -> int:
     """Return the number of micro-batches per step and rank.
