@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unicode.images.lookup import ImageLookup
-from unicode.report.sections import Asked, _answer_card
+from unicode.report.sections import Asked, answer_card
 from unicode.run.report import main
 
 VOID = {"meta", "link", "img", "br", "line", "polyline"}
@@ -77,7 +77,7 @@ def test_the_page_stands_alone_and_every_picture_is_described(page):
 def test_the_page_says_what_the_runs_reached(page):
     text = page.read_text(encoding="utf-8")
     assert "from a prompt, greedily, with guidance 2, 0.25 s each" in text
-    figures = ("35.5 dB", "75.0 %", "blind 33.3 %", "95.0 %", "83 %", "shuffled prompts 4.5 %", "15 min 31 s")
+    figures = ("35.5 dB", "75.0 %", "blind 33.3 %", "95.0 %", "83 %", "shuffled prompts 4.5 %", "15.5 min")
     for shown in (*figures, "adversarial.f1", "blind, grey", "second", "give --inception FILE"):
         assert shown in text, shown
 
@@ -135,7 +135,7 @@ def test_names_captions_and_answers_are_escaped(runs, tmp_path):
 def test_a_question_of_many_spaces_takes_no_time(tmp_path):
     asked = Asked("", "Answer" + " " * 200_000 + "x", "", (), "yes")
     start = time.monotonic()
-    assert _answer_card(asked, ImageLookup([])).title == asked.text
+    assert answer_card(asked, ImageLookup([])).title == asked.text
     assert time.monotonic() - start < 1
 
 

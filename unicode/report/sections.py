@@ -20,16 +20,15 @@ from unicode.generate.jobs import RESULTS, SETTINGS
 from unicode.images.decode import open_image
 from unicode.images.lookup import ImageLookup
 from unicode.report.page import (
+    Block,
     Card,
     Cell,
-    Chart,
     Figure,
-    Metrics,
+    Points,
     Section,
     clock,
     details,
     gallery,
-    group_series,
     heading,
     line_chart,
     missing,
@@ -44,31 +43,28 @@ NUM_ANSWERS, NUM_RECONSTRUCTED, NUM_DRAWN, NUM_DECOMPRESSED = 8, 8, 18, 9
 GRID_PADDING = 2  # pixels around the pictures of grid.png
 GRID_ROWS = ("original", "all levels", "coarse only")
 EVALUATE = "python -m unicode.run.eval_tokenizer --ckpt RUN --images IMAGES --out DIR/metrics.json"
+ANSWER = "python -m unicode.run.answer --model DIR --questions FILE --images DIR --answers FILE"
 DRAW = "python -m unicode.run.generate_images --model DIR --prompts FILE --out DIR"
-REPORTS = ("metrics.json", "scores.json", "eval.json")
+BENCHMARK = "python -m unicode.run.benchmark NAME --model DIR --data DIR --out DIR"
 CORRECT, SHUFFLED = "all", "shuffled_all"  # measures of eval_generation: every object is as the prompt asks, as the prompt of another asks
 EXPECTED = ("answer", "answers", "label", "gt_answer")  # fields of a question that may hold the right answer, or several of them
 PROTOCOL = "An answer is right if it equals an expected one, in lower case, without punctuation and articles."
-TITLES = {
+FIRST_CURVES = ("loss", "psnr", "accuracy", "usage", "perplexity")
+HIDDEN_CURVES = re.compile(
+    r"lr$|learning_rate|gradient|grad_norm|epoch|seconds|_per_|weight|memory|images$|tokens$|samples|commitment|l1|l2|steps|flos|runtime"
+)
+CURVE_TITLES = {
     "usage": "share of the codebook's rows in use",
     "perplexity": "perplexity of the codes",
     "psnr": "PSNR of validation images, dB",
     "commitment": "commitment loss",
 }
-HIDDEN_GROUPS = re.compile(
-    r"lr$|learning_rate|gradient|grad_norm|epoch|seconds|_per_|weight|memory|images$|tokens$|samples|commitment|l1|l2|steps|flos|runtime"
-)
-PACKAGES = (
-    "unicode-mllm torch torchvision transformers peft accelerate deepspeed torchmetrics tokenizers numpy pillow".split()
-)  # results depend on their versions
+LIBRARIES = "unicode-mllm torch torchvision transformers peft accelerate deepspeed torchmetrics tokenizers numpy pillow".split()
 
 
 def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file; other and broken lines are skipped, as a run may still be writing. None without a file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
+    """Yield the objects of a JSON Lines file, if it exists; broken lines are skipped, as a run may still be writing."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).is_file() else ""
     for line in text.splitlines():
         with suppress(ValueError):
             if isinstance(record := json.loads(line), dict):
@@ -76,14 +72,8 @@ def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """Return the object in a JSON file, {} where there is no such file.
-
-    Raises:
-        ValueError: the file is not JSON, or holds something else.
-    """
-    if not Path(path).is_file():
-        return {}
-    content = read_json(path)
+    """Return the object in a JSON file, {} where there is no such file; ValueError if the file holds something else."""
+    content = read_json(path) if Path(path).is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
@@ -105,11 +95,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
     return flat
 
 
-# Reconstructions: metrics.json and grid.png of unicode.run.eval_tokenizer
-
-
 def read_grid(path: str | Path, side: int) -> np.ndarray:
-    """Cut grid.png into its pictures of `side` pixels, which have a border of two.
+    """Cut the grid.png of eval_tokenizer into its pictures of `side` pixels.
 
     Returns:
         (rows, examples, side, side, 3) uint8: originals, reconstructions and, if there are several levels, the coarse level alone.
@@ -118,14 +105,12 @@ def read_grid(path: str | Path, side: int) -> np.ndarray:
         ValueError: the size of the PNG does not fit pictures of this side.
     """
     with open_image(path) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
+        pixels = np.asarray(opened.convert("RGB"))[GRID_PADDING:, GRID_PADDING:]
     cell = side + GRID_PADDING
-    rows, rest_down = divmod(pixels.shape[0] - GRID_PADDING, cell)
-    columns, rest_across = divmod(pixels.shape[1] - GRID_PADDING, cell)
-    if rest_down or rest_across or rows < 2:
-        raise ValueError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, which does not hold rows of pictures of {side} pixels")
-    cells = pixels[GRID_PADDING:, GRID_PADDING:].reshape(rows, cell, columns, cell, 3)
-    return cells.swapaxes(1, 2)[:, :, :side, :side]
+    rows, columns = pixels.shape[0] // cell, pixels.shape[1] // cell
+    if pixels.shape[:2] != (rows * cell, columns * cell) or rows < 2:
+        raise ValueError(f"{path} does not hold rows of pictures of {side} pixels; evaluate the tokenizer again: {EVALUATE}")
+    return pixels.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)[:, :, :side, :side]
 
 
 def reconstruction_section(folder: str | Path | None) -> Section:
@@ -135,72 +120,65 @@ def reconstruction_section(folder: str | Path | None) -> Section:
     if folder is None or not report:
         return Section(title, name, [missing("The reconstructions were not measured. They come from", EVALUATE)])
     protocol, levels, metrics = report.get("protocol", {}), report.get("codes", {}).get("levels", []), report.get("metrics", {})
-    images = f"{protocol.get('num_images', '?')} images of {protocol.get('image_set', 'an unnamed set')}"
-    codes = "codes"
-    if levels and protocol.get("num_images"):
-        codes = " + ".join(f"{one['codes'] / protocol['num_images']:.0f}" for one in levels) + " codes, coarse to fine"
+    count, side = protocol.get("num_images"), protocol.get("image_size")
+    images = f"{count or '?'} images of {protocol.get('image_set', 'an unnamed set')}"
+    codes = " + ".join(f"{one['codes'] / count:.0f}" for one in levels) + " codes, coarse to fine" if levels and count else "codes"
     blocks = [paragraph(f"{images}, encoded and decoded by the tokenizer; each becomes {codes}.")]
-    grid_file, side = Path(folder) / "grid.png", protocol.get("image_size")
-    if grid_file.is_file() and side:
-        grid = read_grid(grid_file, int(side))
-        cards = []
-        for example in range(min(grid.shape[1], NUM_RECONSTRUCTED)):
-            shown = zip(GRID_ROWS, grid[:, example], strict=False)
-            cards.append(Card([(picture(pixels, f"example {example + 1}: {row}"), row) for row, pixels in shown]))
-        blocks.append(gallery(cards, "pairs"))
+    if side and (Path(folder) / "grid.png").is_file():
+        examples = read_grid(Path(folder) / "grid.png", int(side)).swapaxes(0, 1)[:NUM_RECONSTRUCTED]
+        rows = [zip(GRID_ROWS, example, strict=False) for example in examples]
+        pairs = [[(picture(pixels, f"example {at}: {row}"), row) for row, pixels in example] for at, example in enumerate(rows, 1)]
+        blocks.append(gallery([Card(pair) for pair in pairs], "pairs"))
     else:
-        blocks.append(missing(f"There is no {grid_file}. It comes from", EVALUATE))
-    known = {name: one for name, one in metrics.items() if one.get("value") is not None}
+        blocks.append(missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))
+    known = {key: one for key, one in metrics.items() if one.get("value") is not None}
     if known:
-        blocks.append(table(["measure", "value", ""], [(name, one["value"], one.get("unit", "")) for name, one in known.items()]))
-        how = [paragraph(f"{name}: {one.get('protocol', '')}") for name, one in known.items()]
-        blocks.append(details("how they are measured", *how))
+        blocks.append(table(["measure", "value", ""], [(key, one["value"], one.get("unit", "")) for key, one in known.items()]))
+        blocks.append(details("how they are measured", *(paragraph(f"{key}: {one.get('protocol', '')}") for key, one in known.items())))
     absent = [paragraph(f"{key}: {one.get('reason', '')}; {one.get('remedy', '')}") for key, one in metrics.items() if key not in known]
     if absent:
         blocks.append(details(f"{len(absent)} measures could not be computed", *absent))
     if levels:
         head = ["level", "codes", "rows used", "of rows", "perplexity", "commonest row, %"]
-        rows = [[str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels]
-        blocks += [heading("Use of the codebook"), table(head, rows)]
+        usage = [[str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels]
+        blocks += [heading("Use of the codebook"), table(head, usage)]
     figures = [Figure("PSNR of reconstructions", f"{known['psnr']['value']:.1f} dB", images)] if "psnr" in known else []
     return Section(title, name, blocks, figures)
 
 
-# Training curves: metrics.jsonl and summary.json of run folders
+def read_curves(folder: str | Path) -> dict[str, dict[str, Points]]:
+    """Return group -> name -> points (step, value) of a run's metrics.jsonl, the most important groups first.
 
-
-def read_metrics(folder: str | Path) -> Metrics:
-    """Return the lines of a run's metrics.jsonl that name a step, in order of steps; only their numbers."""
-    lines = read_lines(Path(folder) / "metrics.jsonl")
-    numbers = [{name: float(value) for name, value in line.items() if is_number(value)} for line in lines]
-    return sorted((line for line in numbers if "step" in line), key=lambda line: line["step"])
+    The metrics usage_0 and usage_1 form the group "usage"; loss, val_loss and train/loss_vqa form "loss".
+    """
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    lines = [line for line in read_lines(Path(folder) / "metrics.jsonl") if is_number(line.get("step"))]
+    for line in sorted(lines, key=lambda line: float(line["step"])):
+        for name, value in line.items():
+            stem = re.sub(r"^(?:train|eval|val)[/_]|_\d+$", "", name)
+            group = "loss" if "loss" in re.split(r"[/_]", stem) else stem
+            if name != "step" and is_number(value):
+                groups.setdefault(group, {}).setdefault(name, []).append((line["step"], value))
+    order = sorted(groups, key=lambda group: (FIRST_CURVES.index(group) if group in FIRST_CURVES else len(FIRST_CURVES), group))
+    return {group: dict(groups[group]) for group in order}
 
 
 def training_section(runs: Mapping[str, str | Path]) -> Section:
     """Return the section of curves, for run folders by name."""
     blocks = []
     for name, folder in runs.items():
+        charts: dict[bool, list[Block]] = {False: [], True: []}  # shown at once, hidden
+        for group, series in read_curves(folder).items():
+            chart = line_chart(CURVE_TITLES.get(group, group.replace("_", " ")), series)
+            charts[bool(HIDDEN_CURVES.search(group))] += [chart] if chart else []
         blocks.append(heading(name))
-        shown: list[Chart] = []
-        others: list[Chart] = []
-        for group, series in group_series(read_metrics(folder)).items():
-            chart = line_chart(TITLES.get(group, group.replace("_", " ")), series)
-            if chart:
-                (others if HIDDEN_GROUPS.search(group) else shown).append(chart)
-        if shown:
-            blocks.append({"kind": "charts", "charts": shown})
-        if others:
-            blocks.append(details("more curves", {"kind": "charts", "charts": others}))
-        if not shown and not others:
+        blocks += [{"kind": "charts", "charts": charts[False]}] if charts[False] else []
+        blocks += [details("more curves", {"kind": "charts", "charts": charts[True]})] if charts[True] else []
+        if not any(charts.values()):
             blocks.append(missing(f"No curves: {Path(folder) / 'metrics.jsonl'} holds no steps of a run."))
         summary = flatten(read_object(Path(folder) / "summary.json"))
-        rows = [(key.replace("_", " "), value) for key, value in summary.items() if value is not None]
-        if rows:
-            blocks.append(details("summary of the run", table(["", "value"], rows)))
+        blocks += [details("summary of the run", table(["", "value"], list(summary.items())))] if summary else []
     return Section("Training curves", "Training", blocks or [missing("No training run was named; give --tokenizer and --llm.")])
-
-
-# Questions and answers
 
 
 @dataclass(frozen=True)
@@ -235,26 +213,22 @@ def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
     texts = {str(line.get("question_id")): str(line.get("text", "")) for line in read_lines(answers)}
     asked = []
     for line in read_lines(questions):
-        identity = str(line.get("question_id"))
-        if identity in texts:
-            known = next((line[name] for name in EXPECTED if line.get(name) not in (None, "", [])), ())
-            expected = tuple(map(str, known)) if isinstance(known, list | tuple) else (str(known),)
+        answer = texts.get(str(line.get("question_id")))
+        if answer is not None:
+            known: Any = next((line[name] for name in EXPECTED if line.get(name) not in (None, "", [])), [])
+            expected = tuple(map(str, known if isinstance(known, list) else [known]))
             image = line.get("image") or ""
-            first = str(image[0] if isinstance(image, list) else image)
             text = str(line.get("text", "")).replace("<image>", "").strip()
-            asked.append(Asked(first, text, str(line.get("kind") or line.get("category") or ""), expected, texts[identity]))
+            kind = str(line.get("kind") or line.get("category") or "")
+            asked.append(Asked(str(image[0] if isinstance(image, list) else image), text, kind, expected, answer))
     return asked
 
 
 def count_right(asked: Sequence[Asked]) -> dict[str, tuple[int, int]]:
     """Return kind -> (right, questions with an expected answer), with "all" first."""
-    counts: dict[str, tuple[int, int]] = {"all": (0, 0)}
-    for one in asked:
-        if one.right is not None:
-            for kind in dict.fromkeys(("all", one.kind or "all")):
-                right, scored = counts.get(kind, (0, 0))
-                counts[kind] = (right + one.right, scored + 1)
-    return counts
+    scored = [one for one in asked if one.right is not None]
+    kinds = {"all": scored} | {kind: [one for one in scored if one.kind == kind] for kind in sorted({one.kind for one in scored} - {""})}
+    return {kind: (sum(bool(one.right) for one in chosen), len(chosen)) for kind, chosen in kinds.items()}
 
 
 def answers_section(questions: str | Path | None, answers: Mapping[str, str | Path], images: ImageLookup) -> Section:
@@ -269,37 +243,29 @@ def answers_section(questions: str | Path | None, answers: Mapping[str, str | Pa
     asked = {model: read_answers(questions, path) for model, path in answers.items()} if questions else {}
     asked = {model: found for model, found in asked.items() if found}
     if not asked:
-        command = "python -m unicode.run.answer --model DIR --questions FILE --images DIR --answers FILE"
-        return Section(title, name, [missing("No question was answered. Answers come from", command)])
-    first = next(iter(asked))
-    blocks, figures = [], []
+        return Section(title, name, [missing("No question was answered. Answers come from", ANSWER)])
     counts = {model: count_right(found) for model, found in asked.items()}
-    right, scored = counts[first]["all"]
+    shares = {model: {kind: 100 * right / max(scored, 1) for kind, (right, scored) in found.items()} for model, found in counts.items()}
+    own, *baselines = asked
+    right, scored = counts[own]["all"]
+    figures = []
+    blocks = [paragraph(f"{len(asked[own]):,} questions were answered; the question file holds no right answers.")]
     if scored:
-        others = [f"{model} {_percent(counts[model]['all'])}" for model in asked if model != first]
-        figures.append(Figure("questions answered right", _percent(counts[first]["all"]), ", ".join(others) or f"{scored:,} questions"))
-        blocks.append(paragraph(f"{right:,} of {scored:,} questions about images are answered right. {PROTOCOL}"))
-        kinds = ["all", *sorted(kind for kind in counts[first] if kind != "all")]
-        rows = [[kind, counts[first][kind][1], *(_share(counts[model].get(kind)) for model in asked)] for kind in kinds]
-        blocks.append(table(["kind", "questions", *(f"{model}, %" for model in asked)], rows))
-    else:
-        blocks.append(paragraph(f"{len(asked[first]):,} questions were answered; the question file holds no right answers."))
+        note = ", ".join(f"{model} {shares[model]['all']:.1f} %" for model in baselines) or f"{scored:,} questions"
+        figures = [Figure("questions answered right", f"{shares[own]['all']:.1f} %", note)]
+        rows = [[kind, counts[own][kind][1], *(found.get(kind) for found in shares.values())] for kind in counts[own]]
+        text = f"{right:,} of {scored:,} questions about images are answered right. {PROTOCOL}"
+        blocks = [paragraph(text), table(["kind", "questions", *(f"{model}, %" for model in asked)], rows)]
     for text, value in (("Answered right", True), ("Answered wrong", False), ("Answers", None)):
-        chosen = _some_of_each_kind([one for one in asked[first] if one.right is value])
+        kinds = {one.kind: [other for other in asked[own] if other.right is value and other.kind == one.kind] for one in asked[own]}
+        chosen = [one for found in kinds.values() for one in spread(found, -(-NUM_ANSWERS // len(kinds)))][:NUM_ANSWERS]
         if chosen:
-            blocks += [heading(text), gallery([_answer_card(one, images) for one in chosen])]
+            blocks += [heading(text), gallery([answer_card(one, images) for one in chosen])]
     return Section(title, name, blocks, figures)
 
 
-def _some_of_each_kind(asked: Sequence[Asked]) -> list[Asked]:
-    kinds: dict[str, list[Asked]] = {}
-    for one in asked:
-        kinds.setdefault(one.kind, []).append(one)
-    each = -(-NUM_ANSWERS // max(len(kinds), 1))
-    return [one for found in kinds.values() for one in spread(found, each)][:NUM_ANSWERS]
-
-
-def _answer_card(one: Asked, images: ImageLookup) -> Card:
+def answer_card(one: Asked, images: ImageLookup) -> Card:
+    """Return the picture of a question, the question without its instruction on how to answer, and the answer."""
     found = images.find(one.image) if one.image else None
     shown = [(picture(found, f"the picture of the question: {one.text}"), "")] if found else []
     instruction = re.search(r"Answer (?:the question )?(?:using|with) ", one.text)  # LLaVA's files end questions with one
@@ -307,19 +273,8 @@ def _answer_card(one: Asked, images: ImageLookup) -> Card:
     return Card(shown, question, answer=one.answer, expected=" / ".join(dict.fromkeys(one.expected)), right=one.right)
 
 
-def _percent(counts: tuple[int, int]) -> str:
-    return f"{100 * counts[0] / counts[1]:.1f} %" if counts[1] else "not scored"
-
-
-def _share(counts: tuple[int, int] | None) -> float | None:
-    return round(100 * counts[0] / counts[1], 1) if counts and counts[1] else None
-
-
-# Generated images: the folders of unicode.run.generate_images
-
-
 def _read_drawn(folder: str | Path | None) -> list[tuple[dict[str, Any], Image.Image]]:
-    """The lines of results.jsonl whose picture is there, with the picture."""
+    """The lines of results.jsonl whose image is there, with the image."""
     if folder is None or not Path(folder).is_dir():
         return []
     files = ImageLookup([folder])
@@ -341,17 +296,15 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
     seconds = [float(line["seconds"]) for line, _ in drawn if line.get("seconds")]
     speed = f", {number(float(f'{fmean(seconds):.2g}'))} s each" if seconds else ""
     text = f"{len(drawn):,} images that the language model wrote token by token from a prompt{_sampling(Path(folder) / SETTINGS)}{speed}."
-    cards = []
-    for line, image in spread(drawn, NUM_DRAWN):
-        prompt = str(line.get("prompt", ""))
-        cards.append(Card([(picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]))
+    prompts = [(str(line.get("prompt", "")), image) for line, image in spread(drawn, NUM_DRAWN)]
+    cards = [Card([(picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]) for prompt, image in prompts]
     blocks = [paragraph(f"{text} Some of them, evenly taken:"), gallery(cards)]
     scores = {model: _read_scores(path) for model, path in {"this model": folder, **(baselines or {})}.items()}
-    names = list(dict.fromkeys(measure for found in scores.values() for measure in found))
-    if not names:
+    measures = list(dict.fromkeys(measure for found in scores.values() for measure in found))
+    if measures:
+        blocks.append(table(["measure", *scores], [[measure, *(found.get(measure) for found in scores.values())] for measure in measures]))
+    else:
         blocks.append(missing("The images were not measured. Measures come from", "python -m unicode.run.eval_generation --help"))
-        return Section(title, name, blocks)
-    blocks.append(table(["measure", *scores], [[measure, *(found.get(measure) for found in scores.values())] for measure in names]))
     own = scores["this model"]
     note = f"shuffled prompts {own[SHUFFLED]}" if SHUFFLED in own else f"{len(drawn):,} prompts"
     return Section(title, name, blocks, [Figure("images with every object right", str(own[CORRECT]), note)] if own.get(CORRECT) else [])
@@ -375,8 +328,7 @@ def decompression_section(folder: str | Path | None, images: ImageLookup) -> Sec
         shown = [(picture(before, f"{key} before compression"), "before")] if before else []
         notes = [f"{100 * line['exact']:.0f} % exact"] if is_number(line.get("exact")) else []
         notes += [f"{line['psnr']:.1f} dB"] if is_number(line.get("psnr")) else []
-        shown.append((picture(after, f"{key} as the model wrote it"), "after"))
-        cards.append(Card(shown, lines=[", ".join(notes) or key]))
+        cards.append(Card([*shown, (picture(after, f"{key} as the model wrote it"), "after")], lines=[", ".join(notes) or key]))
     figures = [Figure("codes exact after decompression", f"{100 * fmean(exact):.1f} %", f"{len(exact):,} images")] if exact else []
     return Section(title, name, [paragraph(text), gallery(cards, "pairs")], figures)
 
@@ -392,64 +344,45 @@ def _sampling(settings: Path) -> str:
 
 
 def _read_scores(folder: str | Path) -> dict[str, Cell]:
-    """Measure -> value with its unit, of the report in a folder."""
-    report = next((found for name in REPORTS if (found := read_object(Path(folder) / name))), {})
+    """Measure -> value with its unit, of the report in a folder of images."""
     scores: dict[str, Cell] = {}
-    for name, entry in report.get("metrics", report).items():
-        if isinstance(entry, dict) and "value" in entry:
-            scores[name] = None if entry["value"] is None else f"{entry['value']:.4g} {entry.get('unit', '')}".strip()
-        elif isinstance(entry, int | float):
-            scores[name] = entry
+    for name, entry in read_object(Path(folder) / "metrics.json").get("metrics", {}).items():
+        scores[name] = None if entry["value"] is None else f"{entry['value']:.4g} {entry.get('unit', '')}".strip()
     return scores
-
-
-# Benchmarks: scores.json of unicode.run.benchmark
 
 
 def read_benchmarks(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Return title of a benchmark -> content of its scores.json, for the benchmarks in `folder`."""
-    found = {}
-    for path in sorted(Path(folder).glob("*/scores.json")):
-        content = read_object(path)
-        found[str(content.get("title") or content.get("benchmark") or path.parent.name)] = content
-    return found
+    contents = {path.parent.name: read_object(path) for path in sorted(Path(folder).glob("*/scores.json"))}
+    return {str(content.get("title") or content.get("benchmark") or name): content for name, content in contents.items()}
 
 
 def with_baselines(folders: Mapping[str, str | Path]) -> dict[str, str | Path]:
     """Return the folders by name, each with the blind baselines blank_* in it after it."""
     found: dict[str, str | Path] = {}
     for name, folder in folders.items():
-        found[name] = folder
-        for path in sorted(Path(folder).glob("blank_*")):
-            kind = path.name.removeprefix("blank_")
-            found[f"blind, {kind}" if len(folders) == 1 else f"{name} blind, {kind}"] = path
+        blind = "blind" if len(folders) == 1 else f"{name} blind"
+        baselines = {f"{blind}, {path.name.removeprefix('blank_')}": path for path in sorted(Path(folder).glob("blank_*"))}
+        found |= {name: folder, **baselines}
     return found
 
 
 def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
     """Return the section; `folders` is name -> --out of `unicode.run.benchmark`, the model itself first."""
-    title = "Benchmarks"
     scores = {name: read_benchmarks(folder) for name, folder in with_baselines(folders).items()}
     names = list(dict.fromkeys(benchmark for found in scores.values() for benchmark in found))
     if not names:
-        command = "python -m unicode.run.benchmark NAME --model DIR --data DIR --out DIR"
-        return Section(title, title, [missing("No benchmark was scored. Scores come from", command)])
-    rows: list[list[Cell]] = []
-    blocks = []
+        return Section("Benchmarks", "Benchmarks", [missing("No benchmark was scored. Scores come from", BENCHMARK)])
+    rows, numbers = [], []
     for name in names:
         contents = [found.get(name, {}) for found in scores.values()]
         known = next(content for content in contents if content)
         counts = " of ".join(str(known[key]) for key in ("n_answered", "n_expected") if known.get(key) is not None)
-        headlines = [float(one) if isinstance(one := content.get("headline"), int | float) else None for content in contents]
-        rows.append([name, *headlines, str(known.get("unit", "")), counts])
-        values = list(flatten(known.get("values", {})).items())
+        rows.append([name, *(content.get("headline") for content in contents), str(known.get("unit", "")), counts])
         notes = [paragraph(str(one), "note") for one in (known.get("protocol"), *(known.get("notes") or [])) if one]
-        if values:
-            blocks.append(details(f"{name}: all numbers", *notes, table(["", "value"], values)))
-    return Section(title, title, [table(["benchmark", *scores, "unit", "answered"], rows), *blocks])
-
-
-# Steps of a pipeline, versions and commands
+        values = list(flatten(known.get("values", {})).items())
+        numbers += [details(f"{name}: all numbers", *notes, table(["", "value"], values))] if values else []
+    return Section("Benchmarks", "Benchmarks", [table(["benchmark", *scores, "unit", "answered"], rows), *numbers])
 
 
 def read_steps(path: str | Path | None) -> list[dict[str, Any]]:
@@ -483,25 +416,23 @@ def commands_section(steps: Sequence[Mapping[str, Any]], command: str) -> Sectio
     """Return the section of versions and commands; `command` made this page."""
     commands = [f"# {step['step']}\n{step['command']}" for step in steps if step["command"]]
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
-    text = "\n\n".join([*commands, f"# this page\n{command}"])
-    made = paragraph(f"Made on {describe_machine()}.", "note")
-    blocks = [{"kind": "code", "text": text}, table(["library", "version"], list(versions.items())), made]
+    code = {"kind": "code", "text": "\n\n".join([*commands, f"# this page\n{command}"])}
+    blocks = [code, table(["library", "version"], list(versions.items())), paragraph(f"Made on {describe_machine()}.", "note")]
     return Section("Versions and the exact commands", "Commands", blocks)
 
 
 def describe_machine() -> str:
     """Return the GPUs that the driver names, the number of cores, the processor and the system."""
-    graphics = [find_line(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    processor = find_line(Path("/proc/cpuinfo"), "model name") or platform.machine()
+    graphics = [_find_line(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    processor = _find_line(Path("/proc/cpuinfo"), "model name") or platform.machine()
     parts = [f"{len(graphics)} x {name}" for name in graphics[:1]]
     return ", ".join([*parts, f"{os.cpu_count()} CPU cores ({processor}, {platform.system()})"])
 
 
-def find_line(path: Path, name: str) -> str:
-    """Return the value of the first "name: value" line of a file; "" where there is none."""
+def _find_line(path: Path, name: str) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = re.search(rf"^{name}[ \t]*:(.*)$", text, flags=re.MULTILINE)
     return found[1].strip() if found else ""
