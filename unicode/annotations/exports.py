@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from random import Random
@@ -108,16 +108,13 @@ class Picture:
 
 @dataclass
 class Export:
-    """The files of a benchmark, by their paths below the folder of all benchmarks."""
+    """The files of a benchmark; paths are below the folder of all benchmarks."""
 
     count: int
     """Questions."""
     pictures: dict[str, Picture]
-    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """JSON Lines."""
-    documents: dict[str, Any] = field(default_factory=dict)
-    """JSON."""
-    texts: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, tuple[Callable[[str | Path, Any], Any], Any]]
+    """Path -> what writes its content (`write_json`, `write_jsonl`, `write_list`), and the content."""
 
 
 def export_benchmarks(
@@ -156,12 +153,8 @@ def export_benchmarks(
     for name in chosen:
         pictures = [Picture(key.replace("/", "_"), find_scene(config, key), Random(draw(2**63, seed, name, key))) for key in keys]
         export = EXPORTS[name](pictures, questions)
-        for file, lines in export.lines.items():
-            write_jsonl(Path(out) / file, lines)
-        for file, content in export.documents.items():
-            write_json(Path(out) / file, content)
-        for file, text in export.texts.items():
-            write_list(Path(out) / file, text)
+        for file, (write, content) in export.files.items():
+            write(Path(out) / file, content)
         for file, picture in export.pictures.items():
             with atomic_write(Path(out) / file, "wb") as target:
                 Image.fromarray(np.ascontiguousarray(picture.scene.pixels().transpose(1, 2, 0))).save(target, format="PNG")
@@ -214,9 +207,10 @@ def _pope(pictures: Sequence[Picture], _: int) -> Export:
     """Per picture and kind of question one about something that is there and one about something that is not."""
     seen = Counter(pair for picture in pictures for pair in picture.pairs())
     asked: list[dict[str, Any]] = []
-    labels: dict[str, list[dict[str, Any]]] = {}
+    labels: dict[str, Any] = {}
     for kind in POPE_KINDS:
-        mine = labels[f"pope/coco/coco_pope_{kind}.json"] = []
+        mine: list[dict[str, Any]] = []
+        labels[f"pope/coco/coco_pope_{kind}.json"] = write_jsonl, mine
         for picture in pictures:
             absent = picture.absent()
             colours, shapes = ({pair[axis] for pair in picture.pairs()} for axis in (0, 1))
@@ -227,18 +221,19 @@ def _pope(pictures: Sequence[Picture], _: int) -> Export:
                 mine.append({"question_id": len(mine) + 1, "image": picture.name, "text": text, "label": label})
                 asked.append({"question_id": len(asked), "image": picture.name, "text": f"{text}\n{SHORT}", "category": kind})
     drawn = {f"pope/val2014/{picture.name}": picture for picture in pictures}
-    return Export(len(asked), drawn, lines={**labels, "pope/llava_pope_test.jsonl": asked})
+    return Export(len(asked), drawn, {"pope/llava_pope_test.jsonl": (write_jsonl, asked), **labels})
 
 
 def _mme(pictures: Sequence[Picture], _: int) -> Export:
     """Per picture and task one question to answer with yes and one with no; four of MME's fourteen tasks."""
     asked: list[dict[str, Any]] = []
-    export = Export(0, {}, lines={"MME/llava_mme.jsonl": asked})
+    export = Export(0, {}, {"MME/llava_mme.jsonl": (write_jsonl, asked)})
     for task, picture in product(MME_TASKS, pictures):
         claims, name = _claims(task, picture), f"{task}/{picture.name}"
         file = f"MME/MME_Benchmark_release_version/{name}"
         export.pictures[file] = picture
-        export.texts[str(Path(file).with_suffix(".txt"))] = [f"{text} {YES_OR_NO}\t{answer.capitalize()}" for text, answer in claims]
+        lines = [f"{text} {YES_OR_NO}\t{answer.capitalize()}" for text, answer in claims]
+        export.files[str(Path(file).with_suffix(".txt"))] = write_list, lines
         asked += [{"question_id": name, "image": name, "text": f"{text}\n{SHORT}", "category": task} for text, _ in claims]
     export.count = len(asked)
     return export
@@ -258,8 +253,11 @@ def _gqa(pictures: Sequence[Picture], questions: int) -> Export:
             "types": {**types, "detailed": question.kind}, "semantic": [{"operation": name, **step} for name in ("select", "query")],
             "groups": {"global": question.kind, "local": question.kind}, "entailed": [], "equivalent": [number],
         }  # fmt: skip
-    lines, documents = {"gqa/llava_gqa_testdev_balanced.jsonl": asked}, {"gqa/data/testdev_balanced_questions.json": gold}
-    return Export(len(asked), {f"gqa/data/images/{picture.name}": picture for picture in pictures}, lines, documents)
+    files: dict[str, Any] = {
+        "gqa/llava_gqa_testdev_balanced.jsonl": (write_jsonl, asked),
+        "gqa/data/testdev_balanced_questions.json": (write_json, gold),
+    }
+    return Export(len(asked), {f"gqa/data/images/{picture.name}": picture for picture in pictures}, files)
 
 
 def _vqav2(pictures: Sequence[Picture], questions: int) -> Export:
@@ -275,19 +273,20 @@ def _vqav2(pictures: Sequence[Picture], questions: int) -> Export:
             **number, "question_type": " ".join(question.text.lower().split()[:2]), "multiple_choice_answer": question.answer,
             "answer_type": ANSWER_TYPES.get(question.kind, "other"), "answers": answers,
         })  # fmt: skip
-    documents = {
-        "vqav2/v2_OpenEnded_mscoco_val2014_questions.json": {"questions": asked, "data_subtype": "val2014"},
-        "vqav2/v2_mscoco_val2014_annotations.json": {"annotations": gold, "data_subtype": "val2014"},
+    files: dict[str, Any] = {
+        "vqav2/v2_OpenEnded_mscoco_val2014_questions.json": (write_json, {"questions": asked, "data_subtype": "val2014"}),
+        "vqav2/v2_mscoco_val2014_annotations.json": (write_json, {"annotations": gold, "data_subtype": "val2014"}),
     }
     drawn = {f"vqav2/val2014/COCO_val2014_{place:012d}.jpg": picture for place, picture in enumerate(pictures)}  # PNG: readers take both
-    return Export(len(asked), drawn, documents=documents)
+    return Export(len(asked), drawn, files)
 
 
 def _scienceqa(pictures: Sequence[Picture], _: int) -> Export:
     """Two questions with lettered options about each picture, and one without picture about the words of the world."""
     problems: dict[str, Any] = {}
     asked: list[dict[str, Any]] = []
-    export = Export(0, {}, documents={"scienceqa/problems.json": problems, "scienceqa/llava_test_CQM-A.json": asked})
+    files = {"scienceqa/problems.json": (write_json, problems), "scienceqa/llava_test_CQM-A.json": (write_json, asked)}
+    drawn: dict[str, Picture] = {}
     for picture in pictures:
         about = scene_questions(picture.scene, picture.rng)
         lettered = [made for question in about if (made := with_options(question, picture)) is not None][:2]
@@ -301,10 +300,9 @@ def _scienceqa(pictures: Sequence[Picture], _: int) -> Export:
             turns = make_turns([f"{IMAGE_TAG}\n{text}" if shown else text, LETTERS[right]])
             asked.append({"id": number, "conversations": turns, **({"image": f"{number}/image.png"} if shown else {})})
             if shown:
-                export.pictures[f"scienceqa/images/test/{number}/image.png"] = picture
-    export.documents["scienceqa/pid_splits.json"] = {"train": [], "val": [], "test": list(problems)}
-    export.count = len(asked)
-    return export
+                drawn[f"scienceqa/images/test/{number}/image.png"] = picture
+    splits = {"train": [], "val": [], "test": list(problems)}
+    return Export(len(asked), drawn, {**files, "scienceqa/pid_splits.json": (write_json, splits)})
 
 
 EXPORTS: dict[str, Callable[[Sequence[Picture], int], Export]] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unicode.annotations.build import LAION, ImageIds, Made, Report, build, find_source, output_path
+from unicode.annotations.build import LAION, ImageIds, Made, Report, Source, build, find_source, output_path
 from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, read_record
 from unicode.annotations.templates import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
 from unicode.ids.text import write_run
@@ -83,7 +83,8 @@ def get_decompression_anno(
         return make_record(key, DECOMPRESSION, [fill(DECOMPRESSION, seed, key, ids=run), run], input_mode="sum", **images.fields)
 
     report = Report("get_decompression_anno", seed)
-    return _build_uncaptioned(report, make, (root, images, out), anno=anno, share=share, kind="decompression", dry_run=dry_run)
+    source = find_source(root, anno) if anno else None
+    return _build_uncaptioned(report, make, images, out, source=source, share=share, kind="decompression", dry_run=dry_run)
 
 
 def get_uncond_anno(
@@ -102,15 +103,17 @@ def get_uncond_anno(
         return make_record(key, UNCONDITIONAL, [fill(UNCONDITIONAL, seed, key), write_run(ids)], **images.fields)
 
     report = Report("get_uncond_anno", seed)
-    return _build_uncaptioned(report, make, (root, images, out), anno=anno, share=share, kind="uncond", dry_run=dry_run)
+    source = find_source(root, anno) if anno else None
+    return _build_uncaptioned(report, make, images, out, source=source, share=share, kind="uncond", dry_run=dry_run)
 
 
 def _build_uncaptioned(
     report: Report,
     make: Callable[[str, np.ndarray], dict[str, Any]],
-    places: tuple[str | Path, ImageIds, str | Path],
+    images: ImageIds,
+    out: str | Path,
     *,
-    anno: str | Path,
+    source: Source | None,
     share: float,
     kind: str,
     dry_run: bool,
@@ -118,8 +121,6 @@ def _build_uncaptioned(
     """One record by `make` for each different image of the annotation file, or of the stores, that `share` selects."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it must be above 0 and at most 1")
-    root, images, out = places
-    source = find_source(root, anno) if anno else None
     taken: set[str] = set()
 
     def convert(thing: Any, _: str) -> Made:
