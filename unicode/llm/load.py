@@ -5,6 +5,7 @@ and a projector. The difference is confined to `read_pictures`, `prompt` and `in
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -350,8 +351,10 @@ def _add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
     if not (folder / ADAPTER_FILE).is_file():
         raise FileNotFoundError(f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_FILE}; the copy is incomplete")
     try:
-        # an adapter that is merged keeps float32, so that the sum is rounded once
-        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=merge, local_files_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers deprecates
+            # an adapter that is merged keeps float32, so that the sum is rounded once
+            adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=merge, local_files_only=True)
     except Exception as error:  # peft and safetensors have errors of their own for damaged files and wrong shapes
         raise ValueError(f"the adapter of {folder} does not fit its base model ({first_line(error, limit=300)})") from error
     return adapted.merge_and_unload() if merge else adapted.to(model.dtype)
