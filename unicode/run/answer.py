@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unicode.common.distributed import is_main, open_job
+from unicode.common.distributed import is_main
 from unicode.common.logging import get_logger
-from unicode.run.command import command
+from unicode.run.command import add_model_options, command, open_named_model
 
 log = get_logger(__name__)
 SHOWN_ERRORS = 10
@@ -19,14 +19,12 @@ SHOWN_ERRORS = 10
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.answer", description="Answer a file of questions about images.")
-    parser.add_argument("--model", required=True, help="run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
+    add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
     parser.add_argument("--answers", required=True, help="file of answers to write or to go on with")
     images = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"
     parser.add_argument("--images", action="append", default=[], metavar="PLACE", help=images)
     parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")
-    parser.add_argument("--base", default="", help="base model, where it is no longer where the training had it")
-    parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
     parser.add_argument("--batch-size", type=int, default=16, help="questions per batch (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
@@ -34,9 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--blank-images", default="", help="blind baseline: grey, black (a picture of it) or none (no image at all)")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many questions")
-    parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="open everything, look for the images, answer nothing")
     return parser
 
@@ -49,13 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.generate.jobs import ResultFile
     from unicode.generate.questions import ImageReader, open_lookup, read_questions
     from unicode.ids.store import Store
-    from unicode.llm.load import open_model
 
     config = AnswerConfig(args.batch_size, args.max_new_tokens, args.temperature, args.top_p, args.seed)
     asked = read_questions(args.questions)
     asked = asked[: args.limit or len(asked)]
-    device = open_job(args.device)
-    model = open_model(args.model, base=args.base, image_tokenizer=args.image_tokenizer, device=device, dtype=args.dtype, merge=args.merge)
+    model = open_named_model(args)
     stores = [Store(path) for path in args.store]
     pictures = None if args.blank_images else open_lookup(args.images, model)
     with ImageReader(model, stores=stores, pictures=pictures, blank=args.blank_images) as images:

@@ -10,21 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from unicode.common.distributed import open_job
-from unicode.run.command import command, one_line
+from unicode.run.command import add_model_options, command, one_line, open_named_model
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.chat", description="Talk with a model in words and pictures.")
-    parser.add_argument("--model", required=True, help="run folder of train_llm or folder of merge_lora")
+    add_model_options(parser, "run folder of train_llm or folder of merge_lora")
     parser.add_argument("--out", default="outputs/chat", help="folder of the pictures that it draws (default: %(default)s)")
-    parser.add_argument("--base", default="", help="base model, if it has moved since the training")
-    parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer, pictures included (default: %(default)s)")
     parser.add_argument("--word-temperature", type=float, default=0.0, help="of the words; 0 is greedy (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="open the model and stop")
     settings = "seed, temperature, top_k, top_p of pictures and guidance of /draw; docs/configs/generation.md lists them"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
@@ -38,11 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.common.config import load_config
     from unicode.generate.chat import Chat
     from unicode.generate.images import GenerationConfig
-    from unicode.llm.load import open_model
 
     config = load_config(GenerationConfig, None, args.settings)
-    device = open_job(args.device)
-    model = open_model(args.model, base=args.base, image_tokenizer=args.image_tokenizer, device=device, dtype=args.dtype)
+    model = open_named_model(args)
     chat = Chat(model, config, out=Path(args.out), num_tokens=args.max_new_tokens, word_temperature=args.word_temperature)
     if args.dry_run:
         return 0

@@ -1,9 +1,11 @@
 """Shared by all commands: log messages on, and a user's error printed as one line with exit code 2 instead of a traceback."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 from unicode.common.distributed import process_group
 from unicode.common.logging import printable, setup_logging
@@ -43,6 +45,25 @@ def command(main: Main) -> Callable[..., int]:
                 opened.destroy_process_group()
 
     return run
+
+
+def add_model_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the options that `open_named_model` reads; `what` describes --model."""
+    parser.add_argument("--model", required=True, help=what)
+    parser.add_argument("--base", default="", help="base model, if it has moved since the training")
+    parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
+    parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+
+
+def open_named_model(args: argparse.Namespace) -> Any:
+    """Join the job and open the language model that the options name."""
+    from unicode.common.distributed import open_job
+    from unicode.llm.load import open_model
+
+    options = {"base": args.base, "image_tokenizer": args.image_tokenizer, "dtype": args.dtype, "merge": args.merge}
+    return open_model(args.model, device=open_job(args.device), **options)
 
 
 def one_line(error: BaseException) -> str:

@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unicode.common.distributed import is_main, open_job
+from unicode.common.distributed import is_main
 from unicode.common.logging import get_logger
 from unicode.images.listing import EXTENSIONS, Files
 from unicode.images.shapes import ShapesConfig
-from unicode.run.command import command
+from unicode.run.command import add_model_options, command, open_named_model
 
 if TYPE_CHECKING:
     from unicode.generate.drawing_tasks import ImageTask, PromptTask
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.generate_images", description="Draw pictures with a language model.")
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    add("--model", required=True, help="run folder of train_llm or folder of merge_lora")
+    add_model_options(parser, "run folder of train_llm or folder of merge_lora")
     what.add_argument("--prompts", default="", help=".txt (one a line), .jsonl, LLaVA .json, shapes:val or unconditional:NUMBER")
     images = "an image, a folder, a list, a LLaVA .json or shapes:val"
     what.add_argument("--complete", default="", metavar="IMAGES", help=f"pictures whose first rows are kept: {images}")
@@ -112,11 +112,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", action="append", default=[], metavar="PLACE", help="place of the images of --reference; may be repeated")
     add("--max-new-tokens", type=int, default=512, help="longest answer of --reference (default: %(default)s)")
     add("--max-pictures", type=int, default=4, help="pictures in an answer of --reference (default: %(default)s)")
-    add("--base", default="", help="base model, where it is no longer where the training had it")
-    add("--image-tokenizer", default="", help="the same for the image tokenizer")
-    add("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
-    add("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     add("--dry-run", action="store_true", help="open everything, draw nothing")
     settings = "values that replace those of --config, as guidance=2 or limit=100; docs/configs/generation.md lists them"
     add("settings", nargs="*", metavar="KEY=VALUE", help=settings)
@@ -129,14 +124,11 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     from unicode.common.config import load_config
     from unicode.generate.images import GenerationConfig
-    from unicode.llm.load import open_model
 
     config = load_config(GenerationConfig, args.config, [*args.settings, *([f"prompts={args.prompts}"] if args.prompts else [])])
     if not (config.prompts or args.complete or args.decompress or args.reference):
         raise ValueError("nothing to draw; give --prompts FILE, --complete IMAGES, --decompress IMAGES or --reference FILE")
-    device = open_job(args.device)
-    options: dict[str, Any] = {"base": args.base, "image_tokenizer": args.image_tokenizer, "dtype": args.dtype, "merge": args.merge}
-    model = open_model(args.model, device=device, **options)
+    model = open_named_model(args)
     if args.reference:
         return hold_conversations(model, args, config)
     from unicode.generate.drawing_tasks import run_task
