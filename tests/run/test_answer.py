@@ -4,21 +4,20 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from warm import run_ranks, start
 
+from unicode.generate.jobs import ResultFile
 from unicode.images.dataset import open_images
 from unicode.run.answer import main
 from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.load import load_tokenizer
 
-ROOT = Path(__file__).parents[2]
 NUMBER = 9
 
 
@@ -154,28 +153,11 @@ def test_another_model_does_not_go_on(ask, make_tuned, tmp_path, capsys):
     assert "answers.jsonl holds answers of other settings: model" in capsys.readouterr().err
 
 
-def started(tuned, questions, photos, out: Path, *, ranks: int = 1) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--module"] if ranks > 1 else ["-m"]
-    arguments = [
-        "--model",
-        tuned.run,
-        "--questions",
-        questions,
-        "--images",
-        photos,
-        "--answers",
-        out,
-        "--max-new-tokens",
-        "6",
-        "--device",
-        "cpu",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, "unicode.run.answer", *map(str, arguments), "--batch-size", "1"]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+def words(tuned, questions, photos, out: Path) -> list[object]:
+    files = ["--model", tuned.run, "--questions", questions, "--images", photos, "--answers", out]
+    return [*files, "--max-new-tokens", "6", "--device", "cpu", "--batch-size", "1"]
 
 
-@pytest.mark.slow
 def test_killed_and_started_again(ask, tuned, questions, photos, tmp_path):
     many = tmp_path / "many.jsonl"
     lines = [
@@ -184,14 +166,16 @@ def test_killed_and_started_again(ask, tuned, questions, photos, tmp_path):
         for number, line in enumerate(questions.read_text().splitlines())
     ]
     many.write_text("\n".join(map(json.dumps, lines)))
-    process = started(tuned, many, photos, tmp_path / "killed.jsonl")
+    started = start("answer", *words(tuned, many, photos, tmp_path / "killed.jsonl"), log=tmp_path / "log")
     part = tmp_path / "killed.jsonl.parts" / "00000.jsonl"
-    while process.poll() is None and not (part.exists() and part.stat().st_size > 2000):
+    while started.process.is_alive() and not (part.exists() and part.stat().st_size > 2000):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(started.process.pid, signal.SIGSTOP)
+    assert ask(file=many, out="killed.jsonl") == 2, "the first start still holds the file"
+    started.process.kill()
+    started.process.join()
     kept = part.read_text().splitlines()[:-1]
-    assert 0 < len(kept) < len(lines)
+    assert 0 < len(kept) < len(lines), started.printed
     assert ask("--batch-size", "32", file=many, out="killed.jsonl") == 0
     assert ask("--batch-size", "32", file=many, out="whole.jsonl") == 0
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -199,9 +183,14 @@ def test_killed_and_started_again(ask, tuned, questions, photos, tmp_path):
     assert set(kept) <= final
 
 
-@pytest.mark.slow
 def test_two_ranks_answer_as_one(ask, tuned, questions, photos, tmp_path):
-    process = started(tuned, questions, photos, tmp_path / "two.jsonl", ranks=2)
-    assert process.wait(180) == 0, process.stderr.read().decode()
+    run_ranks("answer", *words(tuned, questions, photos, tmp_path / "two.jsonl"), logs=tmp_path / "logs")
     assert ask() == 0
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "answers.jsonl").read_bytes()
+
+
+def test_a_second_start_says_who_holds_the_file(ask, tmp_path, capsys):
+    with ResultFile(tmp_path / "answers.jsonl", [], made_by={}):
+        assert ask() == 2
+    assert f"is in use: answering by process {os.getpid()}" in capsys.readouterr().err
+    assert ask() == 0

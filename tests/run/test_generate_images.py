@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm import run_ranks, start
 
 from unicode.generate.images import GenerationConfig
 from unicode.images.dataset import DataConfig
@@ -42,18 +41,18 @@ def files(folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
-@pytest.mark.slow
-def test_killed_in_the_middle_of_a_hundred_prompts(tuned, tmp_path):
+def test_killed_in_the_middle_of_a_hundred_prompts(tuned, tmp_path, capsys):
     words = ["--model", str(tuned.run), "--prompts", "shapes:val", "--device", "cpu", "limit=100", "batch_size=8", "guidance=2"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "unicode.run.generate_images", *words, "--out", str(killed)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    started = start("generate_images", *words, "--out", killed, log=tmp_path / "log")
     part = killed / "results.parts" / "00000.jsonl"
-    while process.poll() is None and (not part.is_file() or part.read_bytes().count(b"\n") < 20):
+    while started.process.is_alive() and (not part.is_file() or part.read_bytes().count(b"\n") < 20):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(started.process.pid, signal.SIGSTOP)
+    assert generate([*words, "--out", str(killed)]) == 2
+    assert f"is in use: drawing by process {started.process.pid}" in capsys.readouterr().err
+    started.process.kill()
+    started.process.join()
     assert part.is_file() and not (killed / "results.jsonl").exists(), "the command was over before it was killed"
     assert generate([*words, "--out", str(killed)]) == 0
     assert generate([*words, "--out", str(whole)]) == 0
@@ -69,15 +68,9 @@ def test_killed_in_the_middle_of_a_hundred_prompts(tuned, tmp_path):
     assert 0 <= metrics["all"]["value"] <= 100 and metrics["shuffled_all"]["unit"] == "%" and metrics["clip_score"]["value"] is None
 
 
-@pytest.mark.slow
 def test_two_ranks_share_the_pictures(tuned, tmp_path):
     words = ["--model", str(tuned.run), "--prompts", "shapes:val", "--device", "cpu", "limit=7", "batch_size=2"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    command = [*launcher, "--module", "unicode.run.generate_images", *words, "--out", str(tmp_path / "two")]
-    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    run_ranks("generate_images", *words, "--out", tmp_path / "two", logs=tmp_path / "logs")
     assert generate([*words, "--out", str(tmp_path / "one")]) == 0
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert [line["id"] for line in lines(tmp_path / "two")] == [line["id"] for line in lines(tmp_path / "one")]
