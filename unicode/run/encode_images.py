@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from unicode.images.dataset import DataConfig, ImageDataset
-    from unicode.tokenizer.encode import EncodeReport
 
 log = get_logger(__name__)
 DATA_SETTINGS = "settings of the data set, as limit=100 or name=imagenet root=DIR split=val; docs/configs/tokenizer.md, data, lists them"
@@ -73,14 +72,6 @@ def default_batch_size(device: torch.device, side: int) -> int:
     return 32 if device.type == "cuda" else max(1, min(64, 256 * 256 // side**2))
 
 
-def summarize(report: EncodeReport, out: str) -> str:
-    """Return one line on what was done."""
-    rate = f", {report.images / report.seconds:.1f} images/s" if report.images else ""
-    skipped = f", {report.skipped} of the store could not be read (skipped.jsonl says why)" if report.skipped else ""
-    already = f" ({report.already} were there)" if report.already else ""
-    return f"{out}: {report.images} images encoded{already}{rate}{skipped}"
-
-
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
@@ -107,7 +98,11 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%d images in %d shards, %s, %s", spec.num_images, spec.num_shards, spec.dtype.name, layout.describe())
         return 0
     log.info("%s: %d images on %s", args.out, len(dataset), device)
-    log.info("%s", summarize(encode_images(tokenizer, dataset, args.out, config=config, device=device), args.out))
+    report = encode_images(tokenizer, dataset, args.out, config=config, device=device)
+    rate = f", {report.images / report.seconds:.1f} images/s" if report.images else ""
+    skipped = f", {report.skipped} of the store could not be read (skipped.jsonl has the reasons)" if report.skipped else ""
+    already = f" ({report.already} were there)" if report.already else ""
+    log.info("%s: %d images encoded%s%s%s", args.out, report.images, already, rate, skipped)
     return 0
 
 

@@ -52,7 +52,7 @@ def import_ids(
         if foreign.any():
             row, place = (int(value) for value in foreign.nonzero()[0])
             raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files belong to another one")
-    layout = Layout("hierarchical", (_square(coarse), _square(fine)), order="rows")
+    layout = Layout("hierarchical", ((isqrt(coarse.shape[1]),) * 2, (isqrt(fine.shape[1]),) * 2), order="rows")
     vocab_size, fingerprint = int(max(coarse.max(), fine.max())) + 1, tokenizer.fingerprint if tokenizer is not None else ""
     spec = StoreSpec(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)
     if not dry_run:
@@ -112,16 +112,11 @@ def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torc
         if not isinstance(codes, torch.Tensor) or codes.ndim != 2 or codes.is_floating_point() or not codes.numel():
             found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
             raise ValueError(f"{file} holds {found}; expected integers (images, codes)")
+        if isqrt(codes.shape[1]) ** 2 != codes.shape[1]:
+            raise ValueError(f"{file}: {codes.shape[1]} codes per image are no square grid")
         if len(codes) != len(names):
             raise ValueError(f"{file} has {len(codes)} images, {files[0].name} {len(names)}")
     return names, tensors[0], tensors[1]
-
-
-def _square(codes: torch.Tensor) -> tuple[int, int]:
-    side = isqrt(codes.shape[1])
-    if side * side != codes.shape[1]:
-        raise ValueError(f"{codes.shape[1]} codes per image are no square grid")
-    return side, side
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -26,20 +26,13 @@ def manifest() -> Any:
 
 
 class UnicodeModel(Base):  # type: ignore[misc, valid-type]
-    """One of our models as lmms-eval asks it. Answers are batched by us, whatever order lmms-eval asks in.
+    """One of our models as lmms-eval asks it, with the options of `unicode.run.answer`; `pretrained` is the folder of the model.
 
-    Args:
-        pretrained: folder of a trained model.
-        base: the language model below it, where it is not the one that the folder names.
-        image_tokenizer: likewise the image tokenizer.
-        batch_size: questions per batch.
-        max_new_tokens: longest answer where a task sets no limit.
-        device: "auto", or a device as torch names it.
-        dtype: "auto", "float32" or "bfloat16".
+    Answers are batched here, in whatever order lmms-eval asks; `max_new_tokens` holds where a task sets no limit.
 
     Raises:
         ImportError: lmms-eval is not installed.
-        ValueError: an argument that we do not know, or what opening the model finds wrong.
+        ValueError: an unknown argument, or a model that cannot be opened.
     """
 
     is_simple = True
@@ -85,23 +78,20 @@ class UnicodeModel(Base):  # type: ignore[misc, valid-type]
         Requests of like settings are answered together; a text of the setting "until" ends an answer where it occurs in it.
         A question whose image cannot be read gets an empty answer, as lmms-eval has no word for a missing one.
         """
+        from unicode.generate.answers import AnswerConfig, answer_questions
+
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(_settings(request.args[1], self.max_new_tokens), []).append(place)
         answers = [""] * len(requests)
         for (max_new_tokens, temperature, top_p, until), places in groups.items():
             questions = _Questions([requests[place] for place in places], self.task_dict)
-            for index, text in self._answer(questions, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p):
-                answers[places[index]] = cut(text, until)
+            config = AnswerConfig(self.batch_size, max_new_tokens, temperature, top_p)
+            for index, answer in answer_questions(self.model, questions, config=config, progress=True):
+                answers[places[index]] = cut(answer.text, until)
         for request, text in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args[:2], text)
         return answers
-
-    def _answer(self, questions: Any, **settings: Any) -> Iterable[tuple[int, str]]:
-        from unicode.generate.answers import AnswerConfig, answer_questions
-
-        config = AnswerConfig(batch_size=self.batch_size, **settings)
-        return ((index, answer.text) for index, answer in answer_questions(self.model, questions, config=config, progress=True))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refused: conversations of several rounds."""

