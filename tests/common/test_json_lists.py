@@ -1,4 +1,4 @@
-"""JSON lists as streams: the same elements as json.load for any chunk size, faults named, files whole or not there."""
+"""JSON lists as streams: the same elements as json.load for any chunk size, faults named, a failed write leaves no file."""
 
 import json
 import random

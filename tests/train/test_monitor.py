@@ -1,4 +1,4 @@
-"""What a run says of itself: lines of metrics, NaN, usage and its alarm, a resumed file, pictures."""
+"""What a run reports: lines of metrics, NaN, usage and its alarm, a resumed file, pictures."""
 
 import json
 import math
