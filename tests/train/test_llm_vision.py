@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from warm import free_port, start
 
 from unicode.common.config import load_config
 from unicode.common.files import write_json
@@ -228,16 +228,33 @@ def test_mistakes_are_named_before_work_starts(
 
 
 @pytest.mark.slow
+def test_checkpoints_of_deepspeed_lack_the_frozen_weights_and_resume(settings: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    words = ["train_llm", tmp_path / "empty.yaml", *settings, *ONLY_PROJECTOR, "train.save_every=6", "train.steps=12"]
+    words += [f"run.deepspeed={ROOT / 'configs' / 'deepspeed' / 'zero2.json'}"]
+    run = tmp_path / "run"
+    assert (first := start(*words, log=tmp_path / "first.log", DS_ACCELERATOR="cpu")).wait() == 0, first.printed
+    (states,) = (run / "checkpoint-12").rglob("*model_states.pt")
+    saved = {name for name in torch.load(states, weights_only=False)["module"] if not name.startswith("projector.")}
+    assert saved <= {"lm.lm_head.weight"}, "of a tied table DeepSpeed keeps the second name"
+    whole = load_file(run / PROJECTOR)
+    for name in (PROJECTOR, "summary.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoint-12")
+    assert (again := start(*words, log=tmp_path / "again.log", DS_ACCELERATOR="cpu")).wait() == 0, again.printed
+    assert "resuming" in again.printed
+    assert all(torch.equal(value, whole[name]) for name, value in load_file(run / PROJECTOR).items())
+
+
+@pytest.mark.slow
 def test_ranks_under_zero3_equal_one_process(settings: list[str], tmp_path: Path) -> None:
     """Rows with and without pictures fall to the ranks as they come, and no rank waits for another for ever."""
     settings += ["train.group_by=none", "train.micro_batch_size=1", "train.batch_size=4", "train.log_every=1", "train.save_every=0"]
     settings += ["lora.dropout=0", "lora.train_markers=off"]
     one = train(settings, f"run.dir={tmp_path / 'one'}")
     (tmp_path / "empty.yaml").write_text("{}\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--master_port", str(port)]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank"]
+    launcher += ["--master_port", str(free_port())]
     words = ["--module", "unicode.run.train_llm", str(tmp_path / "empty.yaml"), *settings]
     words += [f"run.dir={tmp_path / 'two'}", f"run.deepspeed={ROOT / 'configs' / 'deepspeed' / 'zero3.json'}"]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,7 @@ class LlmTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.settings, self.sampler, self.text_tokenizer = training.config, training.sampler(), training.text_tokenizer
         self.bare_model: Any = training.model  # not wrapped by DDP or DeepSpeed
+        self.bare_model.register_load_state_dict_post_hook(forgive_frozen)
         weights = self.settings.optimizer
         self.kind_weights = torch.tensor([weights.text_weight, weights.image_weight], device=args.device)
         self.losses = LossTable(args.device)
@@ -347,6 +349,9 @@ class LlmTrainer(Trainer):
 
         def write(folder: Path) -> None:
             self.checkpoint_folder = folder.parent
+            if self.is_deepspeed_enabled:
+                engine: Any = self.model_wrapped
+                engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
             super(LlmTrainer, self)._save_checkpoint(model, trial)
             self.checkpoint_folder = self.folder
 
@@ -391,6 +396,12 @@ class LlmTrainer(Trainer):
         mine = batches[rank() :: world_size()]
         missing = -(-len(batches) // world_size()) - len(mine)
         return [*mine, *[batches[0]] * missing], [1.0] * len(mine) + [0.0] * missing
+
+
+def forgive_frozen(model: nn.Module, keys: Any) -> None:
+    """A hook of `load_state_dict`: the checkpoints of DeepSpeed lack the frozen weights, which come from the base model."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
 
 
 def gather_trainable(model: nn.Module) -> dict[str, torch.Tensor]:
