@@ -143,6 +143,13 @@ def test_accumulation_and_packing_do_not_change_what_is_learned(llm_overrides: l
         assert largest_difference(load_file(whole / ADAPTER), load_file(run / ADAPTER)) < 1e-3
 
 
+def test_workers_do_not_change_what_is_learned(llm_overrides: list[str], tmp_path: Path) -> None:
+    settings = [*llm_overrides, "train.steps=4", "data.val_files=[]"]
+    plain = train(settings, f"run.dir={tmp_path / 'plain'}")
+    helped = train(settings, f"run.dir={tmp_path / 'helped'}", "data.num_workers=1")
+    assert largest_difference(load_file(plain / ADAPTER), load_file(helped / ADAPTER)) == 0.0
+
+
 def test_gradient_checkpointing_does_not_change_what_is_learned(llm_overrides: list[str], tmp_path: Path) -> None:
     plain = train(llm_overrides, f"run.dir={tmp_path / 'plain'}")
     again = train(llm_overrides, f"run.dir={tmp_path / 'again'}", "model.gradient_checkpointing=true")

@@ -384,7 +384,9 @@ class LlmTrainer(Trainer):
 
     def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:
         workers, pin = self.settings.data.num_workers, self.args.device.type == "cuda"
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pin)
+        # Workers start from a clean server process: forking one that has threads and a GPU may hang.
+        options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin, "multiprocessing_context": "forkserver" if workers else None}
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, **options)
 
     def _eval_batches(self) -> tuple[list[list[int]], list[float]]:
         """Batches of this rank, of like lengths, and 1 for each; ranks with fewer repeat one that counts 0, so that all do as many."""
