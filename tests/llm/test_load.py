@@ -82,7 +82,7 @@ def test_merging_keeps_the_dtype_of_the_base_and_refuses_a_model_without_adapter
     assert merge([str(tuned.run), str(tuned.run)]) == 2
 
 
-def test_sampling_habits_of_a_base_do_not_survive(tuned, tmp_path):
+def test_the_generation_config_of_a_base_is_reset(tuned, tmp_path):
     shutil.copytree(tuned.base, tmp_path / "base")
     GenerationConfig(do_sample=True, temperature=0.3, repetition_penalty=1.5).save_pretrained(tmp_path / "base")
     model = open_model(tuned.run, base=str(tmp_path / "base"), device="cpu")

@@ -1,4 +1,4 @@
-"""What learns and what does not: adapters, marker rows, whole models."""
+"""Which weights are trained: adapters, marker rows, whole models."""
 
 from pathlib import Path
 

@@ -97,7 +97,7 @@ def test_turns_without_strip_stay_as_they_are(byte_level):
     assert text == byte_level.apply_chat_template(messages(["  a \n", " b  "]), tokenize=False)
 
 
-def test_thoughts_of_earlier_turns_do_no_harm(byte_level):
+def test_a_template_may_treat_the_last_answer_in_its_own_way(byte_level):
     """A template that treats the last answer in its own way gives a prompt in the same way."""
     tokenizer = deepcopy(byte_level)
     tokenizer.chat_template = (
@@ -157,7 +157,7 @@ def test_pieces_join_to_what_the_tokenizer_gives(text_tokenizer):
     assert joined == text_tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
 
 
-def test_habits_of_the_tokenizer_are_kept_behind_special_tokens(text_tokenizer):
+def test_a_space_behind_special_tokens_is_added_as_the_tokenizer_does(text_tokenizer):
     encoder, end = text_encoder(text_tokenizer), text_tokenizer.eos_token
     own = text_tokenizer(f"dog{end}USER: a dog", add_special_tokens=False)["input_ids"]
     mine = [*encoder.encode("dog", place=TEXT_START), encoder.eos_id, *encoder.encode("USER: a dog", place=AFTER_SPECIAL)]
@@ -172,7 +172,7 @@ def test_special_tokens_only_in_control_pieces(byte_level):
     assert start not in encoder.encode("<|im_start|>user")
 
 
-def test_start_token_only_where_it_is_a_habit(byte_level, legacy):
+def test_a_start_token_only_where_the_tokenizer_adds_one(byte_level, legacy):
     assert text_encoder(byte_level).bos_id is None
     assert text_encoder(legacy).bos_id == 1
 
