@@ -160,6 +160,9 @@ def test_weights_without_a_place_or_lost_ones(parts: dict[str, Any], tmp_path: P
     torch.save(weights | {"model.resampler.weight": torch.zeros(2)}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"'model.resampler.weight' has no place"):
         open_model(folder, device="cpu")
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither an adapter, nor mm_projector.bin, nor model files"):
+        open_model(folder, device="cpu")
     other = tmp_path / "lora"
     make_folder("lora", parts, other)
     torch.save({"base_model.model.model.embed_tokens.weight": torch.zeros(2)}, other / "non_lora_trainables.bin")

@@ -6,6 +6,7 @@ mm_projector.bin               the projector alone
 pytorch_model*.bin, model*.safetensors                                                  all weights, the projector among them
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,7 @@ def _open_language_model(
         projector = pick_projector(state, source=str(file))
         _load_weights_(lm, {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}, source=str(file))
         return _merge_adapter(lm, folder, source) if lora else lm, text, source, projector
-    lm, text = _build_language_model(folder, config, options)
-    state = _read_weights(folder)
-    projector = pick_projector(state, source=str(folder))
-    _load_weights_(lm, state, source=str(folder), complete=True)
-    return lm.eval(), text, folder, projector
+    return *_open_complete(folder, config, options), folder, _read_projector(folder)
 
 
 def _merge_adapter(lm: Any, folder: Path, source: Path) -> Any:
@@ -148,44 +145,52 @@ def _merge_adapter(lm: Any, folder: Path, source: Path) -> Any:
         raise ValueError(f"the adapter of {folder} does not fit {source} ({reason}); give its base model with --base DIR") from error
 
 
-def _build_language_model(folder: Path, config: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
-    """Return an untrained language model of the config's architecture, and the text tokenizer."""
+def _open_complete(folder: Path, config: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the language model and the text tokenizer of a folder with all weights."""
     named = (config.get("architectures") or ["none"])[0]
     if named not in FAMILIES:
         raise ValueError(f"{folder}: architecture '{named}' is not supported; known: {', '.join(FAMILIES)}")
+    if not weight_files(folder):
+        raise FileNotFoundError(f"{folder} holds neither an adapter, nor {LLAVA_FILE}, nor model files; the copy is incomplete")
     own = {name: value for name, value in config.items() if not name.startswith((*OWN_PREFIXES, "model_type", "architectures"))}
     plain = AutoConfig.for_model(FAMILIES[named], **own)
     text = open_text_tokenizer(folder, config=plain)
     dtype = getattr(torch, options["dtype"]) if options.get("dtype", "auto") != "auto" else torch.float32
     attention = choose_attention(options.get("attention", "auto"), plain, options.get("device", "auto"))
+    choices: dict[str, Any] = {"config": plain, "dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
     try:
-        lm = AutoModelForCausalLM.from_config(plain, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
-    except Exception as error:  # transformers fails in many ways on a damaged config
-        raise ValueError(f"{folder} could not be opened as a {FAMILIES[named]} model ({first_line(error)})") from error
-    return lm, text
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **choices)
+    except Exception as error:  # transformers fails in many ways on a damaged folder
+        raise ValueError(f"{folder} could not be opened as a {FAMILIES[named]} model ({first_line(error, limit=300)})") from error
+    lm, found = opened
+    _check_names(str(folder), unknown=found["unexpected_keys"], missing=found["missing_keys"])
+    return lm.eval(), text
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of a folder, on the CPU."""
-    files = sorted(set(weight_files(folder).values()))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no weights: neither an adapter, nor {LLAVA_FILE}, nor model files; the copy is incomplete")
+def _read_projector(folder: Path) -> dict[str, Tensor]:
+    """Return the projector of a folder with all weights; only the files that hold a part of it are read."""
     state: dict[str, Tensor] = {}
-    for file in files:
+    for file in sorted({file for name, file in weight_files(folder).items() if "mm_projector." in name}):
         state |= load_file(file) if file.suffix == ".safetensors" else read_tensors(file, wanted="weights of a LLaVA model")
-    return state
+    return pick_projector(state, source=str(folder))
 
 
-def _load_weights_(lm: Any, state: dict[str, Tensor], *, source: str, complete: bool = False) -> None:
-    """Load weights into a language model; ValueError when one has no place, or with `complete` when one is missing."""
+def _load_weights_(lm: Any, state: dict[str, Tensor], *, source: str) -> None:
+    """Load what was trained besides adapter and projector into a language model."""
     own = {name: tensor for name, tensor in state.items() if not any(part in name for part in PARTS)}
     try:
-        missing, unknown = lm.load_state_dict(own, strict=False)
+        _, unknown = lm.load_state_dict(own, strict=False)
     except RuntimeError as error:  # shapes
         raise ValueError(f"{source} does not fit the language model: {' '.join(str(error).split())[:300]}") from error
-    unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]  # older models saved this constant
+    _check_names(source, unknown=unknown)
     lm.tie_weights()
-    missing = [name for name in missing if complete and not (name == "lm_head.weight" and lm.config.tie_word_embeddings)]
+
+
+def _check_names(source: str, *, unknown: Iterable[str], missing: Iterable[str] = ()) -> None:
+    """Raise ValueError for weights that have no place in the language model, and for those that it lacks."""
+    elsewhere = (*PARTS, "rotary_emb.inv_freq")  # a constant that older models saved
+    unknown = sorted(name for name in unknown if not any(part in name for part in elsewhere))
+    missing = sorted(missing)
     if unknown or missing:
         first = f"'{unknown[0]}' has no place" if unknown else f"'{missing[0]}' is missing"
         raise ValueError(f"{source} does not fit the language model: {first} ({len(unknown)} without place, {len(missing)} missing)")
