@@ -176,13 +176,9 @@ def split_weight(name: str | Path) -> tuple[str, float]:
 def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (RECORD-RUN, ids) of the runs in the turns of an annotation file (.json, .jsonl), both counted from 0.
 
-    Args:
-        layout: of the ids.
-        tokenizer: fingerprint of the image tokenizer.
-
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a record is no conversation, its ids are damaged, of another tokenizer or in another order.
+        ValueError: a record is no conversation, its ids are damaged, of another tokenizer (a fingerprint) or in another order.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no annotation file {path}; make one with python -m unicode.run.make_annotations")
@@ -278,9 +274,7 @@ class ImageIds:
 def open_image_ids(paths: Sequence[str | Path], *, view: str = "first", seed: int = 0) -> ImageIds:
     """Open stores; a folder that is no store stands for all the stores in it or in its folder `ids`, as a tokenizer's does.
 
-    Raises:
-        FileNotFoundError: a folder is neither a store nor holds one, or a shard is missing.
-        ValueError: as `ImageIds`, or a damaged store.
+    FileNotFoundError where a folder is neither a store nor holds one, ValueError as `Store` and `ImageIds`.
     """
     folders: list[Path] = []
     for path in map(Path, paths):

@@ -21,28 +21,18 @@ from unicode.images.shapes_text import SceneQuestion, scene_questions, with_arti
 
 
 def write_question_file(
-    annotations: str | Path,
-    out: str | Path,
-    *,
-    limit: int = 0,
-    kinds: tuple[str, ...] = (),
-    instruct: bool = True,
-    dry_run: bool = False,
+    annotations: str | Path, out: str | Path, *, limit: int = 0, kinds: tuple[str, ...] = (), instruct: bool = True, dry_run: bool = False
 ) -> int:
-    """Write the questions of an annotation file, JSON Lines, and return their number.
+    """Write each question of LLaVA conversations about one picture each as a line of JSON Lines, and return their number.
 
     Args:
-        annotations: LLaVA conversations about one picture each, as `get_shapes_anno` and `get_folder_anno` write; their turns are asked one
-            by one.
-        out: the file to write.
         limit: the first so many questions; 0: all.
         kinds: keep questions of these kinds (the "kinds" of the records); all if empty.
         instruct: put the benchmarks' instruction on how to answer after every question; without it, after none.
         dry_run: find the first question and write nothing.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, a record is no conversation about one picture, or nothing is left.
+        ValueError: the file is damaged, a record is no conversation about one picture, or nothing is left.
     """
     chosen = (question for question in _questions(annotations, instruct) if not kinds or question["category"] in kinds)
     some = islice(chosen, 1 if dry_run else limit or None)
@@ -76,8 +66,7 @@ def _questions(annotations: str | Path, instruct: bool) -> Iterator[dict[str, An
 
 LETTER = "Answer with the option's letter from the given choices directly."
 """What stands below a question with lettered options in LLaVA's mix, and what LLaVA puts below those of ScienceQA and MMBench."""
-YES_OR_NO = "Please answer yes or no."
-"""How every question of MME ends."""
+YES_OR_NO = "Please answer yes or no."  # how every question of MME ends
 LETTERS = "ABCDE"
 POPE_KINDS = ("adversarial", "popular", "random")
 MME_TASKS = ("existence", "count", "position", "color")
@@ -88,13 +77,11 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Picture:
-    """A scene of a benchmark."""
+    """A scene of a benchmark, the name of its file, and what chooses its questions."""
 
     name: str
-    """File of its picture."""
     scene: Scene
     rng: Random
-    """Chooses what is asked; the scene, the benchmark and a seed decide it."""
 
     def pairs(self) -> list[Pair]:
         """(colour, shape) of what is there."""
@@ -130,16 +117,8 @@ def export_benchmarks(
 ) -> dict[str, int]:
     """Write the benchmarks `names` (all of `EXPORTS` if empty) below the folder `out` and return the number of questions of each.
 
-    Args:
-        config: the world; the tokenizer must know it.
-        split: "val", whose scenes hold something that training never shows, or "train".
-        num_scenes: the first so many scenes of the split.
-        questions: questions per picture of GQA and VQAv2, at most.
-        seed: of what is asked.
-        dry_run: check the arguments and write nothing.
-
-    Raises:
-        ValueError: an unknown name or split, or not one question.
+    The first `num_scenes` scenes of the split are asked about; GQA and VQAv2 have at most `questions` per picture, chosen by `seed`.
+    With `dry_run` the arguments are checked and nothing is written. ValueError for an unknown name or split, or not one question.
     """
     chosen = tuple(names) or tuple(EXPORTS)
     unknown = [name for name in chosen if name not in EXPORTS]

@@ -86,10 +86,6 @@ class StoreSpec:
         """Size of a complete shard file: the header of a .npy file and the ids."""
         return 128 + int(np.prod(self.shard_shape(shard))) * self.dtype.itemsize
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "layout": self.layout.to_dict(), "views": list(self.views)}
-
     def check_same(self, other: "StoreSpec", where: Path) -> None:
         """ValueError naming the first value in which `other` differs from the spec of the store at `where`."""
         for field in fields(self):
@@ -122,8 +118,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write manifest.json atomically; nothing in it depends on when or by how many processes the store was made."""
+        spec = {**asdict(self.spec), "layout": self.spec.layout.to_dict(), "dtype": self.spec.dtype.name}
         rest = {"complete": self.complete, "skipped": self.skipped, "shards": [asdict(shard) for shard in self.shards]}
-        write_json(folder / MANIFEST, {"format": FORMAT, **self.spec.to_dict(), "dtype": self.spec.dtype.name, **rest})
+        write_json(folder / MANIFEST, {"format": FORMAT, **spec, **rest})
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -321,8 +318,7 @@ class Store:
 
 
 def write_keys(folder: Path, keys: Sequence[str]) -> None:
-    """Write the index of `keys` to `folder`, each file atomically. ValueError as `check_keys`."""
-    check_keys(keys)
+    """Write the index of `keys` to `folder`, each file atomically. The keys are those that `check_keys` allows."""
     encoded = [_encode(key) + b"\n" for key in keys]
     hashes = np.fromiter((_hash(key) for key in keys), dtype=np.uint64, count=len(keys))
     rows = np.argsort(hashes, kind="stable")

@@ -74,13 +74,11 @@ class StoreWriter:
         """Hand over one shard; it is copied from the device and written in the background.
 
         Args:
-            shard: its number.
             ids: (images, views, N) vocabulary ids in id order; rows of unreadable images may hold anything.
             skipped: (row in the store, key, reason) of the unreadable images.
 
         Raises:
-            OSError: an earlier shard could not be written, as on a full disk.
-            ValueError: an earlier shard held ids outside the vocabulary.
+            OSError, ValueError: an earlier shard could not be written, as on a full disk, or held ids outside the vocabulary.
         """
         while self._waiting and (len(self._waiting) >= QUEUE or self._waiting[0].done()):
             self._waiting.popleft().result()

@@ -23,11 +23,7 @@ class Piece:
 
 
 def write_run(ids: Iterable[int] | np.ndarray) -> str:
-    """Ids (n,) of one image or of some of its rows -> "<vistok>12-7-...</vistok>".
-
-    Raises:
-        ValueError: a negative id or one that is not a whole number.
-    """
+    """Ids (n,) of one image or of some of its rows -> "<vistok>12-7-...</vistok>". ValueError for anything but integers from 0 up."""
     values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise ValueError(f"a run holds whole numbers in one row; got an array of shape {values.shape} and type {values.dtype}")
@@ -37,11 +33,7 @@ def write_run(ids: Iterable[int] | np.ndarray) -> str:
 
 
 def read_run(text: str, *, where: str = "text", vocab_size: int | None = None, allow_empty: bool = False) -> np.ndarray:
-    """The inverse of `write_run`: a text that is one run and nothing else -> int64 (n,).
-
-    Raises:
-        ValueError: as `split_runs`, or text before or after the run.
-    """
+    """The inverse of `write_run`: a text that is one run and nothing else -> int64 (n,). ValueError as `split_runs`, or for more text."""
     pieces = split_runs(text, where=where, vocab_size=vocab_size, allow_empty=allow_empty)
     if len(pieces) != 1 or pieces[0].ids is None:
         raise ValueError(f"{where}: expected {OPEN}...{CLOSE} and nothing else; found '{_shorten(text)}'")
@@ -84,19 +76,18 @@ def split_runs(text: str, *, where: str = "text", vocab_size: int | None = None,
 
 
 def _read_ids(text: str, start: int, end: int, *, where: str, vocab_size: int | None, allow_empty: bool) -> np.ndarray:
-    """The ids between two tags, int64 (n,)."""
-    if start == end:
-        if allow_empty:
-            return _frozen(np.empty(0, dtype=np.int64))
+    """The ids between two tags, int64 (n,), read-only."""
+    if start == end and not allow_empty:
         raise ValueError(f"{where}, character {start}: an empty run of ids")
-    if not _RUN.fullmatch(text, start, end):
+    if start < end and not _RUN.fullmatch(text, start, end):
         raise ValueError(f"{where}, character {_first_fault(text, start, end)}: ids are whole numbers joined by single hyphens")
-    ids = np.array(text[start:end].split("-"), dtype=np.int64)
-    if vocab_size is not None and ids.max() >= vocab_size:
+    ids = np.array(text[start:end].split("-") if start < end else [], dtype=np.int64)
+    if vocab_size is not None and len(ids) and ids.max() >= vocab_size:
         number = int(np.argmax(ids >= vocab_size))
         fault = f"{ids[number]} is not below the vocabulary size {vocab_size}"
         raise ValueError(f"{where}, id {number} of the run at character {start}: {fault}")
-    return _frozen(ids)
+    ids.setflags(write=False)
+    return ids
 
 
 def _first_fault(text: str, start: int, end: int) -> str:
@@ -106,11 +97,6 @@ def _first_fault(text: str, start: int, end: int) -> str:
             return f"{start}: '{_shorten(part)}' is not an id"
         start += len(part) + 1
     raise AssertionError(f"no fault in {text[start:end]!r}")
-
-
-def _frozen(ids: np.ndarray) -> np.ndarray:
-    ids.setflags(write=False)
-    return ids
 
 
 def _shorten(text: str) -> str:

@@ -69,12 +69,8 @@ def import_ids(
 def find_paths(names: Sequence[str], paths: str | Path | None) -> list[str]:
     """Turn the published list of names into keys, that is paths relative to the image root.
 
-    Args:
-        names: paths, or file names without folder and extension as its lists of 558K pre-training images have them.
-        paths: a LLaVA annotation file whose "id" the bare names are and whose "image" gives the path, or a .txt list of paths.
-
-    Raises:
-        ValueError: a bare name without a path, or with several.
+    A name is a path, or a file name without folder and extension: the "id" of a record in the LLaVA annotation file `paths`, or the
+    stem of a line in the list `paths` (.txt). ValueError for a bare name without a path, or with several.
     """
     known: dict[str, str] = {}
     for name, path in _read_paths(paths) if paths is not None else ():
