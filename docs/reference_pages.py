@@ -34,6 +34,17 @@ FAMILIES = {
 
 
 
+ENVIRONMENT = """| environment variable | effect |
+|---|---|
+| `PYTHON` | interpreter of the scripts, taken as it is |
+| `NUM_RANKS` | processes that the scripts start on a machine without a GPU (default: 1; the quickstart: 2) |
+| `NNODES`, `NODE_RANK`, `MASTER_ADDR`, `MASTER_PORT` | several servers |
+| `DATA_ROOT` | folder of LLaVA's data (default: `datasets/llava`) |
+| `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `JUDGE_MODEL`, `JUDGE_PRICE_IN`, `JUDGE_PRICE_OUT` | the grading model of LLaVA-Bench |
+| `UNICODE_CACHE` | folder of the indexes of annotation files (default: `~/.cache/unicode`; empty: none) |
+| `UNICODE_TRACEBACK=1` | show the traceback of a user's error |"""
+
+
 def commands() -> list[str]:
     """Return the names of the commands of unicode.run, in order."""
     return sorted(path.stem for path in (ROOT / "unicode" / "run").glob("*.py") if _has_main(path))
@@ -57,7 +68,7 @@ def commands_page() -> str:
     """Return docs/commands.md."""
     lead = "The `--help` of every command. With `--dry-run` a command builds and checks everything and stops before the work."
     parts = [f"## {name}\n\n```text\n{help_of(name)}\n```" for name in commands()]
-    return "\n\n".join(["# Commands", f"{lead}\n{AGAIN}", *parts]) + "\n"
+    return "\n\n".join(["# Commands", f"{lead}\n{AGAIN}", ENVIRONMENT, *parts]) + "\n"
 
 
 def config_page(family: str) -> str:
