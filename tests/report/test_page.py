@@ -133,7 +133,7 @@ def test_names_captions_and_answers_are_escaped(runs, tmp_path):
 
 
 def test_a_question_of_many_spaces_takes_no_time(tmp_path):
-    asked = Asked("", "Answer" + " " * 200_000 + "x", "", (), "yes")
+    asked = Asked("", "Answer" + " " * 200_000 + "x", "", (), "yes", None)
     start = time.monotonic()
     assert answer_card(asked, ImageLookup([])).title == asked.text
     assert time.monotonic() - start < 1

@@ -183,24 +183,19 @@ def training_section(runs: Mapping[str, str | Path]) -> Section:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question and a model's answer."""
+    """One question and a model's answer; `right` is None where no right answer is known."""
 
     image: str
     text: str
     kind: str
     expected: tuple[str, ...]
     answer: str
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the answer is one of the expected ones; None when none is known."""
-        return plain(self.answer) in {plain(one) for one in self.expected} if self.expected else None
+    right: bool | None
 
 
 def plain(text: str) -> str:
     """Return an answer as it is compared."""
-    words = re.sub(r"[^\w\s]", " ", text.casefold()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join(word for word in re.findall(r"\w+", text.casefold()) if word not in ("a", "an", "the"))
 
 
 def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
@@ -212,15 +207,14 @@ def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
     """
     texts = {str(line.get("question_id")): str(line.get("text", "")) for line in read_lines(answers)}
     asked = []
-    for line in read_lines(questions):
-        answer = texts.get(str(line.get("question_id")))
-        if answer is not None:
-            known: Any = next((line[name] for name in EXPECTED if line.get(name) not in (None, "", [])), [])
-            expected = tuple(map(str, known if isinstance(known, list) else [known]))
-            image = line.get("image") or ""
-            text = str(line.get("text", "")).replace("<image>", "").strip()
-            kind = str(line.get("kind") or line.get("category") or "")
-            asked.append(Asked(str(image[0] if isinstance(image, list) else image), text, kind, expected, answer))
+    for line in (line for line in read_lines(questions) if str(line.get("question_id")) in texts):
+        answer = texts[str(line.get("question_id"))]
+        known: Any = next((line[name] for name in EXPECTED if line.get(name) not in (None, "", [])), [])
+        expected = tuple(map(str, known if isinstance(known, list) else [known]))
+        right = plain(answer) in map(plain, expected) if expected else None
+        image = line.get("image") or ""
+        text, kind = str(line.get("text", "")).replace("<image>", "").strip(), str(line.get("kind") or line.get("category") or "")
+        asked.append(Asked(str(image[0] if isinstance(image, list) else image), text, kind, expected, answer, right))
     return asked
 
 
@@ -351,34 +345,26 @@ def _read_scores(folder: str | Path) -> dict[str, Cell]:
     return scores
 
 
-def read_benchmarks(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Return title of a benchmark -> content of its scores.json, for the benchmarks in `folder`."""
-    contents = {path.parent.name: read_object(path) for path in sorted(Path(folder).glob("*/scores.json"))}
-    return {str(content.get("title") or content.get("benchmark") or name): content for name, content in contents.items()}
-
-
-def with_baselines(folders: Mapping[str, str | Path]) -> dict[str, str | Path]:
-    """Return the folders by name, each with the blind baselines blank_* in it after it."""
-    found: dict[str, str | Path] = {}
+def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
+    """Return the section; `folders` is name -> --out of `unicode.run.benchmark`, the model first. Blind baselines lie in them."""
+    found = dict(folders)
     for name, folder in folders.items():
         blind = "blind" if len(folders) == 1 else f"{name} blind"
-        baselines = {f"{blind}, {path.name.removeprefix('blank_')}": path for path in sorted(Path(folder).glob("blank_*"))}
-        found |= {name: folder, **baselines}
-    return found
-
-
-def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
-    """Return the section; `folders` is name -> --out of `unicode.run.benchmark`, the model itself first."""
-    scores = {name: read_benchmarks(folder) for name, folder in with_baselines(folders).items()}
-    names = list(dict.fromkeys(benchmark for found in scores.values() for benchmark in found))
+        found |= {f"{blind}, {path.name.removeprefix('blank_')}": path for path in sorted(Path(folder).glob("blank_*"))}
+    scores: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in found}
+    for name, folder in found.items():
+        for path in sorted(Path(folder).glob("*/scores.json")):
+            content = read_object(path)
+            scores[name][str(content.get("title", path.parent.name))] = content
+    names = list(dict.fromkeys(benchmark for contents in scores.values() for benchmark in contents))
     if not names:
         return Section("Benchmarks", "Benchmarks", [missing("No benchmark was scored. Scores come from", BENCHMARK)])
     rows, numbers = [], []
     for name in names:
-        contents = [found.get(name, {}) for found in scores.values()]
-        known = next(content for content in contents if content)
+        known = next(contents[name] for contents in scores.values() if name in contents)
         counts = " of ".join(str(known[key]) for key in ("n_answered", "n_expected") if known.get(key) is not None)
-        rows.append([name, *(content.get("headline") for content in contents), str(known.get("unit", "")), counts])
+        headlines = [contents.get(name, {}).get("headline") for contents in scores.values()]
+        rows.append([name, *headlines, str(known.get("unit", "")), counts])
         notes = [paragraph(str(one), "note") for one in (known.get("protocol"), *(known.get("notes") or [])) if one]
         values = list(flatten(known.get("values", {})).items())
         numbers += [details(f"{name}: all numbers", *notes, table(["", "value"], values))] if values else []
