@@ -19,7 +19,7 @@ from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.encode import EncodeConfig, encode_images
 from unicode.tokenizer.model import ImageTokenizer
 
-SIZE, COUNT = 64, 12
+SIZE, COUNT = 64, 5
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def runs(turn: dict[str, str]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def test_pictures_out_of_the_annotation_file(pictures: ImageDataset, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    encode_images(tokenizer, pictures, tmp_path / "ids", config=EncodeConfig(num_workers=0, batch_size=5))
+    encode_images(tokenizer, pictures, tmp_path / "ids", config=EncodeConfig(num_workers=0, batch_size=2))
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Some shapes."}]
     records = [{"id": key, "image": key, "conversations": turns} for key in pictures.keys]
     (tmp_path / "anno.json").write_text(json.dumps(records))
