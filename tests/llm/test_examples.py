@@ -184,7 +184,7 @@ def test_a_part_of_an_image_is_whole_rows(builder):
 
 
 def test_a_picture_not_begun_is_nothing(builder):
-    assert builder.measure(["Draw <vistok></vistok>a cat", "ok"]) == builder.measure(["Draw a cat", "ok"])
+    assert builder.measure(["Draw <vistok></vistok>a cat", "ok"], []) == builder.measure(["Draw a cat", "ok"], [])
 
 
 @pytest.mark.parametrize(

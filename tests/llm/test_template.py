@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unicode.llm.template import AFTER_SPECIAL, END, INSIDE, START, TEMPLATES, TEXT_START, ChatTemplate, get_template, rounds, text_encoder
+from unicode.llm.template import END, START, TEMPLATES, ChatTemplate, get_template, rounds, text_encoder
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "prompts.json").read_text(encoding="utf-8"))
 
@@ -153,16 +153,16 @@ def test_a_piece_decodes_to_itself(text_tokenizer, text):
 def test_pieces_join_to_what_the_tokenizer_gives(text_tokenizer):
     encoder = text_encoder(text_tokenizer)
     pieces = ("A chat between a curious user. USER: Is there a dog? ASSISTANT:", " No, two people", " and a cat.")
-    joined = encoder.encode(pieces[0], place=TEXT_START) + [index for piece in pieces[1:] for index in encoder.encode(piece)]
+    joined = encoder.encode(pieces[0], prefix=True) + [index for piece in pieces[1:] for index in encoder.encode(piece)]
     assert joined == text_tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
 
 
 def test_a_space_behind_special_tokens_is_added_as_the_tokenizer_does(text_tokenizer):
     encoder, end = text_encoder(text_tokenizer), text_tokenizer.eos_token
     own = text_tokenizer(f"dog{end}USER: a dog", add_special_tokens=False)["input_ids"]
-    mine = [*encoder.encode("dog", place=TEXT_START), encoder.eos_id, *encoder.encode("USER: a dog", place=AFTER_SPECIAL)]
+    mine = [*encoder.encode("dog", prefix=True), encoder.eos_id, *encoder.encode("USER: a dog", prefix=encoder.prefix_after_special)]
     assert mine == own
-    assert encoder.encode(f"dog{end}USER: a dog", place=TEXT_START, control=True) == own
+    assert encoder.encode(f"dog{end}USER: a dog", prefix=True, control=True) == own
 
 
 def test_special_tokens_only_in_control_pieces(byte_level):
@@ -179,8 +179,8 @@ def test_a_start_token_only_where_the_tokenizer_adds_one(byte_level, legacy):
 
 def test_only_the_first_piece_gets_the_space(legacy):
     encoder = text_encoder(legacy)
-    spelled = [legacy.convert_ids_to_tokens(encoder.encode("dog", place=place))[0][0] for place in (TEXT_START, AFTER_SPECIAL, INSIDE)]
-    assert spelled == ["▁", "▁", "d"]
+    spelled = [legacy.convert_ids_to_tokens(encoder.encode("dog", prefix=prefix))[0][0] for prefix in (True, False)]
+    assert spelled == ["▁", "d"] and encoder.prefix_after_special
 
 
 def test_added_tokens_are_seen(legacy):

@@ -12,28 +12,13 @@ import torch
 from unicode.annotations.records import IMAGE_TAG, INPUT_MODES
 from unicode.ids.layout import Layout
 from unicode.ids.text import CLOSE, OPEN, read_run
-from unicode.llm.template import (
-    AFTER_SPECIAL,
-    CONTROL,
-    END,
-    IMAGE,
-    INSIDE,
-    START,
-    TEXT,
-    TEXT_START,
-    Template,
-    TextEncoder,
-    rounds,
-    text_encoder,
-)
+from unicode.llm.template import CONTROL, END, IMAGE, START, TEXT, Template, TextEncoder, rounds, text_encoder
 from unicode.llm.vocabulary import Markers
 
 IGNORED = -100
 """Label of a position that is not learned."""
 NOT_BEGUN = OPEN + CLOSE
 """A run of no ids, which UniCode-ECCV24 wrote for an image that is not begun; it is dropped."""
-Runs = Sequence[Any]
-"""Arrays of ids (n,), one for each <image> tag in the order of the tags; see `ExampleBuilder`."""
 
 
 @dataclass
@@ -130,7 +115,7 @@ class ExampleBuilder:
     def build(
         self,
         turns: Sequence[str | None],
-        runs: Runs = (),
+        runs: Sequence[Any] = (),
         *,
         input_mode: str = "ids",
         isolate_turns: bool = False,
@@ -159,12 +144,12 @@ class ExampleBuilder:
             branches = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
         return _join(branches, self.layout, task, images)
 
-    def measure(self, turns: Sequence[str | None], runs: Runs = (), *, input_mode: str = "ids", isolate_turns: bool = False) -> int:
+    def measure(self, turns: Sequence[str | None], runs: Sequence[Any], *, input_mode: str = "ids", isolate_turns: bool = False) -> int:
         """Return the number of tokens that `build` would give, with the same errors."""
         branches = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
         return sum(len(segment.ids) for branch in branches for segment in branch)
 
-    def segments(self, turns: Sequence[str | None], runs: Runs, *, input_mode: str, isolate_turns: bool) -> list[list[Segment]]:
+    def segments(self, turns: Sequence[str | None], runs: Sequence[Any], *, input_mode: str, isolate_turns: bool) -> list[list[Segment]]:
         """Return the segments of the common beginning and of each branch; one list for a conversation without branches."""
         if input_mode not in INPUT_MODES:
             raise ValueError(f"input_mode is '{input_mode}'; known: {', '.join(INPUT_MODES)}")
@@ -180,35 +165,35 @@ class ExampleBuilder:
         shared = last + (1 if self.bare_images else 2)  # the marker behind the last image too
         return [whole[0][:shared], *(branch[shared:] for branch in whole)]
 
-    def _open_image(self, turns: Sequence[str | None], runs: Runs, input_mode: str) -> list[Segment]:
+    def _open_image(self, turns: Sequence[str | None], runs: Sequence[Any], input_mode: str) -> list[Segment]:
         """Return the segments up to the last id of an answer that is an image."""
         (segments,) = self.segments([*turns, IMAGE_TAG], runs, input_mode=input_mode, isolate_turns=False)
         last = max(number for number, segment in enumerate(segments) if segment.image)
         return segments[: last + 1]
 
     def _render(self, turns: Sequence[str | None], runs: Iterator[Any], input_mode: str) -> Iterator[Segment]:
-        place = TEXT_START
+        prefix, after_special = True, self.encoder.prefix_after_special
         if self.template.adds_bos and self.encoder.bos_id is not None:
-            yield Segment([self.encoder.bos_id])  # the place stays TEXT_START: the start token does not change how text is tokenized
+            yield Segment([self.encoder.bos_id])  # `prefix` stays True: this start token does not change how text is tokenized
         for part in self.template.render(turns):
             if part.kind == END:
                 yield Segment([self.template.end_id(self.text_tokenizer)], part.learned)
-                place = AFTER_SPECIAL
+                prefix = after_special
             elif part.kind == START and self.encoder.bos_id is not None:
                 yield Segment([self.encoder.bos_id])
-                place = AFTER_SPECIAL
+                prefix = after_special
             elif part.kind == CONTROL:
-                ids = self.encoder.encode(part.text, place=place, control=True)
+                ids = self.encoder.encode(part.text, prefix=prefix, control=True)
                 yield Segment(ids)
-                place = AFTER_SPECIAL if ids and ids[-1] in self.encoder.special_ids else INSIDE
+                prefix = after_special and bool(ids) and ids[-1] in self.encoder.special_ids
             elif part.kind == TEXT:
                 for words, run in _split_images(part.text, runs):
                     if run is not None:
                         yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
-                        place = TEXT_START if self.bare_images else AFTER_SPECIAL
+                        prefix = self.bare_images or after_special
                     else:
-                        yield Segment(self.encoder.encode(words, place=INSIDE if part.learned else place), part.learned)
-                        place = INSIDE
+                        yield Segment(self.encoder.encode(words, prefix=prefix and not part.learned), part.learned)
+                        prefix = False
 
     def _image(self, ids: np.ndarray, learned: bool, *, compressed: bool) -> Iterator[Segment]:
         """Marker, ids, marker."""

@@ -15,9 +15,6 @@ from tokenizers import Tokenizer
 from unicode.annotations.records import IMAGE_TAG
 from unicode.ids.text import CLOSE, OPEN
 
-TEXT_START, AFTER_SPECIAL, INSIDE = "start", "after special token", "inside"
-"""Where a stretch of text stands: at the beginning, behind a special token, behind other text."""
-
 _CACHE_CHARS = 600  # texts up to this length are cached: those of templates recur in every conversation
 _encoders: "WeakKeyDictionary[Any, tuple[int, TextEncoder]]" = WeakKeyDictionary()
 
@@ -29,6 +26,7 @@ class TextEncoder:
         bos_id: the start token where the tokenizer begins every text with one, else None.
         eos_id: the end token.
         special_ids: ids that are no ordinary text.
+        prefix_after_special: whether the tokenizer adds a space in front of text behind a special token, as it may at the beginning.
         digest: of the whole tokenizer; two with the same digest give the same ids.
 
     Raises:
@@ -57,22 +55,21 @@ class TextEncoder:
         self.special_ids = frozenset(added | set(text_tokenizer.all_special_ids))
         self._cached = lru_cache(maxsize=1024)(self._encode)
         alone, behind_end = (self._encode(text, True, True) for text in ("a", f"{text_tokenizer.eos_token}a"))
-        self._prefix_after_special = behind_end[1:] == alone
+        self.prefix_after_special = behind_end[1:] == alone
 
-    def encode(self, text: str, *, place: str = INSIDE, control: bool = False) -> list[int]:
+    def encode(self, text: str, *, prefix: bool = False, control: bool = False) -> list[int]:
         """Return the ids of a stretch of text.
 
         Args:
             text: any text.
-            place: TEXT_START, AFTER_SPECIAL or INSIDE; at the first two the tokenizer may add a space in front, as it does by itself.
+            prefix: whether the tokenizer may add a space in front, as it does at the beginning of a text.
             control: whether names of special tokens in `text` mean these tokens; in a user's text they are ordinary text.
         """
-        prefix = place == TEXT_START or (place == AFTER_SPECIAL and self._prefix_after_special)
         encode = self._encode if len(text) > _CACHE_CHARS else self._cached
         return list(encode(text, prefix, control))
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids, special tokens by their names; the inverse of `encode(text, place=INSIDE)`."""
+        """Return the text of ids, special tokens by their names; the inverse of `encode(text)`."""
         return self._bare.decode(ids, skip_special_tokens=False)
 
     def _encode(self, text: str, prefix: bool, control: bool) -> list[int]:
