@@ -175,10 +175,10 @@ class Objective(nn.Module):
         if self.perceptual is not None:
             parts["lpips"] = self.perceptual(pixels, images).mean()
             total = total + config.perceptual.weight * parts["lpips"]
-        gradient = torch.autograd.grad(total, pixels)[0]
+        gradient = _gradient_at_(pixels, total)
         if discriminator is not None and adversarial_weight > 0:
             parts["adversarial"] = generator_loss(discriminator(pixels).float())
-            adversarial = torch.autograd.grad(parts["adversarial"], pixels)[0]
+            adversarial = _gradient_at_(pixels, parts["adversarial"])
             weight: torch.Tensor | float = adversarial_weight
             if (options := config.discriminator).adaptive:
                 features = reconstruction.features.to(reconstruction.images.dtype)
@@ -194,6 +194,14 @@ class Objective(nn.Module):
             codebooks = codebooks + self.entropy_weight * reconstruction.entropy
         parts["loss"] = total + codebooks
         return Losses((made * gradient).sum() + codebooks, {name: part.detach() for name, part in parts.items()})
+
+
+def _gradient_at_(pixels: Tensor, loss: Tensor) -> Tensor:
+    """Return the gradient of a loss at a leaf, whose `grad` it uses: FlopCounterMode does not allow `autograd.grad` there."""
+    loss.backward(inputs=[pixels])  # type: ignore[no-untyped-call]
+    gradient, pixels.grad = pixels.grad, None
+    assert gradient is not None
+    return gradient
 
 
 def image_psnr(made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
