@@ -91,6 +91,24 @@ def test_dependencies_of_the_active_environment(tmp_path, dependency, lacking):
     assert (f"lacks {dependency}" in done.stderr) == lacking
 
 
+@pytest.mark.parametrize(("extra", "what"), [("", "."), ("dev", ".[dev]")])
+def test_the_environment_is_made_once(tmp_path, extra, what):
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text("")
+    fake = tmp_path / "bin" / "python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "$@" >>log\nif [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "EXTRA": extra}
+    for content in ("", "", "changed"):
+        (tmp_path / "constraints.txt").write_text(content)
+        done = subprocess.run(["sh", "-c", f'. "{ROOT}/scripts/environment.sh"; echo "$PYTHON"'], cwd=tmp_path, env=environment, text=True,
+                              capture_output=True, check=True)  # fmt: skip
+        assert done.stdout.strip() == str(tmp_path / ".venv" / "bin" / "python")
+    installs = [line for line in (tmp_path / "log").read_text().splitlines() if "pip install" in line]
+    assert installs == [f"-m pip install --quiet -e {what} -c constraints.txt"] * 2
+
+
 BENCHMARKS = (
     "vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "seed", "llavabench", "mmvet", "all",
 )  # fmt: skip
