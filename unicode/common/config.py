@@ -50,28 +50,22 @@ def save_config(config: Any, path: str | Path) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def _read_chain(path: Path) -> list[tuple[str, Any]]:
+def _read_chain(path: Path, extending: tuple[Path, ...] = ()) -> list[tuple[str, Any]]:
     """Return name and content of a YAML file and of those it extends, the most basic one first."""
-    chain: list[tuple[str, Any]] = []
-    seen: list[Path] = []
-    wanted, named_by = path, ""
-    while True:
-        if not wanted.is_file():
-            raise FileNotFoundError(f"no config file {wanted}{named_by}; the ones that come with the project are in configs/")
-        seen.append(wanted.resolve())
-        try:
-            layer: Any = OmegaConf.load(wanted)
-        except Exception as error:  # the YAML parser has a family of errors of its own
-            raise ValueError(f"{wanted} is not valid YAML: {error}") from error
-        if not OmegaConf.is_dict(layer):
-            raise ValueError(f"{wanted} holds a list; expected keys and values, for example train: {{steps: 100}}")
-        extended = layer.pop("extends", None)
-        chain.insert(0, (str(wanted), layer))
-        if extended is None:
-            return chain
-        wanted, named_by = wanted.parent / str(extended), f", which {wanted} extends"
-        if wanted.resolve() in seen:
-            raise ValueError(f"{chain[0][0]} extends {extended}, which leads back to itself; remove one `extends:`")
+    if not path.is_file():
+        named_by = f", which {extending[-1]} extends" if extending else ""
+        raise FileNotFoundError(f"no config file {path}{named_by}; the ones that come with the project are in configs/")
+    if path.resolve() in (file.resolve() for file in extending):
+        raise ValueError(f"{extending[-1]} extends {path.name}, which leads back to itself; remove one `extends:`")
+    try:
+        layer: Any = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser has a family of errors of its own
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not OmegaConf.is_dict(layer):
+        raise ValueError(f"{path} holds a list; expected keys and values, for example train: {{steps: 100}}")
+    extended = layer.pop("extends", None)
+    below = [] if extended is None else _read_chain(path.parent / str(extended), (*extending, path))
+    return [*below, (str(path), layer)]
 
 
 def _check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:

@@ -1,11 +1,8 @@
 """Tune a language model on conversations: `python -m unicode.run.train_llm CONFIG.yaml [a.b=c ...]`; the same command resumes."""
 
-from pathlib import Path
-
-from unicode.common.config import load_config
 from unicode.common.logging import get_logger
 from unicode.run.command import command
-from unicode.run.train_tokenizer import build_parser, check_run_dir
+from unicode.run.train_tokenizer import build_parser, read_config
 
 logger = get_logger(__name__)
 
@@ -19,8 +16,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from unicode.train.config import TrainLlmConfig
 
-    config = load_config(TrainLlmConfig, args.config, args.overrides)
-    check_run_dir(Path(config.run.dir), example="outputs/llm")
+    config = read_config(TrainLlmConfig, args)
 
     from unicode.train.llm import LlmTraining
 

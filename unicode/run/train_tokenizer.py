@@ -3,20 +3,14 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 from unicode.common.config import load_config
 from unicode.common.logging import get_logger
 from unicode.run.command import command
 
 logger = get_logger(__name__)
-
-
-def check_run_dir(path: Path, *, example: str = "outputs/tokenizer") -> None:
-    """Raise ValueError when `path` cannot become, or stay, a folder that is written to."""
-    place = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        fault = "cannot be written" if place.is_dir() else "is a file"
-        raise ValueError(f"run.dir {path}: {place} {fault}; choose a folder of your own, for example run.dir={example}")
+T = TypeVar("T")
 
 
 def build_parser(name: str, description: str | None, config: str) -> argparse.ArgumentParser:
@@ -29,6 +23,17 @@ def build_parser(name: str, description: str | None, config: str) -> argparse.Ar
     return parser
 
 
+def read_config(schema: type[T], args: argparse.Namespace) -> T:
+    """Return the config that a training command was given; ValueError if its run.dir cannot become, or stay, a folder to write to."""
+    config: Any = load_config(schema, args.config, args.overrides)
+    path = Path(config.run.dir)
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        fault, default = "cannot be written" if place.is_dir() else "is a file", vars(schema())["run"].dir
+        raise ValueError(f"run.dir {path}: {place} {fault}; choose a folder of your own, for example run.dir={default}")
+    return config  # type: ignore[no-any-return]
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
     """Read the config, build everything, train."""
@@ -36,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from unicode.train.config import TrainTokenizerConfig
 
-    config = load_config(TrainTokenizerConfig, args.config, args.overrides)
-    check_run_dir(Path(config.run.dir))
+    config = read_config(TrainTokenizerConfig, args)
 
     from unicode.train.tokenizer import TokenizerTrainer
 
