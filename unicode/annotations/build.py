@@ -352,7 +352,7 @@ def build(
 ) -> Report:
     """Convert all items, or the records of annotation files, and write each file of `outputs` with the records of its groups.
 
-    A single output takes group 0. The report lies beside the first file, the main one. With `dry_run` the first items are converted and
+    A single output takes group 0. The report is beside the first file, the main one. With `dry_run` the first items are converted and
     nothing is written.
 
     Raises:

@@ -84,7 +84,7 @@ def get_folder_anno(
 
     report = Report("get_folder_anno", seed, inputs=[str(root)])
     if not groups.get(""):
-        report.note(f"the pictures of {root} lie in no folders of subjects: there is nothing to ask, captions only")
+        report.note(f"the pictures of {root} are not in folders of subjects: captions only, no questions")
     return _build(report, Path(root).resolve().name, keys, describe, Path(out), questions=questions, dry_run=dry_run)
 
 

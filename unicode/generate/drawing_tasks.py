@@ -48,7 +48,7 @@ class DrawPrompt:
         id: of the prompt; names its picture.
         text: the words as they stand in the file.
         where: names the line in messages.
-        whole: whether the words are all that the user says; otherwise they go into a template.
+        whole: whether the words are the whole request; otherwise they go into a template.
         seed: of its picture; None: drawn from the seed of the run and the id.
         reference: key of the scene or image that the words describe.
         error: what is wrong with the line.

@@ -95,11 +95,11 @@ class Dialogue:
 
     Attributes:
         id: its name.
-        questions: what the user says, turn by turn; <image> tags stand for `images` in order.
+        questions: the user's turns in order; <image> tags stand for `images` in order.
         references: what was answered by somebody else, "" where nothing is known.
         images: keys of the images.
         turns: questions and the model's answers so far.
-        error: why it cannot be held or could not go on.
+        error: why it could not start or continue.
     """
 
     id: str

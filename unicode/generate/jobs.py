@@ -98,7 +98,7 @@ class ResultFile:
         self.parts = self.path.with_name(PARTS if drawings else f"{self.path.name}.parts")
         self._settings = self.path.with_name(SETTINGS if drawings else f"{self.path.name}.run.json")
         self._keys = dict.fromkeys(keys)
-        assert len(self._keys) == len(keys), "two results have one key; check_unique says which"
+        assert len(self._keys) == len(keys), "two results have one key; see check_unique"
         self._part: IO[str] | None = None
         self._lock = ExitStack()
         on_main(lambda: self._lock.enter_context(lock_folder(self.parts, "drawing" if drawings else "answering")))
@@ -109,7 +109,7 @@ class ResultFile:
             self._lock.close()
             raise
         self.missing = [place for place, key in enumerate(self._keys) if not self.has(key)]
-        barrier()  # nobody writes before everybody has looked, so that all see the same gaps
+        barrier()  # all ranks list the missing results before one writes
         if is_main() and self.missing:
             write_json(self._settings, self.made_by)
 
@@ -161,7 +161,7 @@ class ResultFile:
         parts = list(self.parts.glob("*.jsonl"))
         if is_main() and (self.missing or parts):
             write_jsonl(self.path, self.records().values())
-        barrier()  # everybody has read the parts
+        barrier()  # all ranks have read the parts
         if is_main():
             for part in parts:
                 part.unlink()

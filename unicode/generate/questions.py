@@ -113,7 +113,7 @@ def open_lookup(names: Sequence[str], model: LanguageModel) -> ImageLookup:
 
 
 class ImageError(Exception):
-    """An image that no question can be asked about; the message says which and why."""
+    """An image that cannot be read; the message names it and the reason."""
 
 
 class ImageReader:

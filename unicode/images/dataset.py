@@ -177,7 +177,7 @@ class ImageDataset(ABC):
 
 
 class FileImages(ImageDataset):
-    """Pictures decoded from image files, wherever these lie."""
+    """Pictures decoded from image files, in folders or archives."""
 
     def __init__(self, source: Files | TarShards | Lmdb, config: DataConfig, *, image_size: int, train: bool) -> None:
         self._rows = _choose(source.keys, config)

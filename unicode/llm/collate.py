@@ -1,4 +1,4 @@
-"""Examples -> one batch: padded on either side or packed into one row, with as much of a mask as it takes."""
+"""Examples -> one batch: padded on either side or packed into one row, with the attention mask it needs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

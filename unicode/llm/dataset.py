@@ -426,7 +426,7 @@ class ConversationDataset(Dataset[Example]):
         if bad and not skip_bad:
             shown = "; ".join(f"{count} x {reason}, as {self.intake.examples[reason]}" for reason, count in list(bad.items())[:MANY_SHOWN])
             total = f"{sum(bad.values())} of {self.intake.records} records cannot be used"
-            raise ValueError(f"{total}: {shown}; mend them, or leave such records out with data.skip_bad=true")
+            raise ValueError(f"{total}: {shown}; correct them, or leave such records out with data.skip_bad=true")
         if not any(len(index) for index in self.indexes):
             raise ValueError(f"no record of {names} is left for training: {self.intake.describe()}")
         if self.intake.refused or self.intake.cut:

@@ -1,4 +1,4 @@
-"""Answer a file of questions about images. The same command goes on where a stopped one was.
+"""Answer a file of questions about images. The same command resumes a stopped one.
 
 python -m unicode.run.answer --model outputs/unicode_lora --questions questions.jsonl --images photos/ --answers answers.jsonl
 """
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.answer", description="Answer a file of questions about images.")
     add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
-    parser.add_argument("--answers", required=True, help="file of answers to write or to go on with")
+    parser.add_argument("--answers", required=True, help="file of answers to write or to resume")
     images = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"
     parser.add_argument("--images", action="append", default=[], metavar="PLACE", help=images)
     parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")

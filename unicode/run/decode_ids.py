@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.decode_ids", description="Write ids back as pictures.")
     parser.add_argument("--ckpt", required=True, help="tokenizer that made the ids")
     parser.add_argument("--ids", required=True, help="store of ids, or an annotation file (.json, .jsonl) with <vistok> runs")
-    parser.add_argument("--out", required=True, help="folder of the PNG files; each lies at the path of its key")
+    parser.add_argument("--out", required=True, help="folder of the PNG files; each at the path of its key")
     parser.add_argument("--view", type=int, default=0, help="which view, where a store has several (default: %(default)s)")
     parser.add_argument("--levels", type=int, default=None, help="use the first so many levels only; 1: the coarse picture (default: all)")
     parser.add_argument("--limit", type=int, default=0, help="decode only the first so many pictures (default: all)")

@@ -112,11 +112,11 @@ def measure_batch(tokenizer: Any, batch: Batch, metrics: ReconstructionMetrics, 
 
 def gather_skipped(skipped: list[Skipped], path: Path) -> int:
     """Collect the skipped images of all ranks, write them to `path` if there are any, and return their number; a collective call."""
-    everybody: list[Any] = [skipped] * world_size()
+    gathered: list[Any] = [skipped] * world_size()
     if world_size() > 1:
-        distributed.all_gather_object(everybody, skipped)
+        distributed.all_gather_object(gathered, skipped)
     report = SkipReport()
-    for part in everybody:
+    for part in gathered:
         report.add(part)
     if is_main():
         path.unlink(missing_ok=True)  # of an earlier evaluation

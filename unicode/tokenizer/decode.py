@@ -99,7 +99,7 @@ def decode_runs(
 
 
 def picture_path(folder: Path, key: str) -> Path:
-    """Where the picture of a key lies under `folder`. ValueError for a key that leaves it."""
+    """Path of a key's picture under `folder`. ValueError for a key that leaves it."""
     check_key(key)
     return folder / (key if key.endswith(".png") else f"{key}.png")
 

@@ -1,4 +1,4 @@
-"""A run's config -> devices, precision, ranks, DeepSpeed, the arguments of transformers' Trainer, and whether a run folder may go on."""
+"""A run's config -> devices, precision, ranks, DeepSpeed, the arguments of transformers' Trainer, and whether a run can resume."""
 
 import os
 import socket
@@ -145,7 +145,7 @@ def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArgumen
 
 
 def join_ranks(runtime: Runtime, *, timeout: timedelta) -> None:
-    """Join the other ranks, in an environment where Trainer does what the config says.
+    """Join the other ranks, with environment variables that make Trainer follow the config.
 
     ACCELERATE_USE_CPU, which the scripts set on machines without GPU, silently turns DeepSpeed off; `use_cpu` has the same effect without
     that. A process that no launcher started becomes a job of one rank, where DeepSpeed needs a job and where Trainer would otherwise split

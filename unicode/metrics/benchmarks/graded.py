@@ -244,7 +244,7 @@ class Grader:
         return self._replies[name]
 
     def describe_cost(self, prompts: Iterable[str]) -> str:
-        """Say in one line what asking these prompts would cost at most, before anything is sent; a token counts four characters."""
+        """Return in one line the highest cost of these prompts, before anything is sent; a token counts four characters."""
         listed = list(prompts)
         new = [prompt for prompt in listed if _digest(self._request(prompt)) not in self._replies]
         tokens_in = sum(len(prompt) + len(SYSTEM_PROMPT) for prompt in new) // CHARS_PER_TOKEN
