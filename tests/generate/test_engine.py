@@ -78,6 +78,25 @@ def test_steps_equal_the_whole_pass(kind, attention, cache):
 
 
 @torch.no_grad()
+def test_a_static_cache_is_kept_for_smaller_batches_and_shorter_prompts():
+    model = make()
+    decoder, plain = CachedDecoder(model, cache="static"), CachedDecoder(model)
+    caches, lengths = [], []
+    for prompts, max_new in ((PROMPTS, 60), (PROMPTS[:2], 5), ([[4] * 70, [5, 6], [7]], 9), (PROMPTS, 9), (PROMPTS[:1], 9)):
+        ids, mask = padded(prompts)
+        one, other = (each.start(mask, input_ids=ids, max_new=max_new) for each in (decoder, plain))
+        for number in range(4):
+            assert torch.allclose(one, other, atol=1e-4)
+            tokens = torch.arange(len(prompts)) + 20 + number
+            one, other = decoder.step(tokens), plain.step(tokens)
+        caches.append(decoder._cache)
+        lengths.append(decoder._cache.layers[0].max_cache_len)
+    assert caches[0] is caches[1] and caches[2] is caches[3] and lengths == [128, 128, 128, 128, 64]
+    with pytest.raises(AssertionError, match="static"):
+        decoder.select(torch.tensor([0]), torch.tensor([True]))
+
+
+@torch.no_grad()
 def test_an_adapter_around_everything():
     model = adapted()
     decoder = CachedDecoder(model)
@@ -122,7 +141,7 @@ def test_a_beginning_that_rows_share_is_read_once(attention, monkeypatch):
     monkeypatch.setattr(engine, "_GROWTH", 2)  # the blocks grow on the way
     model = make("llama", attention)
     decoder = CachedDecoder(model)
-    assert decoder.sees_all and not CachedDecoder(make("mistral")).sees_all
+    assert decoder.can_select and not CachedDecoder(make("mistral")).can_select
     ids, mask = padded([[5, 6, 7, 8], [9]])
     rest, rest_mask = padded([[30], [31, 32, 33], [34, 35], [36]])
     decoder.start(mask, input_ids=ids, max_new=3 + 4)
@@ -136,8 +155,24 @@ def test_a_beginning_that_rows_share_is_read_once(attention, monkeypatch):
         features = decoder.step(torch.full((4,), 20 + number))
 
 
+@torch.no_grad()
+def test_a_step_that_cannot_be_compiled_runs_uncompiled(monkeypatch, caplog):
+    def fail(*_, **__):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    model = make()
+    decoder, plain = CachedDecoder(model, cache="static", compiled=True), CachedDecoder(model, cache="auto", num_batches=100)
+    assert not plain._static, "on a CPU nothing is compiled unasked"
+    ids, mask = padded(PROMPTS)
+    for each in (decoder, plain):
+        each.start(mask, input_ids=ids, max_new=2)
+    assert torch.allclose(decoder.step(torch.arange(3)), plain.step(torch.arange(3)), atol=1e-4)
+    assert "cannot be compiled" in caplog.text and "no C++ compiler" in caplog.text
+
+
 def test_unknown_caches():
-    with pytest.raises(ValueError, match="choose one of dynamic, static"):
+    with pytest.raises(ValueError, match="choose one of auto, dynamic, static"):
         CachedDecoder(make(), cache="paged")
     with pytest.raises(ValueError, match="needs the static cache"):
         CachedDecoder(make(), compiled=True)

@@ -62,7 +62,7 @@ def read_prompts(
     for number, (_, name) in enumerate(beginnings):
         if name:
             rows.setdefault(name, number)
-    if not decoder.sees_all or len(rows) == sum(bool(name) for _, name in beginnings):
+    if not decoder.can_select or len(rows) == sum(bool(name) for _, name in beginnings):
         return decoder.start(**model.inputs(prompts), max_new=max_new)
     first = model.inputs([_cut(prompts[number], 0, beginnings[number][0]) for number in rows.values()])
     rest = model.inputs([_cut(prompt, length, len(prompt)) for prompt, (length, _) in zip(prompts, beginnings, strict=True)])

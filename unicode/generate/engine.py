@@ -10,11 +10,14 @@ from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
+from unicode.common.logging import get_logger
 from unicode.generate.sampling import GREEDY, Sampling, choose, guide
 from unicode.ids.layout import Layout
 from unicode.llm.vocabulary import Markers
 
-CACHES = ("dynamic", "static")
+CACHES = ("auto", "dynamic", "static")
+_WORTH_COMPILING = 8  # batches, over which compiling, about a minute, pays
+log = get_logger(__name__)
 _GROWTH = 256  # positions that a dynamic cache reserves at a time
 _PADDED_TO = 64  # lengths of static caches are multiples of it, so that batches of nearly one length share one
 _IDENTITY_ROWS = 512
@@ -85,21 +88,24 @@ class CachedDecoder:
 
     Args:
         lm: the model, in evaluation mode.
-        cache: "dynamic" (attention sees what is filled) or "static" (attention covers the whole room; what compiling needs).
-        compiled: compile the step; needs the static cache. The first batch of each size then takes long.
+        cache: "dynamic" (attention sees what is filled), "static" (attention covers the whole room; what compiling needs), or "auto":
+            static and compiled on a GPU if there is enough to do and the model allows it, else dynamic.
+        compiled: compile the step; needs the static cache. The first batch then takes long.
+        num_batches: how many batches will follow, for "auto".
 
     Attributes:
-        sees_all: whether all layers attend to all of the past; with a sliding window, padding between positions would fill the window.
+        can_select: whether `select` may be used: not with a static cache, nor with a sliding window, which padding between positions
+            would fill.
 
     Raises:
         ValueError: an unknown cache, compiling without the static one, or a static one for a model with a sliding window.
     """
 
-    def __init__(self, lm: Any, *, cache: str = "dynamic", compiled: bool = False) -> None:
+    def __init__(self, lm: Any, *, cache: str = "dynamic", compiled: bool = False, num_batches: int = 1) -> None:
         if cache not in CACHES:
             raise ValueError(f"cache '{cache}' is unknown; choose one of {', '.join(CACHES)}")
-        if compiled and cache != "static":
-            raise ValueError("compiling needs the static cache; give cache=static (--cache static) with it")
+        if compiled and cache == "dynamic":
+            raise ValueError("compiling needs the static cache; give cache=static with it")
         self.causal: Any = lm.get_base_model() if hasattr(lm, "peft_config") else lm
         self.config = self.causal.config
         self.head: Any = self.causal.get_output_embeddings()
@@ -107,16 +113,21 @@ class CachedDecoder:
         self.device = next(self.embedding.parameters()).device
         self._body: Any = self.causal.get_decoder()
         self._plain_head = self._head_is_all()
-        self._static: dict[tuple[int, int], StaticCache] | None = {} if cache == "static" else None
-        self._run = torch.compile(self._step, mode="reduce-overhead", dynamic=False) if compiled else self._step
         windows = "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
         kinds = set(getattr(self.config, "layer_types", None) or [windows])
-        self.sees_all = kinds == {"full_attention"}
-        if cache == "static" and not self.sees_all:
+        sees_all = kinds == {"full_attention"}
+        self._own_mask = self.config._attn_implementation in ("eager", "sdpa") and sees_all
+        if cache == "auto":
+            worthwhile = self.device.type == "cuda" and self._own_mask and num_batches >= _WORTH_COMPILING
+            cache, compiled = "static" if worthwhile or compiled else "dynamic", worthwhile or compiled
+        if cache == "static" and not sees_all:
             found = ", ".join(sorted(kinds))
             raise ValueError(f"the static cache needs attention to all of the past; this model has {found}; take dynamic")
-        self._own_mask = self.config._attn_implementation in ("eager", "sdpa") and self.sees_all
+        self._static, self.can_select = cache == "static", sees_all and cache == "dynamic"
+        self._compiled = torch.compile(self._step, mode="reduce-overhead", dynamic=False) if compiled else None
         self._cache: Any = None
+        self._shape = (0, 0)  # rows and positions of a static cache
+        self._batch = 0
         self._visible = self._additive = self._positions = torch.empty(0)
         self._filled = 0
 
@@ -140,8 +151,8 @@ class CachedDecoder:
         Returns:
             (R, D) features after each prompt.
         """
-        rows, length = attention_mask.shape
-        self._cache, capacity = self._new_cache(rows, length + max_new)
+        self._batch, length = attention_mask.shape
+        rows, capacity = self._new_cache(self._batch, length + max_new)
         self._visible = attention_mask.new_zeros(rows, capacity, dtype=torch.int64)
         self._additive = self._visible.new_full((rows, 1, 1, capacity), torch.finfo(self.causal.dtype).min, dtype=self.causal.dtype)
         self._filled = 0
@@ -150,17 +161,23 @@ class CachedDecoder:
     @torch.no_grad()
     def extend(self, attention_mask: Tensor, *, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
         """Read more of the prompts; arguments and result as of `start`."""
-        end = self._filled + attention_mask.shape[1]
+        end, missing = self._filled + attention_mask.shape[1], len(self._visible) - len(attention_mask)
+        if missing:  # a static cache has more rows than the batch
+            attention_mask = F.pad(attention_mask, (0, 0, 0, missing), value=1)
+            input_ids = None if input_ids is None else F.pad(input_ids, (0, 0, 0, missing))
+            inputs_embeds = None if inputs_embeds is None else F.pad(inputs_embeds, (0, 0, 0, 0, 0, missing))
         self._visible[:, self._filled : end] = attention_mask
         self._additive.masked_fill_(self._visible[:, None, None] > 0, 0)
         seen = self._visible[:, :end]
         positions = (seen.cumsum(-1) - 1).clamp_min(0)
         features = self._forward(input_ids, inputs_embeds, seen, positions[:, self._filled :])
         self._positions, self._filled = positions[:, -1:] + 1, end
-        return features
+        return features[: self._batch]
 
     def select(self, rows: Tensor, keep: Tensor) -> None:
         """Copy rows of the cache, (R',) int64, into a batch of R' rows; what a row has read is hidden where `keep` (R',) is False."""
+        assert not self._static, "the rows of a static cache stay where they are"
+        self._batch = len(rows)
         self._cache.batch_select_indices(rows)
         self._visible = self._visible[rows] * keep[:, None]
         self._additive = self._additive[rows].masked_fill_(~keep[:, None, None, None], torch.finfo(self.causal.dtype).min)
@@ -170,15 +187,16 @@ class CachedDecoder:
         """Take one more token per row, (R,) int64 -> (R, D) features after it."""
         if self._own_mask:
             self._additive[..., self._filled] = 0  # the token sees itself
-            seen = self._additive.shape[-1] if self._static is not None else self._filled + 1
+            seen = self._additive.shape[-1] if self._static else self._filled + 1
             mask = self._additive[..., :seen]
         else:
             self._visible[:, self._filled] = 1
             mask = self._visible[:, : self._filled + 1]
-        features = self._run(tokens[:, None], mask, self._positions)
+        tokens = F.pad(tokens, (0, len(self._visible) - len(tokens)))
+        features = self._run_step(tokens[:, None], mask, self._positions)
         self._positions = self._positions + 1
         self._filled += 1
-        return features
+        return features[: self._batch]
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (R, D) -> (R, V) float32 logits of every token."""
@@ -199,6 +217,15 @@ class CachedDecoder:
         weight = torch.cat([self.head(part)[:, ids] - bias for part in identity]).T.contiguous()
         return HeadRows(ids, weight, bias[0] if bool(bias.any()) else None)
 
+    def _run_step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        if self._compiled is not None:
+            try:
+                return self._compiled(tokens, mask, positions)
+            except torch._dynamo.exc.TorchDynamoException as error:  # no compiler on this machine, or a model that cannot be compiled
+                log.warning("the decoding step cannot be compiled and runs as it is, more slowly (%s)", str(error).split("\n", 1)[0][:200])
+                self._compiled = None
+        return self._step(tokens, mask, positions)
+
     def _step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         return self._forward(tokens, None, mask, positions)
 
@@ -209,16 +236,20 @@ class CachedDecoder:
             return self._body(**given).last_hidden_state[:, -1]
         return self.causal(**given, logits_to_keep=1).logits[:, -1]
 
-    def _new_cache(self, rows: int, capacity: int) -> tuple[Any, int]:
-        """Return an empty cache and how many positions it has."""
-        if self._static is None:
-            return reserved_cache(self.config, capacity), capacity
-        shape = (rows, -(-capacity // _PADDED_TO) * _PADDED_TO)
-        if shape not in self._static:
-            self._static.clear()  # one at a time: a cache is as large as a batch
-            self._static[shape] = StaticCache(config=self.config, max_cache_len=shape[1])
-        self._static[shape].reset()
-        return self._static[shape], shape[1]
+    def _new_cache(self, rows: int, capacity: int) -> tuple[int, int]:
+        """Make an empty cache, or empty the static one that is there if it is large enough; return its rows and positions."""
+        if not self._static:
+            self._cache = reserved_cache(self.config, capacity)
+            return rows, capacity
+        # What is compiled belongs to one cache, so it is kept for smaller batches and shorter prompts, unless half of it would be idle.
+        before, room = self._shape
+        if not before // 2 < rows <= before:
+            before, room = rows, 0
+        if capacity > room or before != self._shape[0]:
+            self._shape = before, -(-capacity // _PADDED_TO) * _PADDED_TO
+            self._cache = StaticCache(config=self.config, max_cache_len=self._shape[1])
+        self._cache.reset()
+        return self._shape
 
     @torch.no_grad()
     def _head_is_all(self) -> bool:

@@ -76,6 +76,14 @@ def caption_request(caption: str, *, seed: int = 0, template: str = CAPTION_TEMP
     return DrawRequest(question, seed=seed)
 
 
+def check_can_draw(model: LanguageModel) -> None:
+    """Raise ValueError for a model that writes no image ids."""
+    if model.reads_pixels or model.layout is None or model.markers is None:
+        missing = "ids of images" if model.layout is None else "markers around images"
+        reason = "it reads pixels" if model.reads_pixels else f"it was trained without {missing}"
+        raise ValueError(f"this model cannot draw: {reason}; train one with: bash scripts/finetune_visual_text_lora.sh")
+
+
 class ImageSampler:
     """Draws with one language model; keeps the rows of its head that belong to images, so make it once.
 
@@ -90,10 +98,8 @@ class ImageSampler:
     """
 
     def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, decoder: CachedDecoder | None = None) -> None:
-        if model.reads_pixels or model.layout is None or model.markers is None:
-            missing = "ids of images" if model.layout is None else "markers around images"
-            reason = "it reads pixels" if model.reads_pixels else f"it was trained without {missing}"
-            raise ValueError(f"this model cannot draw: {reason}; train one with: bash scripts/finetune_visual_text_lora.sh")
+        check_can_draw(model)
+        assert model.layout is not None and model.markers is not None
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()
         self.decoder = decoder or CachedDecoder(model.causal)
@@ -210,8 +216,8 @@ class GenerationConfig:
     """Draw each id among the likeliest that together have this probability."""
     guidance: float = 1.0
     """Classifier-free guidance; 1: none. Above 1 the model must have been trained with unconditional pictures too."""
-    cache: str = "dynamic"
-    """Key-value cache: "dynamic" or "static"."""
+    cache: str = "auto"
+    """Key-value cache: "dynamic", "static", or "auto": static and compiled on a GPU for 8 batches and more, else dynamic."""
     compiled: bool = False
     """Compile the decoding step (with the static cache; worth it for many pictures on a GPU)."""
     splits: int = 10

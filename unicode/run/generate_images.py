@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unicode.common.distributed import is_main
+from unicode.common.distributed import is_main, world_size
 from unicode.common.logging import get_logger
 from unicode.images.listing import EXTENSIONS, Files
 from unicode.images.shapes import ShapesConfig
@@ -133,14 +133,17 @@ def main(argv: list[str] | None = None) -> int:
         return hold_conversations(model, args, config)
     from unicode.generate.drawing_tasks import run_task
     from unicode.generate.engine import CachedDecoder
-    from unicode.generate.images import ImageSampler
+    from unicode.generate.images import ImageSampler, check_can_draw
     from unicode.generate.jobs import RESULTS, ResultFile, output_slots
     from unicode.metrics.reconstruction import psnr
 
+    check_can_draw(model)
     sampling = config.sampling(0.0 if args.decompress else 1.0)
-    sampler = ImageSampler(model, sampling=sampling, decoder=CachedDecoder(model.causal, cache=config.cache, compiled=config.compiled))
     task = build_task(model, args, config)
     slots = output_slots(task.ids, samples=config.samples)
+    num_batches = len(slots) // config.batch_size // world_size()
+    decoder = CachedDecoder(model.causal, cache=config.cache, compiled=config.compiled, num_batches=num_batches)
+    sampler = ImageSampler(model, sampling=sampling, decoder=decoder)
     made_by = describe(model, args, config, sampling=sampling, ids=task.ids)
     if args.dry_run:
         first = task.jobs(slots[:1])[0]
