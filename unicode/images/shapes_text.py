@@ -115,12 +115,12 @@ class _QuestionMaker:
     def place(self) -> list[SceneQuestion]:
         found = []
         for thing in self.things:
-            if self._only(colour=thing.colour, shape=thing.shape):
-                found.append(SceneQuestion(f"Where is the {thing.colour} {thing.shape}?", thing.place, "place"))
-            if self._only(colour=thing.colour):
-                found.append(SceneQuestion(f"Where is the {thing.colour} object?", thing.place, "place"))
-            if self._only(shape=thing.shape):
-                found.append(SceneQuestion(f"Where is the {thing.shape}?", thing.place, "place"))
+            nouns = {
+                f"{thing.colour} {thing.shape}": self._only(colour=thing.colour, shape=thing.shape),
+                f"{thing.colour} object": self._only(colour=thing.colour),
+                thing.shape: self._only(shape=thing.shape),
+            }
+            found += [SceneQuestion(f"Where is the {noun}?", thing.place, "place") for noun, alone in nouns.items() if alone]
         return found
 
     def count(self) -> list[SceneQuestion]:

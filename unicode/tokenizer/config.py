@@ -40,12 +40,9 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         """Reject values that make no sense."""
-        if self.type not in TYPES:
-            raise ValueError(f"model.type '{self.type}' is unknown; choose one of {', '.join(TYPES)}")
-        if self.resample not in RESAMPLINGS:
-            raise ValueError(f"model.resample '{self.resample}' is unknown; choose one of {', '.join(RESAMPLINGS)}")
-        if self.combine not in COMBINATIONS:
-            raise ValueError(f"model.combine '{self.combine}' is unknown; choose one of {', '.join(COMBINATIONS)}")
+        for name, allowed in (("type", TYPES), ("resample", RESAMPLINGS), ("combine", COMBINATIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name} '{getattr(self, name)}' is unknown; choose one of {', '.join(allowed)}")
         if self.type == "hqvae" and self.levels < 2:
             raise ValueError(f"model.levels {self.levels}: an HQ-VAE has at least 2 levels")
         if self.type == "rqvae" and self.depth < 1:

@@ -247,18 +247,12 @@ class ImageTokenizer(nn.Module):
             tokenizer = cls(config, widths=widths)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        built = tokenizer.inference_state()
-        state = {name: tensor for name, tensor in state.items() if name in built or not name.endswith(".projection")}
-        if partial:
-            state = built | state
-        missing, extra = sorted(built.keys() - state.keys()), sorted(state.keys() - built.keys())
-        wrong = [name for name in built.keys() & state.keys() if state[name].shape != built[name].shape]
-        if missing or extra or wrong:
-            first = (missing and f"'{missing[0]}' is missing") or (extra and f"'{extra[0]}' is unknown")
-            first = first or f"'{wrong[0]}' has shape {tuple(state[wrong[0]].shape)}, not {tuple(built[wrong[0]].shape)}"
-            counts = f"{len(missing)} missing, {len(extra)} unknown"
-            raise ValueError(f"{source} holds another architecture than its config: {first} ({counts})")
-        tokenizer.load_state_dict(state, strict=False)
+        state = {name: tensor for name, tensor in state.items() if not name.endswith(".projection")}  # only training uses it
+        try:
+            tokenizer.load_state_dict(tokenizer.state_dict() | state if partial else state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{source} holds another architecture than its config: {reason}") from error
         return tokenizer.eval()
 
 
