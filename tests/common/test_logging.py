@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from unicode.common.logging import printable
+
 PROGRAM = """
 import logging, subprocess, sys, warnings
 from unicode.common.logging import get_logger, setup_logging
@@ -43,3 +45,7 @@ def test_the_filter_is_added_once() -> None:
     before = list(logging.getLogger("DeepSpeed").filters)
     setup_logging()
     assert logging.getLogger("DeepSpeed").filters == before
+
+
+def test_control_characters_of_unknown_text_are_written_as_escapes():
+    assert printable("a\x1b[2J\x07\u202eb\x9b\r\ud800\n\tcé🙂") == "a\\x1b[2J\\x07\\u202eb\\x9b\\r\\ud800\n\tcé🙂"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from unicode.generate.answers import AnswerConfig, answer_questions
 from unicode.generate.chat import load_model
-from unicode.generate.images import caption_request, draw_images
+from unicode.generate.images import ImageSampler, caption_request
 from unicode.generate.questions import AskedQuestion
 from unicode.generate.sampling import Sampling
 
@@ -39,7 +39,7 @@ def test_draws_as_the_batch_does(assistant):
     assert picture.size == (16, 16) and picture.mode == "RGB"
     assert np.array_equal(picture, assistant.draw("a red circle", seed=1, guidance=2.0, top_k=5))
     sampling = Sampling(1.0, top_k=5, guidance=2.0)
-    ((_, drawing),) = draw_images(assistant.model, [caption_request("a red circle", seed=1)], sampling=sampling)
+    (drawing,) = ImageSampler(assistant.model, sampling=sampling).draw([caption_request("a red circle", seed=1)])
     tokenizer = assistant.model.images
     ids = drawing.ids[None]
     assert set(ids[0].tolist()) <= set(tokenizer.row_ids.tolist())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unicode.generate.engine import CachedDecoder
-from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler, caption_request, decode_pictures, draw_images
+from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler, caption_request, decode_pictures
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import write_run
 from unicode.llm.examples import ExampleBuilder
@@ -30,15 +30,16 @@ def test_the_prompt_is_what_training_shows(drawing_model):
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, 3.0), Sampling(temperature=0)], ids=["plain", "guided", "greedy"])
 def test_a_picture_does_not_depend_on_its_batch(drawing_model, sampling):
-    together = dict(draw_images(drawing_model, requests(6), sampling=sampling, batch_size=6))
-    alone = dict(draw_images(drawing_model, requests(6), sampling=sampling, batch_size=1))
+    sampler = ImageSampler(drawing_model, sampling=sampling)
+    together, alone = sampler.draw(requests(6)), [sampler.draw([request])[0] for request in requests(6)]
     decoder = CachedDecoder(drawing_model.causal, cache="static")
-    static = dict(draw_images(drawing_model, requests(6), sampling=sampling, batch_size=4, decoder=decoder))
+    sampler = ImageSampler(drawing_model, sampling=sampling, decoder=decoder)
+    static = [*sampler.draw(requests(6)[:4]), *sampler.draw(requests(6)[4:])]
     for place in range(6):
         assert not together[place].error and together[place].ids.shape == (20,)
         assert np.array_equal(together[place].ids, alone[place].ids)
         assert np.array_equal(together[place].ids, static[place].ids)
-    assert set(np.concatenate([drawing.ids for drawing in together.values()])) <= set(drawing_model.images.row_ids.tolist())
+    assert set(np.concatenate([drawing.ids for drawing in together])) <= set(drawing_model.images.row_ids.tolist())
 
 
 def test_seeds_matter_and_repeat(drawing_model):
@@ -75,7 +76,7 @@ def test_compressed_questions(drawing_model):
 def test_errors_name_the_request_and_the_others_go_on(drawing_model):
     long = caption_request("red " * 400)
     broken = DrawRequest("Draw.", given=np.arange(3))
-    found = dict(draw_images(drawing_model, [requests(1)[0], long, broken, requests(2)[1]]))
+    found = ImageSampler(drawing_model).draw([requests(1)[0], long, broken, requests(2)[1]])
     assert [bool(found[place].error) for place in range(4)] == [False, True, True, False]
     assert "fit into the model's context of 512" in found[1].error and "whole rows" in found[2].error
     with pytest.raises(ValueError, match="the prompt is empty"):

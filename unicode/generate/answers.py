@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import StopStringCriteria
 
+from unicode.annotations.records import IMAGE_TAG
 from unicode.common.distributed import is_main
 from unicode.generate.engine import CachedDecoder, decode_answers
 from unicode.generate.questions import AskedQuestion, ImageError, ImageReader
@@ -82,7 +83,6 @@ def _cut(prompt: Prompt, start: int, end: int) -> Prompt:
     return Prompt(cut, prompt.pixels if images else None)
 
 
-IMAGE_TAG = "<image>"
 WINDOW = 1024
 """Questions whose prompts and images are in memory at a time, and that are sorted by length."""
 

@@ -151,7 +151,7 @@ class Assistant:
     def draw(
         self, caption: str, *, seed: int = 0, guidance: float = 1.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
     ) -> Image.Image:
-        """Draw one image for a caption; `unicode.generate.images.draw_images` draws many in batches.
+        """Draw one image for a caption; `unicode.generate.images.ImageSampler` draws in batches.
 
         Args:
             seed: the same seed and caption give the same picture.

@@ -1,7 +1,7 @@
 """Captions -> images: batches of requests, guided, seeded, completed or decompressed."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from unicode.tokenizer.model import inference_precision
 NOTHING = np.empty(0, dtype=np.int64)
 CAPTION_TEMPLATE = TEMPLATES[TEXT_TO_IMAGE][0]
 FREE_QUESTION = TEMPLATES[UNCONDITIONAL][0]
-"""What the branch without the prompt is asked, where drawing is guided."""
+"""The prompt of the unconditional branch of guidance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,27 +158,6 @@ class ImageSampler:
         """Return the conversation up to where the next id is written."""
         mode = "sum" if request.compressed else self.model.card.input_mode
         return self._builder.build([request.question], [request.given], input_mode=mode, open_image=True)
-
-
-def draw_images(
-    model: LanguageModel,
-    requests: Sequence[DrawRequest],
-    *,
-    sampling: Sampling | None = None,
-    batch_size: int = 8,
-    decoder: CachedDecoder | None = None,
-) -> Iterator[tuple[int, Drawing]]:
-    """Draw any number of requests, batch after batch in their order.
-
-    Yields:
-        (place in `requests`, drawing), each place once. A request that cannot be drawn has `Drawing.error`; the others are drawn.
-
-    Raises:
-        ValueError, FileNotFoundError: as `ImageSampler`.
-    """
-    sampler = ImageSampler(model, sampling=sampling, decoder=decoder)
-    for start in range(0, len(requests), batch_size):
-        yield from enumerate(sampler.draw(requests[start : start + batch_size]), start)
 
 
 def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:

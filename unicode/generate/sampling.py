@@ -1,8 +1,7 @@
-"""Scores -> one token per row: guidance, temperature, top-k, top-p, and noise that belongs to the prompt and not to the batch.
+"""Logits -> one token per row: guidance, temperature, top-k, top-p, and noise that does not depend on the batch.
 
-A token is drawn by the Gumbel trick, argmax(score / temperature + noise), whose noise is a hash of (seed, step, id). So a picture is
-the same whatever stands beside it in the batch, whatever rows of the head were computed, and on every device up to rounding, and
-no generator has to be carried along or waited for.
+A token is sampled by the Gumbel trick, argmax(logit / temperature + noise), whose noise is a hash of (seed, step, id). An answer or a
+picture is therefore the same in every batch, for every choice of computed head rows, and on every device up to rounding.
 """
 
 from dataclasses import dataclass
