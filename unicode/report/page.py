@@ -180,13 +180,17 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Block | None:
     def polyline(points: Points) -> str:
         return " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in [*points[: -1 : -(-len(points) // MAX_POINTS)], points[-1]])
 
-    changes = "; ".join(f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in kept.items())
+    changes = "; ".join(f"{name} from {_short(points[0][1])} to {_short(points[-1][1])}" for name, points in kept.items())
     return {
         "title": title,
         "label": f"{title} over step {first:g} to {last:g}: {changes}",
         "logarithmic": logarithmic,
-        "rows": [(down(tick), f"{tick:.3g}") for tick in ticks],  # y and text of the grid lines
+        "rows": [(down(tick), _short(tick)) for tick in ticks],  # y and text of the grid lines
         "ends": [(across(first), "start", f"step {first:g}"), (across(last), "end", f"step {last:g}")],
-        "series": [(name, f"{points[-1][1]:.3g}", polyline(points)) for name, points in kept.items()],
+        "series": [(name, _short(points[-1][1]), polyline(points)) for name, points in kept.items()],
         "box": box,
     }
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else f"{value:.3g}"

@@ -239,7 +239,7 @@ def answers_section(questions: str | Path | None, answers: Mapping[str, str | Pa
     if not asked:
         return Section(title, name, [missing("No question was answered. Answers come from", ANSWER)])
     counts = {model: count_right(found) for model, found in asked.items()}
-    shares = {model: {kind: 100 * right / max(scored, 1) for kind, (right, scored) in found.items()} for model, found in counts.items()}
+    shares = {model: {kind: _percent(*pair) for kind, pair in found.items()} for model, found in counts.items()}
     own, *baselines = asked
     right, scored = counts[own]["all"]
     figures = []
@@ -256,6 +256,10 @@ def answers_section(questions: str | Path | None, answers: Mapping[str, str | Pa
         if chosen:
             blocks += [heading(text), gallery([answer_card(one, images) for one in chosen])]
     return Section(title, name, blocks, figures)
+
+
+def _percent(right: int, scored: int) -> float:
+    return round(100 * right / max(scored, 1), 1)
 
 
 def answer_card(one: Asked, images: ImageLookup) -> Card:
