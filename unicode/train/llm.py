@@ -58,12 +58,12 @@ class LlmTraining:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.runtime = resolve_runtime(config)
+        self.vision = open_vision(config.vision)  # before the arguments: ZeRO-3 splits models that are opened after them
         self.args = build_arguments(config, self.runtime)  # joins the ranks, of which one reads the data for all
         self.markers_train = marker_rows_train(config.lora, zero_stage=self.runtime.zero_stage)
         model_config, self.text_tokenizer = open_description(config.model.path)
         self.markers = choose_markers(self.text_tokenizer, table_rows=table_rows(model_config))
         self.template = get_template(config.model.template, self.text_tokenizer)
-        self.vision = open_vision(config.vision)
         self.data = read_data(
             config,
             model_config=model_config,
