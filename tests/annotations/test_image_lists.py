@@ -20,7 +20,7 @@ def text_record() -> dict[str, Any]:
 
 def test_annotation_files_are_split_by_a_hash(tmp_path: Path, write: Any, record: Any) -> None:
     laion = [record(str(number), f"{number % 300:05d}.jpg", "x") for number in range(400)]
-    mix = [record(str(number), f"coco/{number}.jpg", "x") for number in range(300)] + [text_record(), record("a", "../x.jpg", "x")]
+    mix = [record(str(number), f"coco/{number}.jpg", "x") for number in range(300)] + [text_record(), record("a", "../x.jpg", "x"), record("b", "b\nc.jpg", "x")]
     write(tmp_path / "laion.json", laion)
     write(tmp_path / "mix.json", mix)
     report = concat_vae_with_mix(tmp_path, tmp_path / "out", annos=["laion.json@laion/images", "mix.json"], val_share=0.1)
@@ -28,7 +28,8 @@ def test_annotation_files_are_split_by_a_hash(tmp_path: Path, write: Any, record
     names = [[f"laion/images/{number:05d}.jpg", f"coco/{number}.jpg"] for number in range(300)]
     assert sorted(train + val) == sorted(name for pair in names for name in pair)
     assert 35 < len(val) < 90
-    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"no image": 1, "image path leaves the root": 1}
+    expected = {"no image": 1, "image path leaves the root": 1, "malformed image field": 1}
+    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == expected
     write(tmp_path / "mix.json", mix[::-1][:200])
     concat_vae_with_mix(tmp_path, tmp_path / "half", annos=["mix.json"], val_share=0.1)
     assert set(lines(tmp_path / "half" / "llava_concat_val.txt")) <= set(val)

@@ -33,6 +33,10 @@ def test_weights_are_mean_copies(tmp_path: Path, write: Any) -> None:
     assert set(by_file["b"]) == {1, 2} and 540 < sum(by_file["b"]) < 660
     assert set(by_file["c"]) == {3}
     assert report.inputs[0].endswith("a.json x 0.25")
+    concat_uni_anno(tmp_path, tmp_path / "written.json", annos=["a.json*0.25", "b.json*1.5", "c.json*3"])
+    assert (tmp_path / "written.json").read_bytes() == (tmp_path / "mixed.json").read_bytes()
+    with pytest.raises(ValueError, match=r"'x' is no weight; write FILE\*WEIGHT"):
+        concat_uni_anno(tmp_path, tmp_path / "written.json", annos=["a.json*x"])
 
 
 def test_without_weights_every_record_once(tmp_path: Path, write: Any) -> None:

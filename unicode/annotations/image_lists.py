@@ -155,6 +155,8 @@ def _keys(source: Source, report: Report, *, pictures: Path | None = None) -> It
                 keys = (image_key(thing.strip()),) if isinstance(thing, str) else read_keys(thing)
             if not keys:
                 raise RefusedError(NO_IMAGE, "a text-only record")
+            if any(len(key.splitlines()) > 1 for key in keys):
+                raise RefusedError(BAD_IMAGE, "a line end in a path, which a list of one path a line cannot hold")
         except RefusedError as refused:
             report.drop(refused, (str(source.path), index, thing))
         else:
