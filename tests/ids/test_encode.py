@@ -132,7 +132,7 @@ def test_killed_and_started_again(checkpoint: Path, photos: Path, whole: Path, t
     kept = {file.name: file.stat().st_mtime_ns for file in out.glob("shards/*.npy")}
     last = start("encode_images", *arguments, log=tmp_path / "last.log")
     assert last.wait() == 0, last.printed
-    assert "images are there already" in last.printed
+    assert "images exist already" in last.printed
     (out / ".lock").unlink(missing_ok=True)
     assert content(out) == content(whole)
     assert {name: (out / "shards" / name).stat().st_mtime_ns for name in kept} == kept
