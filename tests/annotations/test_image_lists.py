@@ -20,7 +20,8 @@ def text_record() -> dict[str, Any]:
 
 def test_annotation_files_are_split_by_a_hash(tmp_path: Path, write: Any, record: Any) -> None:
     laion = [record(str(number), f"{number % 300:05d}.jpg", "x") for number in range(400)]
-    mix = [record(str(number), f"coco/{number}.jpg", "x") for number in range(300)] + [text_record(), record("a", "../x.jpg", "x"), record("b", "b\nc.jpg", "x")]
+    mix = [record(str(number), f"coco/{number}.jpg", "x") for number in range(300)]
+    mix += [text_record(), record("a", "../x.jpg", "x"), record("b", "b\nc.jpg", "x")]
     write(tmp_path / "laion.json", laion)
     write(tmp_path / "mix.json", mix)
     report = concat_vae_with_mix(tmp_path, tmp_path / "out", annos=["laion.json@laion/images", "mix.json"], val_share=0.1)
