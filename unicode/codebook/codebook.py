@@ -50,7 +50,6 @@ class CodebookConfig:
     """Latents per rank and level that enter the entropy term."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
         if self.mode not in MODES:
             raise ValueError(f"model.codebook.mode '{self.mode}' is unknown; choose one of {', '.join(MODES)}")
         if self.mode == "free" and self.num_rows < 1:

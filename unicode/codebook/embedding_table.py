@@ -46,14 +46,7 @@ def row_digest(rows: torch.Tensor) -> str:
 
 
 def save_table(path: str | Path, rows: torch.Tensor, excluded_ids: torch.Tensor, *, model: str) -> None:
-    """Write a table as safetensors with its metadata, atomically and with the same bytes each time.
-
-    Args:
-        path: file to write.
-        rows: (V, E) floating.
-        excluded_ids: (M,) int64, each in [0, V).
-        model: name of the model, kept in the metadata.
-    """
+    """Write (V, E) rows and (M,) int64 excluded ids of a table as safetensors, atomically and with the same bytes each time."""
     rows = rows.detach().float().cpu().contiguous()
     metadata = {"format": FORMAT, "model": model, "vocab_size": str(len(rows)), "width": str(rows.shape[1]), "sha256": row_digest(rows)}
     content = stable_bytes({"rows": rows, "excluded_ids": excluded_ids.long().cpu().contiguous()}, metadata)

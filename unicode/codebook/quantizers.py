@@ -82,7 +82,6 @@ class Stack(nn.Module):
         raise NotImplementedError
 
     def codebook(self, level: int) -> Codebook:
-        """Return the codebook of a level."""
         return self.codebooks[level % len(self.codebooks)]  # type: ignore[return-value]
 
     def quantize_level(self, level: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -215,7 +215,6 @@ class ShapesImages(ImageDataset):
         self.scene(0).pixels()  # raises ValueError early for shapes that cannot be told apart
 
     def scene(self, index: int) -> Scene:
-        """Return the scene of picture `index`."""
         return draw_scene(self.config, self.split, index)
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor:

@@ -90,7 +90,6 @@ class AutoencoderConfig:
     """Dropout in residual blocks."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"model.autoencoder.multipliers {list(self.multipliers)} must be one or more positive whole numbers")
         if self.channels < 1 or self.num_res_blocks < 1 or self.latent_channels < 1:

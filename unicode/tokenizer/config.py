@@ -39,7 +39,6 @@ class TokenizerConfig:
     """The codebooks; all levels share this config and the language model's rows."""
 
     def __post_init__(self) -> None:
-        """Reject values that make no sense."""
         for name, allowed in (("type", TYPES), ("resample", RESAMPLINGS), ("combine", COMBINATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name} '{getattr(self, name)}' is unknown; choose one of {', '.join(allowed)}")

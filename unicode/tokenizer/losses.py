@@ -126,7 +126,6 @@ class ObjectiveConfig:
     """The adversarial part."""
 
     def __post_init__(self) -> None:
-        """Reject an objective without pixels."""
         if min(self.l1, self.l2, self.commitment) < 0 or self.l1 + self.l2 == 0:
             given = f"l1 ({self.l1}), l2 ({self.l2}) and commitment ({self.commitment})"
             raise ValueError(f"objective.{given} must be 0 or more, and l1 or l2 above 0")
