@@ -162,7 +162,8 @@ def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: Bas
     losses: list[float] = []
     bar = tqdm(range(config.steps), desc="base model", unit="step", mininterval=2)
     for step in bar:
-        rate = learning_rate(step, peak=config.lr, minimum=config.lr / 10, warmup_steps=config.warmup_steps, steps=config.steps)
+        # one step more than there are, as version 0.1: the same settings make the same model
+        rate = learning_rate(step, peak=config.lr, minimum=config.lr / 10, warmup_steps=config.warmup_steps, steps=config.steps + 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = torch.stack([next(rows) for _ in range(config.batch_size)]).to(device)
