@@ -44,12 +44,9 @@ VIEWS = ("first", "drawn")
 LAION, MIX = "blip_laion_cc_sbu_558k", "llava_v1_5_mix665k"
 PUBLISHED_NAMES = {LAION: "llava_laion558k", MIX: "llava_mix665k"}
 """Stem of an annotation file of LLaVA -> the name of its outputs in published files."""
-Item = tuple[str, int, Any]
-"""(file or store, place in it, the record or key of an image)."""
-Made = list[tuple[int, dict[str, Any]]]
-"""(group, record) of each record that was made from one item."""
-Convert = Callable[[Any, str], Made]
-"""(record or key, file or store) -> what is made of it; raises RefusedError to leave it out."""
+Item = tuple[str, int, Any]  # (file or store, place in it, the record or key of an image)
+Made = list[tuple[int, dict[str, Any]]]  # (group, record) of each record that was made from one item
+Convert = Callable[[Any, str], Made]  # (record or key, file or store) -> what is made of it; raises RefusedError to leave it out
 
 
 @dataclass
@@ -57,8 +54,7 @@ class Dropped:
     """Records that were left out for one reason."""
 
     count: int = 0
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    """The first few: file, record (its place in the file, from 0), id, detail."""
+    examples: list[dict[str, Any]] = field(default_factory=list)  # The first few: file, record (its place in the file, from 0), id, detail
 
 
 @dataclass
@@ -67,16 +63,12 @@ class Report:
 
     func: str
     seed: int
-    read: int = 0
-    """Records (or lines, or images) read."""
+    read: int = 0  # Records (or lines, or images) read
     dropped: dict[str, Dropped] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
-    outputs: dict[str, int] = field(default_factory=dict)
-    """Name of each file written -> number of its records."""
-    notes: list[str] = field(default_factory=list)
-    """Warnings and inputs that were skipped."""
-    ids: dict[str, Any] = field(default_factory=dict)
-    """Tokenizer and layout of the ids in the output; empty where there are none."""
+    outputs: dict[str, int] = field(default_factory=dict)  # Name of each file written -> number of its records
+    notes: list[str] = field(default_factory=list)  # Warnings and inputs that were skipped
+    ids: dict[str, Any] = field(default_factory=dict)  # Tokenizer and layout of the ids in the output; empty where there are none
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -125,8 +117,7 @@ class Source:
     """An annotation file or list of images."""
 
     path: Path
-    folder: str = ""
-    """Folder below the image root that the image paths in it start from; "" for the root itself."""
+    folder: str = ""  # Folder below the image root that the image paths in it start from; "" for the root itself
 
     def key(self, path: str) -> str:
         """Path of an image as the file has it (normalized) -> key of the image."""
@@ -176,9 +167,8 @@ def split_weight(name: str | Path) -> tuple[str, float]:
 def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (RECORD-RUN, ids) of the runs in the turns of an annotation file (.json, .jsonl), both counted from 0.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a record is no conversation, its ids are damaged, of another tokenizer (a fingerprint) or in another order.
+    Raises FileNotFoundError: no such file. Raises ValueError: a record is no conversation, its ids are damaged, of another tokenizer (a
+    fingerprint) or in another order.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no annotation file {path}; make one with python -m unicode.run.make_annotations")
@@ -246,9 +236,8 @@ class ImageIds:
     def get(self, key: str) -> np.ndarray:
         """Vocabulary ids of one image: int64 (N,) in id order.
 
-        Raises:
-            RefusedError: no store has the image, it could not be read, or its ids are beyond the vocabulary.
-            ValueError: two stores have an image of this key and it is not the same one.
+        Raises RefusedError: no store has the image, it could not be read, or its ids are beyond the vocabulary. Raises ValueError: two
+        stores have an image of this key and it is not the same one.
         """
         found: np.ndarray | None = None
         for store in self.stores:
@@ -300,9 +289,7 @@ class LineSpool:
     def add(self, record: dict[str, Any], *, group: int = 0, copy: int = 0) -> None:
         """Keep a record for the files that take `group`; `copy` tells equal lines apart, so that they do not end side by side.
 
-        Raises:
-            RefusedError: the record holds text that UTF-8 cannot hold.
-            OSError: the disk is full.
+        Raises RefusedError: the record holds text that UTF-8 cannot hold. Raises OSError: the disk is full.
         """
         try:
             line = dump_line(record).encode()
@@ -353,11 +340,8 @@ def build(
     """Convert all items, or the records of annotation files, and write each file of `outputs` with the records of its groups.
 
     A single output takes group 0. The report is beside the first file, the main one. With `dry_run` the first items are converted and
-    nothing is written.
-
-    Raises:
-        ValueError: no record was left for the main file; the message has the reasons.
-        OSError: the disk is full; older files of those names stay as they were.
+    nothing is written. Raises ValueError: no record was left for the main file; the message has the reasons. Raises OSError: the disk is
+    full; older files of those names stay as they were.
     """
     outputs = {outputs: (0,)} if isinstance(outputs, Path) else outputs
     main = next(iter(outputs))

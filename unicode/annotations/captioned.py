@@ -22,8 +22,7 @@ from unicode.images.shapes_text import SceneQuestion, scene_caption, scene_quest
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
 NUM_CHOICES = 4
-Groups = dict[str, list[str]]
-"""Folder of a tree ("" for its root) -> names of the folders in it that hold pictures."""
+Groups = dict[str, list[str]]  # Folder of a tree ("" for its root) -> names of the folders in it that hold pictures
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ def write_question_file(
         instruct: put the benchmarks' instruction on how to answer after every question; without it, after none.
         dry_run: find the first question and write nothing.
 
-    Raises:
-        ValueError: the file is damaged, a record is no conversation about one picture, or nothing is left.
+    Raises ValueError: the file is damaged, a record is no conversation about one picture, or nothing is left.
     """
     chosen = (question for question in _questions(annotations, instruct) if not kinds or question["category"] in kinds)
     some = islice(chosen, 1 if dry_run else limit or None)
@@ -97,8 +96,7 @@ class Picture:
 class Export:
     """The files of a benchmark; paths are below the folder of all benchmarks."""
 
-    count: int
-    """Questions."""
+    count: int  # Questions
     pictures: dict[str, Picture]
     files: dict[str, tuple[Callable[[str | Path, Any], Any], Any]]
     """Path -> what writes its content (`write_json`, `write_jsonl`, `write_list`), and the content."""

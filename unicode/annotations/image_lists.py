@@ -58,14 +58,11 @@ def concat_vae_with_mix(
 ) -> Report:
     """The images of LLaVA's 558K and 665K in two lists, llava_concat_train.txt and llava_concat_val.txt, each image once.
 
-    A file <name>_train.txt comes with its <name>_val.txt (or the published <name>_test.txt) and keeps its split; the images of
-    annotation files and other lists are split by a hash, so that an image is on the same side whatever else is in the files.
-    No image of the val list is in the train list. Paths that leave the root are left out.
-
-    Args:
-        annos: .json annotation files and .txt lists, FILE or FILE@FOLDER. Without them llava_laion558k and llava_mix665k: the published
-            lists where they exist, else the annotation files.
-        val_share: share of the val list where no split is given.
+    A file <name>_train.txt comes with its <name>_val.txt (or the published <name>_test.txt) and keeps its split; the images of annotation
+    files and other lists are split by a hash, so that an image is on the same side whatever else is in the files. No image of the val list
+    is in the train list. Paths that leave the root are left out. `annos`: .json annotation files and .txt lists, FILE or FILE@FOLDER.
+    Without them llava_laion558k and llava_mix665k: the published lists where they exist, else the annotation files. `val_share`: share of
+    the val list where no split is given.
     """
     if not 0 <= val_share < 1:
         raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
@@ -95,13 +92,10 @@ def concat_vae_with_vqabench(
 ) -> Report:
     """Append the images of LLaVA's benchmarks to what concat_vae_with_mix made: llava_concat_vqa_train.txt, and _val.txt unchanged.
 
-    This trains the tokenizer on test images. Published tokenizers were trained so. It needs allow_test_images, and results of
-    such a tokenizer must state it. Benchmarks that are not there are named and left out. The pictures
-    inside MMBench's tables are written to files beside them. The lists are read from `out`, else from `root`.
-
-    Args:
-        bench: folder of the benchmarks (LLaVA's playground/data/eval), relative to `root`.
-        allow_test_images: confirms that test images may be used.
+    This trains the tokenizer on test images. Published tokenizers were trained so. It needs allow_test_images, and results of such a
+    tokenizer must state it. Benchmarks that are not there are named and left out. The pictures inside MMBench's tables are written to files
+    beside them. The lists are read from `out`, else from `root`. `bench`: folder of the benchmarks (LLaVA's playground/data/eval), relative
+    to `root`. `allow_test_images`: confirms that test images may be used.
     """
     if not allow_test_images:
         raise ValueError(TEST_IMAGES)

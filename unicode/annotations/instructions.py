@@ -90,13 +90,10 @@ def concat_uni_anno(
 ) -> Report:
     """Files made by the other functions in one, each with a weight: how often one of its records occurs on average.
 
-    Weight 1 takes a file as it is, 0.25 a quarter of its records, 2 every record twice, 1.5 every record once and half of them
-    again; the choice is fixed by the seed and the record. Records whose ids cannot be read are left out; files whose ids are of two
-    tokenizers or in two orders are refused. Writes unicode_concat.json, shuffled.
-
-    Args:
-        annos: FILE or FILE*WEIGHT of our form, relative to `root`; without them all of the default names that exist in `out` or `root`.
-        weights: one for each file, in place of FILE*WEIGHT; 1 without.
+    Weight 1 takes a file as it is, 0.25 a quarter of its records, 2 every record twice, 1.5 every record once and half of them again; the
+    choice is fixed by the seed and the record. Records whose ids cannot be read are left out; files whose ids are of two tokenizers or in
+    two orders are refused. Writes unicode_concat.json, shuffled. `annos`: FILE or FILE*WEIGHT of our form, relative to `root`; without them
+    all of the default names that exist in `out` or `root`. `weights`: one for each file, in place of FILE*WEIGHT; 1 without.
     """
     report = Report("concat_uni_anno", seed)
     folder = Path(out).parent if Path(out).suffix == ".json" else Path(out)

@@ -14,8 +14,7 @@ from unicode.ids.text import CLOSE, OPEN, split_runs
 
 IMAGE_TO_TEXT, TEXT_ONLY = "image_to_text", "text_only"
 TASKS = (IMAGE_TO_TEXT, TEXT_ONLY, TEXT_TO_IMAGE, NEXT_ROW, DECOMPRESSION, UNCONDITIONAL)
-INPUT_MODES = ("ids", "sum")
-"""How images in questions are read: all their ids one after another, or one position per coarse cell."""
+INPUT_MODES = ("ids", "sum")  # How images in questions are read: all their ids one after another, or one position per coarse cell
 HUMAN, GPT = "human", "gpt"
 IMAGE_TAG = "<image>"
 
@@ -99,14 +98,10 @@ class Record:
 def read_record(record: Any, *, form: Literal["any", "llava", "written"] = "any") -> Record:
     """Check and parse a record of an annotation file.
 
-    Args:
-        record: the value read from JSON.
-        form: "any": LLaVA's records and ours; runs of ids become <image> tags. "llava": images are named and stand in questions only.
-            "written": prompts, whose answers are only references; turns stay as written; answers, tags, runs and task are not checked.
-
-    Raises:
-        RefusedError: no or malformed turns, an unknown role, an empty question or answer, an image path that leaves the root, image tags
-            without images or images without tags, ids that cannot be read, an unknown task or input_mode.
+    `record`: the value read from JSON. `form`: "any": LLaVA's records and ours; runs of ids become <image> tags. "llava": images are named
+    and stand in questions only. "written": prompts, whose answers are only references; turns stay as written; answers, tags, runs and task
+    are not checked. Raises RefusedError: no or malformed turns, an unknown role, an empty question or answer, an image path that leaves the
+    root, image tags without images or images without tags, ids that cannot be read, an unknown task or input_mode.
     """
     turns, keys = _read_turns(record), read_keys(record)
     images: tuple[str | np.ndarray, ...] = keys
@@ -140,8 +135,7 @@ def make_turns(texts: Sequence[str]) -> list[dict[str, str]]:
 def image_key(path: Any) -> str:
     """A path of an annotation or list -> the key of the image: relative to the image root, normalized, forward slashes.
 
-    Raises:
-        RefusedError: it is no path, is absolute, or leaves the image root through "..".
+    Raises RefusedError: it is no path, is absolute, or leaves the image root through "..".
     """
     if not isinstance(path, str) or not path.strip():
         raise RefusedError(BAD_IMAGE, repr(path)[:80])

@@ -26,13 +26,10 @@ def get_t2v_anno(
 ) -> Report:
     """Captioned images -> text-to-image conversations: the whole image, and parts of it row by row.
 
-    Whole: a caption is given, the answer is all ids of the image. Part: caption and the rows so far are given, the answer is the
-    next row of coarse cells; each row is as likely as any other, the first (from nothing) and the last included.
-    Writes three shuffled files, <name>_t2v.json (all), <name>_t2v_full.json and <name>_t2v_part.json. Records that are not one
-    image with one answer are left out and counted.
-
-    Args:
-        parts: part records per image, each of another row; at most as many as the image has rows.
+    Whole: a caption is given, the answer is all ids of the image. Part: caption and the rows so far are given, the answer is the next row
+    of coarse cells; each row is as likely as any other, the first (from nothing) and the last included. Writes three shuffled files,
+    <name>_t2v.json (all), <name>_t2v_full.json and <name>_t2v_part.json. Records that are not one image with one answer are left out and
+    counted. `parts`: part records per image, each of another row; at most as many as the image has rows.
     """
     source, layout = find_source(root, anno), images.layout
     if not 0 <= parts <= layout.coarse_rows:
@@ -69,13 +66,10 @@ def get_decompression_anno(
 ) -> Report:
     """Image decompression, the paper's in-context pre-training task: a compressed image is given, all of its ids are the answer.
 
-    The question holds the run of ids, and the record the field "input_mode": "sum": a reader puts one embedding per coarse cell in
-    its place, the sum of the rows of the cell's ids (Layout.cell_length of them stand side by side). The answer is the same run,
-    to be written out. Writes <name>_decompression.json, shuffled, one record for each different image.
-
-    Args:
-        anno: take the images of this annotation file; without it every image of the stores.
-        share: share of the images, above 0 and up to 1.
+    The question holds the run of ids, and the record the field "input_mode": "sum": a reader puts one embedding per coarse cell in its
+    place, the sum of the rows of the cell's ids (Layout.cell_length of them stand side by side). The answer is the same run, to be written
+    out. Writes <name>_decompression.json, shuffled, one record for each different image. `anno`: take the images of this annotation file;
+    without it every image of the stores. `share`: share of the images, above 0 and up to 1.
     """
 
     def make(key: str, ids: np.ndarray) -> dict[str, Any]:
@@ -92,11 +86,8 @@ def get_uncond_anno(
 ) -> Report:
     """A share of the images without a caption, which classifier-free guidance needs.
 
-    Writes <name>_uncond.json, shuffled, to be mixed with a text-to-image file by concat_uni_anno.
-
-    Args:
-        anno: take the images of this annotation file; without it every image of the stores.
-        share: share of the images, above 0 and up to 1.
+    Writes <name>_uncond.json, shuffled, to be mixed with a text-to-image file by concat_uni_anno. `anno`: take the images of this
+    annotation file; without it every image of the stores. `share`: share of the images, above 0 and up to 1.
     """
 
     def make(key: str, ids: np.ndarray) -> dict[str, Any]:

@@ -24,30 +24,23 @@ class CodebookConfig:
     mode: str = "projected"
     """`free` (EMA of latents), `frozen` (rows of the language model), `language` (EMA pulled to these rows) or `projected` (these rows
     through one learned matrix)."""
-    table: str = ""
-    """File with the language model's table, from `unicode.run.export_codebook`; every mode but `free` needs it."""
-    num_rows: int = 0
-    """Rows K of the codebook; 0 takes every eligible row of the table."""
+    table: str = ""  # File with the language model's table, from `unicode.run.export_codebook`; every mode but `free` needs it
+    num_rows: int = 0  # Rows K of the codebook; 0 takes every eligible row of the table
     width: int = 0
     """Width E of the rows: for `projected` 0 means 16, for `free` 0 means the width of the latents; the others take the table's."""
     normalize: str = "auto"
     """What happens to latents before the search: `none`, `standardize`, `match`, `sphere`, `mean_length`; `auto` is `none` for `free`,
     `match` for `frozen` and `language`, for `projected` `sphere` in an HQ-VAE and `standardize` in an RQ-VAE."""
-    mean_length: float = 30.0
-    """`mean_length` normalization (weights of UniCode-ECCV24): largest mean length of an image's latents."""
-    beta: float = 0.25
-    """Weight of the commitment loss."""
-    decay: float = 0.99
-    """Share of old statistics kept per optimizer step."""
+    mean_length: float = 30.0  # `mean_length` normalization (weights of UniCode-ECCV24): largest mean length of an image's latents
+    beta: float = 0.25  # Weight of the commitment loss
+    decay: float = 0.99  # Share of old statistics kept per optimizer step
     restart_threshold: float = 0.03
     """Modes with an EMA: a row used less than this share of the mean restarts at a current latent; 0: never, which
     suits `language` on small data."""
     entropy_weight: float = 0.0
     """`projected`: weight of the term that spreads codes over the rows; more of it raises usage and makes ids harder to predict."""
-    entropy_temperature: float = 0.1
-    """Temperature of the soft assignment in that term."""
-    entropy_latents: int = 1024
-    """Latents per rank and level that enter the entropy term."""
+    entropy_temperature: float = 0.1  # Temperature of the soft assignment in that term
+    entropy_latents: int = 1024  # Latents per rank and level that enter the entropy term
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -322,8 +315,7 @@ def build_codebooks(config: CodebookConfig, table: LanguageTable | None, *, chan
         table: the language model's table; None for mode `free`.
         channels: width of the latents of each codebook, taken by `free` when the config names no width.
 
-    Raises:
-        ValueError: no table, too few eligible rows, or a width that the table does not have.
+    Raises ValueError: no table, too few eligible rows, or a width that the table does not have.
     """
     if config.mode == "free":
         row_ids = torch.arange(config.num_rows)

@@ -24,8 +24,7 @@ class LanguageTable:
     def select_ids(self, count: int) -> torch.Tensor:
         """Return `count` ids, ascending int64, that may stand for a piece of an image, spread evenly over the vocabulary; all for 0.
 
-        Raises:
-            ValueError: the table has fewer eligible rows than asked for.
+        Raises ValueError: the table has fewer eligible rows than asked for.
         """
         allowed = torch.ones(len(self.rows), dtype=torch.bool)
         allowed[self.excluded_ids] = False
@@ -57,9 +56,7 @@ def save_table(path: str | Path, rows: torch.Tensor, excluded_ids: torch.Tensor,
 def load_table(path: str | Path) -> LanguageTable:
     """Read a table that `unicode.run.export_codebook` wrote.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not such a table.
+    Raises FileNotFoundError: there is no such file. Raises ValueError: the file is not such a table.
     """
     remedy = f"make one with: python -m unicode.run.export_codebook --model HF_DIR --out {path}"
     if not Path(path).is_file():

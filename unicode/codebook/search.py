@@ -87,16 +87,10 @@ GPU_TILE = (4096, 32768)
 def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return, for each vector, the index of the row with the smallest Euclidean distance.
 
-    argmin_j |z - e_j|^2 = argmax_j (z . e_j - |e_j|^2 / 2): the squared length of z is the same for every row, so one fused
-    matrix product and a maximum give the exact answer, tile by tile, without a tensor of N x K distances. The search runs
-    in float32 even under autocast: in bfloat16 up to one code in six differs.
-
-    Args:
-        vectors: (N, E), any floating type.
-        rows: (K, E), any floating type.
-
-    Returns:
-        (N,) int64 in [0, K); the lowest index where several rows are equally close.
+    argmin_j |z - e_j|^2 = argmax_j (z . e_j - |e_j|^2 / 2): the squared length of z is the same for every row, so one fused matrix product
+    and a maximum give the exact answer, tile by tile, without a tensor of N x K distances. The search runs in float32 even under autocast:
+    in bfloat16 up to one code in six differs. `vectors`: (N, E), any floating type. `rows`: (K, E), any floating type. Returns (N,) int64
+    in [0, K); the lowest index where several rows are equally close.
     """
     assert vectors.ndim == 2 and rows.ndim == 2 and vectors.shape[1] == rows.shape[1], (vectors.shape, rows.shape)
     with torch.autocast(vectors.device.type, enabled=False):

@@ -13,8 +13,7 @@ from unicode.common.files import read_json, sync, write_json
 from unicode.common.logging import get_logger
 
 MANIFEST = "manifest.json"
-OLD_MANIFEST = "whole.json"
-"""What version 0.1 wrote into the checkpoints of language models: file -> size."""
+OLD_MANIFEST = "whole.json"  # What version 0.1 wrote into the checkpoints of language models: file -> size
 UNFINISHED = ".unfinished"
 _NAME = re.compile(r"(?:step_|checkpoint-)(\d+)")
 logger = get_logger(__name__)
@@ -24,15 +23,12 @@ def save_checkpoint(target: str | Path, write: Callable[[Path], None], *, keep: 
     """Write the checkpoint folder `target`, then remove old checkpoints beside it; call on every rank.
 
     The files go to a hidden folder and are listed with size and checksum; the folder is renamed when everything is on disk. A failure
-    leaves the checkpoints that were there as they were.
+    leaves the checkpoints that were there as they were. Raises OSError: the disk is full.
 
     Args:
         target: the folder, named step_N or checkpoint-N after the number of finished optimizer steps.
         write: writes the files into the folder that it is given; called on every rank.
         keep: how many checkpoints to keep, at least 1.
-
-    Raises:
-        OSError: the disk is full.
     """
     target = Path(target)
     hidden = target.parent / UNFINISHED / target.name
@@ -66,8 +62,7 @@ def save_checkpoint(target: str | Path, write: Callable[[Path], None], *, keep: 
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest complete checkpoint of a folder, None if there is none; warn about damaged ones.
 
-    Raises:
-        ValueError: there are checkpoints, and every one is damaged.
+    Raises ValueError: there are checkpoints, and every one is damaged.
     """
     damaged = 0
     for checkpoint in reversed(list_checkpoints(folder)):

@@ -18,11 +18,8 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     """Build an instance of the dataclass `schema` from defaults, then a YAML file, then `key.sub=value` overrides.
 
     A file may begin with `extends: other.yaml`, relative to itself: then the values of that file, which may extend a third, come first.
-
-    Raises:
-        FileNotFoundError: there is no such YAML file.
-        ValueError: an unknown key (the message names the file and the nearest key), a value of the wrong type, files that extend each
-            other, or a value that a dataclass's own `__post_init__` refuses.
+    Raises FileNotFoundError: there is no such YAML file. Raises ValueError: an unknown key (the message names the file and the nearest
+    key), a value of the wrong type, files that extend each other, or a value that a dataclass's own `__post_init__` refuses.
     """
     base = OmegaConf.structured(schema)
     layers: list[tuple[str, Any]] = [] if path is None else _read_chain(Path(path))

@@ -88,14 +88,9 @@ def on_main(compute: Callable[[], T]) -> T:
 def open_job(device: str = "auto", *, timeout_minutes: float = DAY) -> torch.device:
     """Join the other ranks, if a launcher (torchrun, deepspeed) started this process with some, and return the device to use.
 
-    The ranks exchange CPU tensors through gloo; `unicode.run.command` leaves the group at the end.
-
-    Args:
-        device: "auto" for this rank's GPU or, without one, the CPU; otherwise a device as torch names it.
-        timeout_minutes: how long a rank waits for the others; a day, since they may work for hours between two exchanges.
-
-    Raises:
-        ValueError: no such device.
+    The ranks exchange CPU tensors through gloo; `unicode.run.command` leaves the group at the end. `device`: "auto" for this rank's GPU or,
+    without one, the CPU; otherwise a device as torch names it. `timeout_minutes`: how long a rank waits for the others; a day, since they
+    may work for hours between two exchanges. Raises ValueError: no such device.
     """
     import torch
     import torch.distributed as dist

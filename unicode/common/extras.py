@@ -7,8 +7,7 @@ from typing import Any
 def require(library: str, *, extra: str) -> Any:
     """Import and return a library of one of the project's optional dependencies.
 
-    Raises:
-        ValueError: it is not installed; the message has the command that installs it.
+    Raises ValueError: it is not installed; the message has the command that installs it.
     """
     try:
         return import_module(library)

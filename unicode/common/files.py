@@ -42,10 +42,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that takes its name only when the block ends without an error.
 
     The content goes to a hidden file in the same folder, is flushed to disk and then renamed. If the block raises, the hidden file is
-    removed and an older file of that name stays as it was. The permissions follow the umask.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the message names the path that was to be written.
+    removed and an older file of that name stays as it was. The permissions follow the umask. Raises OSError: the disk is full or the folder
+    cannot be written; the message names the path that was to be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,14 +77,9 @@ def sync(path: str | Path) -> None:
 def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
     """Keep other processes from filling a folder for the length of a block. The main rank locks; on other ranks nothing happens.
 
-    The lock belongs to the process: the kernel releases it when the process ends, however it ends.
-
-    Args:
-        path: the folder; it is made if it does not exist.
-        purpose: what the command does there, for the message to others, such as "training".
-
-    Raises:
-        ValueError: another process holds the lock; the message names it and the remedy.
+    The lock belongs to the process: the kernel releases it when the process ends, however it ends. `path`: the folder; it is made if it
+    does not exist. `purpose`: what the command does there, for the message to others, such as "training". Raises ValueError: another
+    process holds the lock; the message names it and the remedy.
     """
     file = Path(path) / LOCK_FILE
     handle = _take_lock(file, purpose) if is_main() else None
@@ -135,9 +128,7 @@ os.register_at_fork(after_in_child=_forget_locks)
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON; the message names the file and the position.
+    Raises FileNotFoundError: there is no such file. Raises ValueError: it is not JSON; the message names the file and the position.
     """
     with open(path, encoding="utf-8") as file:
         try:
@@ -154,11 +145,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Any]:
-    """Yield the object of each non-empty line.
-
-    Raises:
-        ValueError: a line is not JSON; the message names the file and the line.
-    """
+    """Yield the object of each non-empty line. Raises ValueError: a line is not JSON; the message names the file and the line."""
     for number, line in _numbered_lines(path):
         try:
             yield json.loads(line)
@@ -218,12 +205,8 @@ def stable_bytes(tensors: "dict[str, torch.Tensor]", metadata: dict[str, str]) -
 def read_tensors(path: str | Path, *, wanted: str) -> Any:
     """Load a file of `torch.save` onto the CPU, plain tensors and containers only.
 
-    Args:
-        wanted: what the caller expects in the file, for the message.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a file of torch, is damaged, or holds objects other than plain tensors and containers.
+    `wanted`: what the caller expects in the file, for the message. Raises FileNotFoundError: there is no such file. Raises ValueError: it
+    is not a file of torch, is damaged, or holds objects other than plain tensors and containers.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; {wanted} is expected there")

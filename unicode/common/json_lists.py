@@ -11,8 +11,7 @@ from typing import IO, Any, NoReturn
 from unicode.common.files import atomic_write
 
 CHUNK_CHARS = 1 << 20
-MAX_RECORD_CHARS = 1 << 26
-"""A record that does not end within this many characters (64 Mi) is a damaged file, not a record."""
+MAX_RECORD_CHARS = 1 << 26  # A record that does not end within this many characters (64 Mi) is a damaged file, not a record
 _SPACES = re.compile(r"[ \t\n\r]*")
 _AFTER_ELEMENT = frozenset(" \t\n\r,]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
@@ -21,11 +20,8 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=
 def read_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS, max_record_chars: int = MAX_RECORD_CHARS) -> Iterator[Any]:
     """Yield the elements of a file that holds one JSON list; memory is bounded by the largest element, not by the file.
 
-    Records that come before a damaged one are yielded before the error is raised.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a JSON list, is cut off or damaged; the message names file, record (from 0) and line.
+    Records that come before a damaged one are yielded before the error is raised. Raises FileNotFoundError: there is no such file. Raises
+    ValueError: the file is not a JSON list, is cut off or damaged; the message names file, record (from 0) and line.
     """
     with open(path, encoding="utf-8-sig") as file:
         for element, _ in _ListReader(file, str(path), chunk_chars, max_record_chars).elements():

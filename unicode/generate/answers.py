@@ -53,11 +53,7 @@ def read_prompts(
 ) -> Tensor:
     """Read a batch of prompts into the cache, what several begin with once.
 
-    Args:
-        beginnings: `beginning` of each.
-
-    Returns:
-        (B, D) features after each prompt.
+    `beginnings`: `beginning` of each. Returns (B, D) features after each prompt.
     """
     rows: dict[bytes, int] = {}
     for number, (_, name) in enumerate(beginnings):
@@ -83,8 +79,7 @@ def _cut(prompt: Prompt, start: int, end: int) -> Prompt:
     return Prompt(cut, prompt.pixels if images else None)
 
 
-WINDOW = 1024
-"""Questions whose prompts and images are in memory at a time, and that are sorted by length."""
+WINDOW = 1024  # Questions whose prompts and images are in memory at a time, and that are sorted by length
 
 
 @dataclass(frozen=True)
@@ -117,8 +112,7 @@ class AnswerConfig:
         top_p: sample among the likeliest tokens that together have this probability.
         seed: of sampling, together with the id of each question.
 
-    Raises:
-        ValueError: a number out of range.
+    Raises ValueError: a number out of range.
     """
 
     batch_size: int = 16
@@ -159,9 +153,8 @@ def answer_questions(
         decoder: of `model.causal`; None makes one.
         progress: whether the main rank shows a bar with the time left.
 
-    Yields:
-        (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the
-        others are answered.
+    Yields (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the others are
+    answered.
     """
     config, decoder = config or AnswerConfig(), decoder or CachedDecoder(model.causal)
     if images is None:
@@ -194,12 +187,7 @@ def answer_batch(
     config: AnswerConfig,
     seeds: Sequence[int],
 ) -> list[Answer]:
-    """Generate the answers to a batch of prompts.
-
-    Args:
-        beginnings: `beginning` of each.
-        seeds: one for each prompt, for sampled answers.
-    """
+    """Generate the answers to a batch of prompts. `beginnings`: `beginning` of each. `seeds`: one for each prompt, for sampled answers."""
     # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
     limits = [min(config.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
     features = read_prompts(decoder, model, prompts, beginnings, max_new=max(limits))
@@ -249,8 +237,7 @@ def _make_prompts(model: LanguageModel, window: list[AskedQuestion], images: Ima
 def place_tags(text: str, history: Sequence[str], num_images: int) -> list[str]:
     """Return the turns of a conversation that ends with the question `text`: as many <image> tags as images; missing ones go in front.
 
-    Raises:
-        ValueError: more tags than images.
+    Raises ValueError: more tags than images.
     """
     missing = num_images - sum(turn.count(IMAGE_TAG) for turn in (*history[::2], text))
     if missing < 0:

@@ -34,8 +34,7 @@ class Chat:
         num_tokens: longest answer, pictures included.
         word_temperature: of the words; 0 is greedy.
 
-    Raises:
-        ValueError, FileNotFoundError: as `ImageSampler`.
+    Raises ValueError, FileNotFoundError: as `ImageSampler`.
     """
 
     def __init__(self, model: LanguageModel, config: GenerationConfig, *, out: Path, num_tokens: int, word_temperature: float) -> None:
@@ -104,11 +103,7 @@ def split_line(line: str) -> tuple[str, list[Path]]:
 
 
 class Assistant:
-    """Answers questions about images and draws.
-
-    Args:
-        model: what `unicode.llm.load.open_model` gives.
-    """
+    """Answers questions about images and draws. `model`: what `unicode.llm.load.open_model` gives."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
@@ -134,11 +129,8 @@ class Assistant:
             history: earlier turns: question, answer, question, answer.
             temperature: 0 takes the likeliest token each time.
 
-        Returns:
-            The words of the answer; pictures in it as <vistok>...</vistok>.
-
-        Raises:
-            ValueError: an image that cannot be read, tags that do not fit the images, or a prompt longer than the context.
+        Returns the words of the answer; pictures in it as <vistok>...</vistok>. Raises ValueError: an image that cannot be read, tags that
+        do not fit the images, or a prompt longer than the context.
         """
         shown = [Path(one) if isinstance(one, str) else one for one in (images if isinstance(images, list | tuple) else [images])]
         config = AnswerConfig(1, max_new_tokens, temperature, top_p, seed)
@@ -158,9 +150,8 @@ class Assistant:
             guidance: above 1 the caption counts for more, at twice the work.
             temperature, top_k, top_p: see `Sampling`.
 
-        Raises:
-            ValueError: an empty caption or one longer than the context, or a model that writes no image ids.
-            FileNotFoundError: the image tokenizer is not where the training had it.
+        Raises ValueError: an empty caption or one longer than the context, or a model that writes no image ids. Raises FileNotFoundError:
+        the image tokenizer is not where the training had it.
         """
         sampling = Sampling(temperature, top_k, top_p, guidance)
         if sampling not in self._samplers:

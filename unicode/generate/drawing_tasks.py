@@ -65,12 +65,8 @@ class DrawPrompt:
     def request(self, *, seed: int, sample: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
         """Return what to ask the model.
 
-        Args:
-            seed: of the run; the picture's own is drawn from it, the id and the number of the sample, so that no other line matters.
-            template: for words that are a description.
-
-        Raises:
-            ValueError: the line is no prompt; the message names it.
+        `seed`: of the run; the picture's own is drawn from it, the id and the number of the sample, so that no other line matters.
+        `template`: for words that are a description. Raises ValueError: the line is no prompt; the message names it.
         """
         if self.error:
             raise ValueError(f"{self.where}: {self.error}")
@@ -89,9 +85,8 @@ def read_prompts(source: str, *, world: ShapesConfig | None = None, limit: int =
         world: settings of the shapes world.
         limit: the first so many only; 0: all.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an unknown kind of source, a file that is no JSON list, or nothing in it.
+    Raises FileNotFoundError: there is no such file. Raises ValueError: an unknown kind of source, a file that is no JSON list, or nothing
+    in it.
     """
     kind, _, rest = source.partition(":")
     if kind == "shapes" and not Path(source).exists():
@@ -301,15 +296,8 @@ def run_task(
 ) -> list[Record]:
     """Draw what is missing; called by every rank. Batches in which anything is missing are drawn again as a whole, for the same rounding.
 
-    Args:
-        slots: all pictures, whose keys are those of `file`.
-        compare: how near an original and its copy are, for the key "psnr".
-
-    Returns:
-        The lines of all pictures, drawn now or before.
-
-    Raises:
-        OSError: the disk is full.
+    `slots`: all pictures, whose keys are those of `file`. `compare`: how near an original and its copy are, for the key "psnr". Returns the
+    lines of all pictures, drawn now or before. Raises OSError: the disk is full.
     """
     batches = [slots[start : start + batch_size] for start in range(0, len(slots), batch_size)]
     missing = [batch for batch in batches if not all(file.has(slot.key) for slot in batch)][rank() :: world_size()]

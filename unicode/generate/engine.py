@@ -148,8 +148,7 @@ class CachedDecoder:
             inputs_embeds: (R, T, D).
             max_new: how many positions follow at most.
 
-        Returns:
-            (R, D) features after each prompt.
+        Returns (R, D) features after each prompt.
         """
         self._batch, length = attention_mask.shape
         rows, capacity = self._new_cache(self._batch, length + max_new)
@@ -270,8 +269,7 @@ class ImageHead:
         layout: grid and order of the ids of one image.
         markers: ids of the marker tokens.
 
-    Raises:
-        ValueError: ids outside the vocabulary, a marker among the image ids, or a number of sets that is not the number of levels.
+    Raises ValueError: ids outside the vocabulary, a marker among the image ids, or a number of sets that is not the number of levels.
     """
 
     def __init__(self, decoder: CachedDecoder, row_ids: Tensor | Sequence[Tensor], layout: Layout, *, markers: Markers) -> None:
@@ -315,8 +313,7 @@ def sample_image_tokens(
         seeds: (B,) int64.
         step: number of the first of these ids for the noise.
 
-    Returns:
-        (B, count) int64 ids; the last is not in the cache yet.
+    Returns (B, count) int64 ids; the last is not in the cache yet.
     """
     sampled: list[Tensor] = []
     for number in range(count):
@@ -418,8 +415,7 @@ def decode_answers(
         constraint: which tokens may come; None: any, all sampled as words.
         has_stopped: tokens so far (B, n) -> (B,) bool, which rows end without an end token.
 
-    Raises:
-        ValueError: guidance was asked for.
+    Raises ValueError: guidance was asked for.
     """
     images = images or Sampling()
     if words.guided or images.guided:

@@ -18,8 +18,7 @@ from unicode.tokenizer.model import inference_precision
 
 NOTHING = np.empty(0, dtype=np.int64)
 CAPTION_TEMPLATE = TEMPLATES[TEXT_TO_IMAGE][0]
-FREE_QUESTION = TEMPLATES[UNCONDITIONAL][0]
-"""The prompt of the unconditional branch of guidance."""
+FREE_QUESTION = TEMPLATES[UNCONDITIONAL][0]  # The prompt of the unconditional branch of guidance
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +31,7 @@ class DrawRequest:
         given: (n,) the first ids of the answer, in whole rows: they are kept as they are.
         compressed: whether runs in the question are read as compressed images, one position per cell.
 
-    Raises:
-        ValueError: the question is empty.
+    Raises ValueError: the question is empty.
     """
 
     question: str
@@ -64,8 +62,7 @@ class Drawing:
 def caption_request(caption: str, *, seed: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
     """A request for a picture of some words, put into a template that has a slot {caption}.
 
-    Raises:
-        ValueError: no words, or a template that has no such slot.
+    Raises ValueError: no words, or a template that has no such slot.
     """
     if not caption.strip():
         raise ValueError("the prompt is empty; say what is to be drawn")
@@ -92,9 +89,8 @@ class ImageSampler:
         sampling: how ids are sampled; `guidance` other than 1 doubles the batch.
         decoder: of the model; None makes one.
 
-    Raises:
-        ValueError: the model writes no image ids, or its image tokenizer is another one than it was trained with.
-        FileNotFoundError: its image tokenizer is not there.
+    Raises ValueError: the model writes no image ids, or its image tokenizer is another one than it was trained with. Raises
+    FileNotFoundError: its image tokenizer is not there.
     """
 
     def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, decoder: CachedDecoder | None = None) -> None:
@@ -109,8 +105,7 @@ class ImageSampler:
     def prompt(self, request: DrawRequest) -> Example:
         """Return what the model reads before it draws: the question, the start marker, the given ids.
 
-        Raises:
-            ValueError: given ids that are no rows of an image, or a prompt that leaves no room for the picture in the context.
+        Raises ValueError: given ids that are no rows of an image, or a prompt that leaves no room for the picture in the context.
         """
         count = self.layout.num_codes - len(request.given)
         if count < 1:
@@ -169,42 +164,26 @@ def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
 
 @dataclass
 class GenerationConfig:
-    """Prompts, sampling, and the pictures to compare with.
+    """Prompts, sampling, and the pictures to compare with. Raises ValueError: a value out of range, or a template with an unknown slot."""
 
-    Raises:
-        ValueError: a value out of range, or a template with an unknown slot.
-    """
-
-    prompts: str = ""
-    """A file (.txt, .jsonl, LLaVA .json), shapes:val, or unconditional:NUMBER."""
+    prompts: str = ""  # A file (.txt, .jsonl, LLaVA .json), shapes:val, or unconditional:NUMBER
     template: str = CAPTION_TEMPLATE
     """What the user says about a description, which takes the place of {caption}; '{caption}' alone leaves it as it is."""
-    samples: int = 1
-    """Pictures per prompt, each with a seed of its own."""
-    limit: int = 0
-    """The first so many prompts only; 0: all."""
-    seed: int = 0
-    """Of the sampling; a picture's own seed is drawn from it and the id of the prompt."""
-    batch_size: int = 16
-    """Pictures drawn at a time; guidance doubles the rows."""
-    temperature: float | None = None
-    """Of the image ids; 0 takes the likeliest. Left out: 1, and 0 for decompression."""
-    top_k: int = 0
-    """Draw each id among so many of the likeliest; 0: all."""
-    top_p: float = 1.0
-    """Draw each id among the likeliest that together have this probability."""
-    guidance: float = 1.0
-    """Classifier-free guidance; 1: none. Above 1 the model must have been trained with unconditional pictures too."""
+    samples: int = 1  # Pictures per prompt, each with a seed of its own
+    limit: int = 0  # The first so many prompts only; 0: all
+    seed: int = 0  # Of the sampling; a picture's own seed is drawn from it and the id of the prompt
+    batch_size: int = 16  # Pictures drawn at a time; guidance doubles the rows
+    temperature: float | None = None  # Of the image ids; 0 takes the likeliest. Left out: 1, and 0 for decompression
+    top_k: int = 0  # Draw each id among so many of the likeliest; 0: all
+    top_p: float = 1.0  # Draw each id among the likeliest that together have this probability
+    guidance: float = 1.0  # Classifier-free guidance; 1: none. Above 1 the model must have been trained with unconditional pictures too
     cache: str = "auto"
     """Key-value cache: "dynamic", "static", or "auto": static and compiled on a GPU for 8 batches and more, else dynamic."""
-    compiled: bool = False
-    """Compile the decoding step (with the static cache; worth it for many pictures on a GPU)."""
-    splits: int = 10
-    """Groups of the inception score."""
+    compiled: bool = False  # Compile the decoding step (with the static cache; worth it for many pictures on a GPU)
+    splits: int = 10  # Groups of the inception score
     data: DataConfig = field(default_factory=DataConfig)
     """Pictures to compare with (FID); with `name: shapes` also the world of the prompts."""
-    published: str = ""
-    """What is known of published figures under this protocol; for the reader."""
+    published: str = ""  # What is known of published figures under this protocol; for the reader
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("limit", 0), ("batch_size", 1), ("splits", 1)):

@@ -39,9 +39,7 @@ class ChatSampler:
         max_pictures: how many pictures an answer may hold.
         decoder: of the model; None makes one.
 
-    Raises:
-        ValueError: the model writes no image ids.
-        FileNotFoundError: the image tokenizer is not there.
+    Raises ValueError: the model writes no image ids. Raises FileNotFoundError: the image tokenizer is not there.
     """
 
     def __init__(
@@ -69,8 +67,7 @@ class ChatSampler:
             contents: of each what is read for its <image> tags.
             seeds: one for each.
 
-        Raises:
-            ValueError: a prompt that leaves no room for an answer, or guidance was asked for.
+        Raises ValueError: a prompt that leaves no room for an answer, or guidance was asked for.
         """
         model = self.model
         prompts = [model.prompt(list(one), list(seen)) for one, seen in zip(turns, contents, strict=True)]
@@ -113,12 +110,8 @@ class Dialogue:
 def read_conversations(path: Path, *, limit: int = 0) -> list[Dialogue]:
     """Read LLaVA's .json, or .jsonl with one conversation a line; records that are none have `Dialogue.error`.
 
-    Args:
-        limit: the first so many only; 0: all.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another kind of file, or it holds no conversations.
+    `limit`: the first so many only; 0: all. Raises FileNotFoundError: there is no such file. Raises ValueError: another kind of file, or it
+    holds no conversations.
     """
     if path.suffix not in (".json", ".jsonl"):
         raise ValueError(f"--reference {path}: conversations are LLaVA's .json, or .jsonl with one a line")
@@ -144,8 +137,7 @@ def sample_dialogues(
 ) -> list[Dialogue]:
     """Put the questions of conversations to the model, its own answers between them; returns the same dialogues, filled.
 
-    Args:
-        pictures: where images are looked up; None: below the working folder.
+    `pictures`: where images are looked up; None: below the working folder.
     """
     contents: dict[int, list[Content]] = {}
     with ImageReader(sampler.model, pictures=pictures) as reader:

@@ -131,8 +131,7 @@ class ResultFile:
     def put(self, record: Mapping[str, Any]) -> None:
         """Append a line to this rank's part; it is kept even if the process is killed after this returns.
 
-        Raises:
-            OSError: the disk is full; the message names the part.
+        Raises OSError: the disk is full; the message names the part.
         """
         assert key_of(record) in self._keys, key_of(record)
         path = self.parts / f"{rank():05d}.jsonl"
@@ -269,8 +268,7 @@ class OutputSlot:
 def output_slots(ids: Sequence[str], *, samples: int) -> list[OutputSlot]:
     """Return the pictures of some prompts, the samples of a prompt side by side.
 
-    Raises:
-        ValueError: an id that cannot be the name of a file, or two pictures of one name.
+    Raises ValueError: an id that cannot be the name of a file, or two pictures of one name.
     """
     slots = [OutputSlot(name, sample, f"{name}_{sample}" if samples > 1 else name) for name in ids for sample in range(samples)]
     seen: set[str] = set()

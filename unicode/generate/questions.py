@@ -61,11 +61,8 @@ class AskedQuestion:
 def read_questions(path: str | Path) -> list[AskedQuestion]:
     """Read a question file: JSON lines {"question_id", "text", "image"?}, or LLaVA's JSON list, of which the first turns are asked.
 
-    Lines that are damaged or no questions are left out with a warning that names them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no question in it, or two with the same id and text.
+    Lines that are damaged or no questions are left out with a warning that names them. Raises FileNotFoundError: there is no such file.
+    Raises ValueError: no question in it, or two with the same id and text.
     """
     text = Path(path).read_text(encoding="utf-8-sig")
     is_list = Path(path).suffix == ".json" and text.lstrip().startswith("[")
@@ -125,8 +122,7 @@ class ImageReader:
         blank: empty, or a key of BLANKS: what stands in place of every image.
         batch_size: pictures that the model reads at a time.
 
-    Raises:
-        ValueError: a store of another tokenizer or order, or an unknown `blank`.
+    Raises ValueError: a store of another tokenizer or order, or an unknown `blank`.
     """
 
     def __init__(

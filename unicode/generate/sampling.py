@@ -15,18 +15,11 @@ _KEEP = {shift: (1 << (64 - shift)) - 1 for shift in (27, 30, 31, 32)}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """How tokens are drawn. Raises ValueError: a value out of range."""
 
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    temperature: float = 1.0
-    """Scores are divided by it; 0 takes the likeliest token."""
-    top_k: int = 0
-    """Draw among so many of the likeliest; 0: all."""
-    top_p: float = 1.0
-    """Draw among the likeliest that together have this probability, the one that crosses it included; 1: all."""
+    temperature: float = 1.0  # Scores are divided by it; 0 takes the likeliest token
+    top_k: int = 0  # Draw among so many of the likeliest; 0: all
+    top_p: float = 1.0  # Draw among the likeliest that together have this probability, the one that crosses it included; 1: all
     guidance: float = 1.0
     """How far to go from the scores without the prompt to those with it, and beyond (classifier-free guidance); 1: none."""
 
@@ -64,8 +57,7 @@ def choose(scores: Tensor, ids: Tensor, sampling: Sampling, *, seeds: Tensor, st
         seeds: (B,) int64, the seed of each row.
         step: number of the token in the answer.
 
-    Returns:
-        (B,) int64 vocabulary ids.
+    Returns (B,) int64 vocabulary ids.
     """
     if sampling.temperature == 0 or sampling.top_k == 1:
         return ids[scores.argmax(-1)]
@@ -83,8 +75,7 @@ def choose(scores: Tensor, ids: Tensor, sampling: Sampling, *, seeds: Tensor, st
 def drop_unlikely(scores: Tensor, top_p: float, *, is_sorted: bool = False) -> Tensor:
     """Put -inf in place of the scores (B, K) beyond the likeliest that together have probability `top_p` (Holtzman et al. 2020).
 
-    Args:
-        is_sorted: whether each row stands in falling order already.
+    `is_sorted`: whether each row stands in falling order already.
     """
     ordered, places = (scores, None) if is_sorted else scores.sort(-1, descending=True)
     shares = ordered.softmax(-1)
@@ -96,12 +87,7 @@ def drop_unlikely(scores: Tensor, top_p: float, *, is_sorted: bool = False) -> T
 
 
 def gumbel_noise(seeds: Tensor, step: int, ids: Tensor) -> Tensor:
-    """Standard Gumbel noise (B, K) float32, a function of seed, step and id alone.
-
-    Args:
-        seeds: (B,) int64.
-        ids: (K,) or (B, K) int64.
-    """
+    """Standard Gumbel noise (B, K) float32, a function of seed, step and id alone. `seeds`: (B,) int64. `ids`: (K,) or (B, K) int64."""
     key = _mix(_mix(seeds + _GOLDEN) + step)[:, None]
     bits = _shift(_mix(ids * _GOLDEN + key), 32)
     share = ((bits + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)  # in (0, 1), finest near 0, where the winners come from

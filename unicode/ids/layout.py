@@ -27,16 +27,13 @@ _DESCRIBED = re.compile(r"(?P<kind>\w+) (?P<grids>\d+x\d+(?: \+ \d+x\d+)*)(?: x 
 class Layout:
     """Grid and order of the codes of one image; hashable, immutable, the same in configs, files and generation.
 
-    Raises:
-        ValueError: an unknown kind or order, or grids that do not stack.
+    Raises ValueError: an unknown kind or order, or grids that do not stack.
     """
 
-    kind: str
-    """"hierarchical" (grids that grow from level to level) or "residual" (`depth` codes in each cell of one grid)."""
+    kind: str  # "hierarchical" (grids that grow from level to level) or "residual" (`depth` codes in each cell of one grid)
     grids: tuple[tuple[int, int], ...]
     """(height, width) of each level in cells, coarse to fine; each level divides the next. One grid for "residual"."""
-    depth: int = 1
-    """Codes per cell of a residual layout; 1 for a hierarchical one."""
+    depth: int = 1  # Codes per cell of a residual layout; 1 for a hierarchical one
     order: str = ""
     """Order of ids; empty means the default of the kind. "nested": each coarse code, then the k x k finer codes under it in
     raster order, each followed in turn by its own. "rows": as UniCode-ECCV24, code k of a level, then the finer codes

@@ -26,28 +26,18 @@ _AGAIN = "encode the images again into a new folder"
 class StoreSpec:
     """What a store is made from; two runs may fill one store only when all of it is equal.
 
-    Raises:
-        ValueError: a value that is not allowed.
+    Raises ValueError: a value that is not allowed.
     """
 
-    tokenizer: str
-    """Fingerprint of the tokenizer, 16 hexadecimal digits; "" for imported ids whose tokenizer is not known."""
-    layout: Layout
-    """Grid of the codes and order of the ids."""
-    transform: dict[str, Any]
-    """How an image file became pixels: image size, resize and crop, as the data set describes them."""
-    precision: str
-    """Arithmetic of the encoder: "float32" or "bf16". The search is float32 in both."""
-    views: tuple[str, ...]
-    """Name of each entry of the views axis; ("whole",) when each image was encoded once."""
-    vocab_size: int
-    """Every id is below it."""
-    num_images: int
-    """Images in the list, the unreadable ones included."""
-    image_list: str
-    """SHA-256 of the keys in their order."""
-    shard_size: int
-    """Images per shard; the last one may be shorter."""
+    tokenizer: str  # Fingerprint of the tokenizer, 16 hexadecimal digits; "" for imported ids whose tokenizer is not known
+    layout: Layout  # Grid of the codes and order of the ids
+    transform: dict[str, Any]  # How an image file became pixels: image size, resize and crop, as the data set describes them
+    precision: str  # Arithmetic of the encoder: "float32" or "bf16". The search is float32 in both
+    views: tuple[str, ...]  # Name of each entry of the views axis; ("whole",) when each image was encoded once
+    vocab_size: int  # Every id is below it
+    num_images: int  # Images in the list, the unreadable ones included
+    image_list: str  # SHA-256 of the keys in their order
+    shard_size: int  # Images per shard; the last one may be shorter
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
@@ -112,8 +102,7 @@ class Manifest:
 
     spec: StoreSpec
     complete: bool = False
-    skipped: int = 0
-    """Images without ids; skipped.jsonl has the reasons."""
+    skipped: int = 0  # Images without ids; skipped.jsonl has the reasons
     shards: tuple[Shard, ...] = ()
 
     def save(self, folder: Path) -> None:
@@ -126,9 +115,8 @@ class Manifest:
     def load(cls, folder: Path) -> "Manifest":
         """Read manifest.json.
 
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged, of another format, or names a shard outside of the folder.
+        Raises FileNotFoundError: there is none. Raises ValueError: it is damaged, of another format, or names a shard outside of the
+        folder.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -156,8 +144,7 @@ class Manifest:
 class KeyIndex:
     """The keys in `folder`: `index[row]` is a key, `index.find(key)` its row.
 
-    Raises:
-        ValueError: a file of the index is missing or damaged, or the files do not belong together.
+    Raises ValueError: a file of the index is missing or damaged, or the files do not belong together.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -197,9 +184,8 @@ class KeyIndex:
 class Store:
     """Ids by key. Opening reads the manifest and the sizes of the files, never the ids.
 
-    Raises:
-        FileNotFoundError: no store there, or a shard is missing.
-        ValueError: the store is not finished, damaged, or a shard is truncated.
+    Raises FileNotFoundError: no store there, or a shard is missing. Raises ValueError: the store is not finished, damaged, or a shard is
+    truncated.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -242,9 +228,8 @@ class Store:
     def ids(self, key: str, *, view: int = 0) -> np.ndarray:
         """Vocabulary ids of one image: int64 (N,) in id order.
 
-        Raises:
-            KeyError: the store has no such image, or no ids of it; the message names the key and the reason.
-            IndexError: no such view.
+        Raises KeyError: the store has no such image, or no ids of it; the message names the key and the reason. Raises IndexError: no such
+        view.
         """
         found = self.get(key, view=view)
         if found is not None:

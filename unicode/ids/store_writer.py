@@ -48,9 +48,8 @@ class StoreWriter:
     def prepare(self, keys: Sequence[str]) -> None:
         """Take the folder for this run: check what is there, remove half-written files, write the manifest.
 
-        Raises:
-            ValueError: the store there is of another tokenizer, transform or list of images, another process is filling it, or
-                the keys are no relative, unique paths.
+        Raises ValueError: the store there is of another tokenizer, transform or list of images, another process is filling it, or the keys
+        are no relative, unique paths.
         """
         check_keys(keys)
         if hash_keys(keys) != self.spec.image_list or len(keys) != self.spec.num_images:
@@ -73,12 +72,9 @@ class StoreWriter:
     def put(self, shard: int, ids: "torch.Tensor | np.ndarray", skipped: Sequence[tuple[int, str, str]] = ()) -> None:
         """Hand over one shard; it is copied from the device and written in the background.
 
-        Args:
-            ids: (images, views, N) vocabulary ids in id order; rows of unreadable images may hold anything.
-            skipped: (row in the store, key, reason) of the unreadable images.
-
-        Raises:
-            OSError, ValueError: an earlier shard could not be written, as on a full disk, or held ids outside the vocabulary.
+        `ids`: (images, views, N) vocabulary ids in id order; rows of unreadable images may hold anything. `skipped`: (row in the store,
+        key, reason) of the unreadable images. Raises OSError, ValueError: an earlier shard could not be written, as on a full disk, or held
+        ids outside the vocabulary.
         """
         while self._waiting and (len(self._waiting) >= QUEUE or self._waiting[0].done()):
             self._waiting.popleft().result()
@@ -91,11 +87,7 @@ class StoreWriter:
             self._waiting.popleft().result()
 
     def finish(self, keys: Sequence[str]) -> Manifest:
-        """Write the key index, the list of unreadable images and the manifest of the whole store.
-
-        Raises:
-            ValueError: a shard is missing.
-        """
+        """Write the key index, the list of unreadable images and the manifest of the whole store. Raises ValueError: a shard is missing."""
         missing = self.missing()
         if missing:
             raise ValueError(f"{self.path}: {len(missing)} shards are missing, the first is {missing[0]}; run the same command again")

@@ -16,10 +16,8 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 class Piece:
     """A stretch of a turn: plain text (`ids` is None) or one run of ids."""
 
-    text: str
-    """The characters as they stand in the turn, tags of a run included, so that the texts of all pieces join to the turn."""
-    ids: np.ndarray | None = None
-    """int64 (n,), read-only, the ids of a run in id order."""
+    text: str  # The characters as they stand in the turn, tags of a run included, so that the texts of all pieces join to the turn
+    ids: np.ndarray | None = None  # int64 (n,), read-only, the ids of a run in id order
 
 
 def write_run(ids: Iterable[int] | np.ndarray) -> str:
@@ -49,9 +47,8 @@ def split_runs(text: str, *, where: str = "text", vocab_size: int | None = None,
         vocab_size: ids must lie below it.
         allow_empty: whether "<vistok></vistok>" is a run of no ids (UniCode-ECCV24 wrote it for an image without rows so far).
 
-    Raises:
-        ValueError: a tag without its partner, a run inside a run, anything but whole numbers joined by single hyphens, or an
-            id outside the vocabulary; the message names `where`, the character and what stands there.
+    Raises ValueError: a tag without its partner, a run inside a run, anything but whole numbers joined by single hyphens, or an id outside
+    the vocabulary; the message names `where`, the character and what stands there.
     """
     pieces: list[Piece] = []
     done, opened = 0, -1

@@ -27,9 +27,8 @@ class TarShards:
     def __init__(self, pattern: str, root: str = "") -> None:
         """Find the shards of a pattern (braces {000..127} and globs, relative to `root`) and their members.
 
-        Raises:
-            FileNotFoundError: no shard matches, or one of a brace range is missing.
-            ValueError: a shard is compressed or damaged, or none holds an image.
+        Raises FileNotFoundError: no shard matches, or one of a brace range is missing. Raises ValueError: a shard is compressed or damaged,
+        or none holds an image.
         """
         self._paths = find_shards(pattern, root)
         folders, top = [os.path.abspath(os.path.dirname(path)) for path in self._paths], os.path.abspath(root)
@@ -74,8 +73,7 @@ class TarShards:
 def find_shards(pattern: str, root: str = "") -> list[str]:
     """Expand one brace range and globs of a shard pattern, relative to `root`.
 
-    Raises:
-        FileNotFoundError: nothing matches, or a shard of a brace range is missing.
+    Raises FileNotFoundError: nothing matches, or a shard of a brace range is missing.
     """
     pattern = os.path.join(root, pattern)
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
@@ -128,9 +126,8 @@ class Lmdb:
     def __init__(self, path: str | Path) -> None:
         """Open the folder and list its keys.
 
-        Raises:
-            FileNotFoundError: there is no such folder, or no data.mdb in it.
-            ValueError: it is empty, is not an LMDB, or the package lmdb is missing.
+        Raises FileNotFoundError: there is no such folder, or no data.mdb in it. Raises ValueError: it is empty, is not an LMDB, or the
+        package lmdb is missing.
         """
         self._path = str(path)
         check_folder(path)

@@ -73,9 +73,8 @@ class DataConfig:
 def open_source(config: DataConfig) -> Files | TarShards | Lmdb:
     """Find the files of the data set that a config names: `keys`, and `read(index)` for the bytes of a file.
 
-    Raises:
-        FileNotFoundError: a folder, list, archive, or files named in a list are missing.
-        ValueError: nothing to read, a malformed list, or a setting is missing.
+    Raises FileNotFoundError: a folder, list, archive, or files named in a list are missing. Raises ValueError: nothing to read, a malformed
+    list, or a setting is missing.
     """
     name, root, path = config.name, config.root, config.path
     if not root and name in ("folder", "imagenet", "ffhq", "cc3m", "coco"):
@@ -224,13 +223,9 @@ class ShapesImages(ImageDataset):
 def build_dataset(config: DataConfig, *, image_size: int, train: bool) -> ImageDataset:
     """Find the pictures that a config names.
 
-    Args:
-        image_size: side of the squares in pixels.
-        train: give an `AugmentedIndex` the training transform; without it every item is as in evaluation.
-
-    Raises:
-        FileNotFoundError: a folder, list, archive, or files named in a list are missing.
-        ValueError: nothing to read, or something malformed; the message names the setting.
+    `image_size`: side of the squares in pixels. `train`: give an `AugmentedIndex` the training transform; without it every item is as in
+    evaluation. Raises FileNotFoundError: a folder, list, archive, or files named in a list are missing. Raises ValueError: nothing to read,
+    or something malformed; the message names the setting.
     """
     if config.name == "shapes":
         return ShapesImages(replace(config.shapes, image_size=image_size), split=config.split, limit=config.limit)
@@ -248,9 +243,7 @@ def open_images(
         config: settings that are not about which pictures (resize, crop, draft, limit, the world of shapes).
         train: give an `AugmentedIndex` the training transform, as in `build_dataset`.
 
-    Raises:
-        FileNotFoundError: the path does not exist.
-        ValueError: it holds no images, or is of no known kind.
+    Raises FileNotFoundError: the path does not exist. Raises ValueError: it holds no images, or is of no known kind.
     """
     base, text = config or DataConfig(), str(path)
     names = {".txt": "list", ".json": "llava", ".tar": "webdataset"}

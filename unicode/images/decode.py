@@ -24,19 +24,14 @@ class UnreadableImageError(Exception):
 def open_image(source: bytes | str | Path) -> Image.Image:
     """Open the content or the path of an image file of unknown origin, whatever its name; pixels are decoded when first used.
 
-    Raises:
-        OSError: there is no such file, or it is no image of one of `FORMATS`.
-        Image.DecompressionBombError: the image has more pixels than Pillow reads.
+    Raises OSError: there is no such file, or it is no image of one of `FORMATS`. Raises Image.DecompressionBombError: the image has more
+    pixels than Pillow reads.
     """
     return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        UnreadableImageError: there is no such file, or it cannot be read.
-    """
+    """Return the content of a file. Raises UnreadableImageError: there is no such file, or it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -49,15 +44,10 @@ def read_bytes(path: str | Path) -> bytes:
 def decode_image(data: bytes, *, shorter: int = 0, max_pixels: int = 89_478_485) -> Image.Image:
     """Decode an image file and return it upright and in RGB.
 
-    Transparency is composited on white, 16-bit grey becomes 8-bit by its high byte, palettes and CMYK are converted, the
-    EXIF orientation is applied, of an animation the first frame is taken.
-
-    Args:
-        shorter: JPEGs are decoded at the smallest scale (1, 1/2, 1/4, 1/8) that leaves the shorter side at least so long; 0: full size.
-        max_pixels: larger images are refused before they are decoded.
-
-    Raises:
-        UnreadableImageError: empty, not an image, damaged or truncated, or too large.
+    Transparency is composited on white, 16-bit grey becomes 8-bit by its high byte, palettes and CMYK are converted, the EXIF orientation
+    is applied, of an animation the first frame is taken. `shorter`: JPEGs are decoded at the smallest scale (1, 1/2, 1/4, 1/8) that leaves
+    the shorter side at least so long; 0: full size. `max_pixels`: larger images are refused before they are decoded. Raises
+    UnreadableImageError: empty, not an image, damaged or truncated, or too large.
     """
     if not data:
         raise UnreadableImageError("empty file")
@@ -162,8 +152,7 @@ def seeded(transform: PictureTransform, seed: int) -> PictureTransform:
 def make_square(picture: Image.Image, transform: PictureTransform, *, side: int, max_pixels: int) -> Tensor:
     """Return a picture as (3, side, side) uint8.
 
-    Raises:
-        UnreadableImageError: it is so thin that its shorter side at `side` pixels would give more than `max_pixels`.
+    Raises UnreadableImageError: it is so thin that its shorter side at `side` pixels would give more than `max_pixels`.
     """
     width, height = picture.size
     if max(width, height) * side**2 > max_pixels * min(width, height):

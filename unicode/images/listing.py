@@ -55,12 +55,8 @@ class Files:
 def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Files:
     """List the images under a folder, recursively, sorted; links are followed, hidden files and other extensions left out.
 
-    Args:
-        root: what the keys are relative to; the folder itself if None.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no image in it.
+    `root`: what the keys are relative to; the folder itself if None. Raises FileNotFoundError: there is no such folder. Raises ValueError:
+    there is no image in it.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -83,12 +79,9 @@ def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Files:
 def list_lines(path: str | Path, root: str, *, folder: str = "", separator: str | None = None) -> Files:
     """List the images that a text file names, one a line, in its order; what follows `separator` in a line is left out.
 
-    Relative lines start at `root / folder`, at the folder of the list file if `root` is empty. Absolute lines must lie under
-    `root`; with an empty `root` they may lie anywhere, and all keys are then relative to "/".
-
-    Raises:
-        FileNotFoundError: there is no such list or root.
-        ValueError: the list is empty, or a line leaves the root.
+    Relative lines start at `root / folder`, at the folder of the list file if `root` is empty. Absolute lines must lie under `root`; with
+    an empty `root` they may lie anywhere, and all keys are then relative to "/". Raises FileNotFoundError: there is no such list or root.
+    Raises ValueError: the list is empty, or a line leaves the root.
     """
     check_file(path)
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -106,9 +99,8 @@ def list_lines(path: str | Path, root: str, *, folder: str = "", separator: str 
 def list_llava(path: str | Path, root: str, *, folder: str = "") -> Files:
     """List the images of a LLaVA annotation file, a JSON list of records whose "image" is a path, several, or absent (text only).
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a list, no record has an image, or a path leaves the root.
+    Raises FileNotFoundError: there is no such file. Raises ValueError: it is not such a list, no record has an image, or a path leaves the
+    root.
     """
     check_file(path)
     records = read_json(path)
@@ -129,11 +121,8 @@ def list_llava(path: str | Path, root: str, *, folder: str = "") -> Files:
 def list_coco(root: str, split: str, path: str = "") -> Files:
     """List the images of COCO: those an annotation file names ("images" with "file_name"), or a split's whole folder.
 
-    The pictures lie in `root/val2017` or `root/images/val2017` (or 2014, or train); the year of an annotation file is in its name.
-
-    Raises:
-        FileNotFoundError: no annotation file, or no folder of pictures.
-        ValueError: the annotation file has no images.
+    The pictures lie in `root/val2017` or `root/images/val2017` (or 2014, or train); the year of an annotation file is in its name. Raises
+    FileNotFoundError: no annotation file, or no folder of pictures. Raises ValueError: the annotation file has no images.
     """
     match = re.search(r"(train|val|test)(2014|2015|2017)", Path(path).name)
     names = [match.group()] if match else [f"{split}2017", f"{split}2014"]
@@ -162,8 +151,7 @@ def is_held_out(key: str, share: float) -> bool:
 def check_files(files: Files, number: int, source: str) -> None:
     """Check that `number` files, evenly spread over the list (all if negative), exist.
 
-    Raises:
-        FileNotFoundError: some do not; the message names the first three and tells how many of how many.
+    Raises FileNotFoundError: some do not; the message names the first three and tells how many of how many.
     """
     total = len(files.keys)
     looked = range(total) if number < 0 or number >= total else [index * total // number for index in range(number)]
@@ -192,8 +180,7 @@ def check_file(path: str | Path) -> None:
 def key_under(root: str | Path, folder: str, name: str, where: str) -> str:
     """Return the key of a file named `name`, relative to `root/folder` or absolute; links are not resolved.
 
-    Raises:
-        ValueError: the file would lie outside `root`; the message starts with `where`.
+    Raises ValueError: the file would lie outside `root`; the message starts with `where`.
     """
     plain = f"{folder}/{name}" if folder else name
     if not name.startswith("/") and all(part not in ("", ".", "..") for part in plain.split("/")):

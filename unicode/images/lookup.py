@@ -30,12 +30,8 @@ def is_world(name: str | Path) -> bool:
 def square_pixels(image: Image.Image | bytes, *, transform: PictureTransform, side: int) -> Tensor:
     """Return a picture or the content of an image file as (3, S, S) uint8, in training as in use.
 
-    Args:
-        transform: RGB picture -> (3, S, S) uint8.
-        side: S; JPEG files may be decoded smaller as long as twice as much remains.
-
-    Raises:
-        UnreadableImageError: not an image, damaged, too large or too thin.
+    `transform`: RGB picture -> (3, S, S) uint8. `side`: S; JPEG files may be decoded smaller as long as twice as much remains. Raises
+    UnreadableImageError: not an image, damaged, too large or too thin.
     """
     settings = DataConfig()
     if isinstance(image, bytes):
@@ -51,9 +47,7 @@ class ImageLookup:
         side: side of the world's pictures in pixels; 0: the world's own.
         world: settings of the world that differ from the default ones, as "colours=8".
 
-    Raises:
-        FileNotFoundError: a source does not exist.
-        ValueError: an archive without images, or unknown settings of the world.
+    Raises FileNotFoundError: a source does not exist. Raises ValueError: an archive without images, or unknown settings of the world.
     """
 
     def __init__(self, names: Sequence[str | Path], *, side: int = 0, world: Sequence[str] = ()) -> None:
@@ -68,8 +62,7 @@ class ImageLookup:
     def read(self, key: str) -> Image.Image | bytes:
         """Return a picture of the world, or the content of an image file.
 
-        Raises:
-            UnreadableImageError: no source has the key, the key leads out of the folders, or the file cannot be read.
+        Raises UnreadableImageError: no source has the key, the key leads out of the folders, or the file cannot be read.
         """
         source = next((source for source in self._sources if source.holds(key)), None)
         if source is None:
@@ -92,8 +85,7 @@ class ImageLookup:
     def check(self, keys: Iterable[str], *, setting: str) -> None:
         """Raise FileNotFoundError where none of some keys is found; warn where some are missing.
 
-        Args:
-            setting: the option that names the sources, for the message.
+        `setting`: the option that names the sources, for the message.
         """
         keys = list(keys)
         missing = [key for key in keys if key not in self]

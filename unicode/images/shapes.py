@@ -112,11 +112,7 @@ class Scene:
     seed: int = field(default=0, compare=False)  # of jitter and background noise
 
     def pixels(self) -> np.ndarray:
-        """Return the picture, (3, H, W) uint8.
-
-        Raises:
-            ValueError: two shapes or sizes of this world are too alike to be told apart.
-        """
+        """Return the picture, (3, H, W) uint8. Raises ValueError: two shapes or sizes of this world are too alike to be told apart."""
         config = self.config
         canvas = np.empty((3, config.image_size, config.image_size), np.float32)
         canvas[:] = BACKGROUND[:, None, None]
@@ -137,12 +133,8 @@ def parse_scene(pixels: np.ndarray, config: ShapesConfig) -> Scene:
     """Return the scene whose picture is nearest to a picture.
 
     In each place the nearest of all stencils in all colours is taken, or nothing if the bare background is nearer (least squares).
-
-    Args:
-        pixels: (3, H, W) float32 in [-1, 1], numpy or a CPU tensor.
-
-    Raises:
-        ValueError: the picture has another shape than the world's pictures.
+    `pixels`: (3, H, W) float32 in [-1, 1], numpy or a CPU tensor. Raises ValueError: the picture has another shape than the world's
+    pictures.
     """
     expected = (3, config.image_size, config.image_size)
     if tuple(pixels.shape) != expected:
@@ -245,8 +237,7 @@ def _combinations(colours: tuple[str, ...], shapes: tuple[str, ...], places: tup
 def draw_scene(config: ShapesConfig, split: str, index: int) -> Scene:
     """Return scene `index` of a split ("train" or "val"); the same settings give the same scene on every machine.
 
-    Raises:
-        ValueError: an unknown split.
+    Raises ValueError: an unknown split.
     """
     _check_split(split)
     digest = hashlib.blake2b(f"{config.seed}/{split}/{index}".encode(), digest_size=8).digest()
@@ -269,8 +260,7 @@ def draw_scene(config: ShapesConfig, split: str, index: int) -> Scene:
 def scene_keys(config: ShapesConfig, split: str, *, limit: int = 0) -> list[str]:
     """Return the keys of the scenes of a split, or of the first `limit` of them: "train/0000007.png" is scene 7 of "train".
 
-    Raises:
-        ValueError: an unknown split.
+    Raises ValueError: an unknown split.
     """
     _check_split(split)
     total = config.num_train if split == "train" else config.num_val

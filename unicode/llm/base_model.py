@@ -149,8 +149,7 @@ def build_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Llama
 def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: BaseConfig) -> float:
     """Train `model` to predict the next token, in place, on a GPU where there is one.
 
-    Returns:
-        The loss in nats per token, a mean over the last tenth of the steps.
+    Returns the loss in nats per token, a mean over the last tenth of the steps.
     """
     import torch
 
@@ -184,8 +183,7 @@ def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: Bas
 def is_made(folder: Path, config: BaseConfig) -> bool:
     """Whether `folder` holds a complete base model of these settings.
 
-    Raises:
-        ValueError: it holds one of other settings, or something else.
+    Raises ValueError: it holds one of other settings, or something else.
     """
     if not folder.exists():
         return False
@@ -201,8 +199,7 @@ def is_made(folder: Path, config: BaseConfig) -> bool:
 def make_base_model(folder: Path, config: BaseConfig) -> float:
     """Train the tokenizer and the model, save both to `folder`, which is created last, and return the final loss.
 
-    Raises:
-        OSError: the disk is full.
+    Raises OSError: the disk is full.
     """
     from safetensors import SafetensorError
 

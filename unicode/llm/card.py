@@ -22,34 +22,19 @@ _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "a
 
 @dataclass
 class Card:
-    """Content of unicode.json.
+    """Content of unicode.json. Raises ValueError: an unknown kind or input mode."""
 
-    Raises:
-        ValueError: an unknown kind or input mode.
-    """
-
-    kind: str
-    """"lora", "full" or "llava"."""
-    base: str
-    """Path of the base model as it was given."""
-    base_fingerprint: str
-    """`fingerprint_base` of it."""
-    template: str
-    """Name of the template of the conversations."""
-    input_mode: str = "ids"
-    """How images in questions are read."""
-    layout: Layout | None = None
-    """Grid and order of the ids; None for a model without image ids."""
-    image_tokenizer: dict[str, str] | None = None
-    """{"path": ..., "fingerprint": ...} of the tokenizer that made the ids."""
-    markers: Markers | None = None
-    """Tokens around images; None for a model that reads no images."""
-    vision: dict[str, Any] | None = None
-    """Settings of the tower and projector of a "llava" model."""
-    max_length: int = 0
-    """Longest sequence of the training; 0 if unknown."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """Other facts of the training."""
+    kind: str  # "lora", "full" or "llava"
+    base: str  # Path of the base model as it was given
+    base_fingerprint: str  # `fingerprint_base` of it
+    template: str  # Name of the template of the conversations
+    input_mode: str = "ids"  # How images in questions are read
+    layout: Layout | None = None  # Grid and order of the ids; None for a model without image ids
+    image_tokenizer: dict[str, str] | None = None  # {"path": ..., "fingerprint": ...} of the tokenizer that made the ids
+    markers: Markers | None = None  # Tokens around images; None for a model that reads no images
+    vision: dict[str, Any] | None = None  # Settings of the tower and projector of a "llava" model
+    max_length: int = 0  # Longest sequence of the training; 0 if unknown
+    config: dict[str, Any] = field(default_factory=dict)  # Other facts of the training
 
     def __post_init__(self) -> None:
         for name, known in (("kind", KINDS), ("input_mode", INPUT_MODES)):
@@ -70,9 +55,7 @@ def write_card(folder: str | Path, card: Card) -> None:
 def read_card(folder: str | Path) -> Card:
     """Read unicode.json of a folder.
 
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, of another format, or has unknown or missing keys.
+    Raises FileNotFoundError: there is none. Raises ValueError: it is damaged, of another format, or has unknown or missing keys.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -96,9 +79,7 @@ def read_card(folder: str | Path) -> Card:
 def fingerprint_base(folder: str | Path) -> str:
     """Return 16 hexadecimal digits that change with the config, an embedding row or the vocabulary of a language model.
 
-    Raises:
-        FileNotFoundError: there is no such folder or GGUF file.
-        ValueError: it holds no language model.
+    Raises FileNotFoundError: there is no such folder or GGUF file. Raises ValueError: it holds no language model.
     """
     path = find_model(folder)
     if path.suffix == ".gguf":

@@ -17,8 +17,7 @@ SIDES = ("right", "left")
 GREY_LEVEL = 128
 WARNINGS = 5  # unreadable pictures that are named in the log, per process
 log = get_logger(__name__)
-PADDING = -1
-"""Value of `example` at padded positions."""
+PADDING = -1  # Value of `example` at padded positions
 
 
 def collate(examples: Sequence[Example], *, pad_id: int, side: str = "right", pack: bool = False) -> dict[str, torch.Tensor]:
@@ -30,17 +29,12 @@ def collate(examples: Sequence[Example], *, pad_id: int, side: str = "right", pa
         side: where the padding stands; "left" for generation.
         pack: all examples one after another in one row, where none sees another.
 
-    Returns:
-        input_ids (B, T), labels (B, T), is_image (B, T) bool; extra_ids (n, m - 1) and extra_at (n,), flat positions b * T + t;
-        example (B, T), index in `examples` of each position, PADDING at padded ones; task (len(examples),), indexes in
-        annotations.records.TASKS, -1 for none. What attention needs besides:
-          padded on the right            nothing: a causal model never sees the padding behind a position
-          padded on the left             attention_mask (B, T) of 0 and 1, and position_ids
-          packed                         position_ids (1, T) that restart with each example; call the model with use_cache=False
-          examples with branches         branch (B, T), from which `branch_mask` makes the mask on the device, and position_ids
-
-    Raises:
-        ValueError: no examples, or an unknown side.
+    Returns input_ids (B, T), labels (B, T), is_image (B, T) bool; extra_ids (n, m - 1) and extra_at (n,), flat positions b * T + t; example
+    (B, T), index in `examples` of each position, PADDING at padded ones; task (len(examples),), indexes in annotations.records.TASKS, -1
+    for none. What attention needs besides: padded on the right            nothing: a causal model never sees the padding behind a position
+    padded on the left             attention_mask (B, T) of 0 and 1, and position_ids packed                         position_ids (1, T)
+    that restart with each example; call the model with use_cache=False examples with branches         branch (B, T), from which
+    `branch_mask` makes the mask on the device, and position_ids. Raises ValueError: no examples, or an unknown side.
     """
     if not examples or side not in SIDES:
         raise ValueError(f"{len(examples)} examples, side '{side}'; expected one at least and one of: {', '.join(SIDES)}")

@@ -27,16 +27,13 @@ from unicode.llm.examples import Example, ExampleBuilder
 
 log = get_logger(__name__)
 
-FORMAT = 2
-"""Increases when the content of a cached index changes."""
+FORMAT = 2  # Increases when the content of a cached index changes
 ROW = np.dtype([("start", "i8"), ("end", "i8"), ("length", "i4"), ("rounds", "i2"), ("task", "i1"), ("images", "i2")])
 """What the index keeps of a record: its bytes in the file, tokens, rounds kept, index of its task in TASKS, number of images."""
-PARALLEL_BYTES = 1 << 24
-"""Files from this size on are read by several processes."""
+PARALLEL_BYTES = 1 << 24  # Files from this size on are read by several processes
 MAX_PROCESSES = 16
 CHUNK_RECORDS = 256
-CACHE = "UNICODE_CACHE"
-"""Environment variable: folder of the indexes; without it ~/.cache/unicode. Empty: nothing is kept."""
+CACHE = "UNICODE_CACHE"  # Environment variable: folder of the indexes; without it ~/.cache/unicode. Empty: nothing is kept
 TOO_LONG = "too long"
 MANY_SHOWN = 5  # faults named in an error
 
@@ -61,10 +58,8 @@ class Intake:
 
     records: int = 0
     cut: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
-    """Reason -> records left out."""
-    examples: dict[str, str] = field(default_factory=dict)
-    """Reason -> the first of them, with file, place and what was found."""
+    refused: dict[str, int] = field(default_factory=dict)  # Reason -> records left out
+    examples: dict[str, str] = field(default_factory=dict)  # Reason -> the first of them, with file, place and what was found
 
     def add(self, other: "Intake") -> None:
         """Add the counts of further records."""
@@ -104,16 +99,13 @@ class RecordIndex:
 def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> RecordIndex:
     """Return the index of an annotation file, from the cache when file and settings are those of an earlier call.
 
-    Of several processes that index a file at the same time, one reads it and the others wait for its result.
+    Of several processes that index a file at the same time, one reads it and the others wait for its result. Raises FileNotFoundError:
+    there is no such file. Raises ValueError: it is damaged, or `measure` raised it.
 
     Args:
         path: a JSON list of records.
         measure: measures a record.
         settings: everything that `measure` depends on, as JSON can hold it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or `measure` raised it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}; make some with python -m unicode.run.make_annotations")
@@ -450,8 +442,7 @@ class ConversationDataset(Dataset[Example]):
 def split_source(file: str | Path) -> tuple[Path, str]:
     """Split FILE or FILE@FOLDER into the file and the folder below the image root that its image paths start from.
 
-    Raises:
-        ValueError: the folder leaves the image root.
+    Raises ValueError: the folder leaves the image root.
     """
     name, _, folder = str(file).rpartition("@")
     if not name or Path(file).is_file():

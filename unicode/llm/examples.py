@@ -15,10 +15,8 @@ from unicode.ids.text import CLOSE, OPEN, read_run
 from unicode.llm.template import CONTROL, END, IMAGE, START, TEXT, Template, TextEncoder, rounds, text_encoder
 from unicode.llm.vocabulary import Markers
 
-IGNORED = -100
-"""Label of a position that is not learned."""
-NOT_BEGUN = OPEN + CLOSE
-"""A run of no ids, which UniCode-ECCV24 wrote for an image that is not begun; it is dropped."""
+IGNORED = -100  # Label of a position that is not learned
+NOT_BEGUN = OPEN + CLOSE  # A run of no ids, which UniCode-ECCV24 wrote for an image that is not begun; it is dropped
 
 
 @dataclass
@@ -75,8 +73,7 @@ class Segment:
     ids: Any
     learned: bool = False
     image: bool = False
-    extra: np.ndarray | None = None
-    """(cells, m - 1) of a compressed image."""
+    extra: np.ndarray | None = None  # (cells, m - 1) of a compressed image
 
 
 @dataclass(frozen=True)
@@ -135,8 +132,7 @@ class ExampleBuilder:
             task: kept in the example.
             images: keys of the images, kept in the example.
 
-        Raises:
-            ValueError: tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
+        Raises ValueError: tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
         """
         if open_image:
             branches = [self._open_image(turns, runs, input_mode)]

@@ -31,8 +31,7 @@ _LLAVA_NAME = re.compile(r"(?:.*\.)?mm_projector\.(.+)")
 def build_projector(kind: str, in_width: int, out_width: int) -> nn.Sequential:
     """Return a projector: `linear`, or `mlpNx_gelu` with N layers and GELU between them; its tensors have LLaVA's names.
 
-    Raises:
-        ValueError: an unknown kind.
+    Raises ValueError: an unknown kind.
     """
     match = _MLP.fullmatch(kind)
     if kind != "linear" and match is None:
@@ -55,9 +54,7 @@ def save_projector(folder: str | Path, state: dict[str, torch.Tensor]) -> Path:
 def load_projector_(projector: nn.Module, path: str | Path) -> None:
     """Fill a projector from a folder or a file of one, this project's or LLaVA's.
 
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is damaged, or holds a projector of another kind or width.
+    Raises FileNotFoundError: there is none. Raises ValueError: the file is damaged, or holds a projector of another kind or width.
     """
     state, expected = read_projector(path), projector.state_dict()
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in expected.items()}:
@@ -69,9 +66,7 @@ def load_projector_(projector: nn.Module, path: str | Path) -> None:
 def read_projector(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict, by the names that `build_projector` gives, of a folder or a file of this project or of LLaVA.
 
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged or holds no projector.
+    Raises FileNotFoundError: there is none. Raises ValueError: it is damaged or holds no projector.
     """
     places = [Path(path), Path(path) / PROJECTOR_FILE, Path(path) / LLAVA_FILE]
     file = next((place for place in places if place.is_file()), None)
@@ -120,29 +115,24 @@ DIGEST_VALUES = 64  # values of each tensor in a tower's fingerprint
 class VisionSettings:
     """The LLaVA baseline: a vision tower whose features a projector brings into the language model's embedding space."""
 
-    enabled: bool = False
-    """Read images through a tower and a projector; otherwise images are ids of the vocabulary, this project's own way."""
+    enabled: bool = False  # Read images through a tower and a projector; otherwise images are ids of the vocabulary, this project's own way
     kind: str = "clip"
     """`clip` (CLIP, SigLIP, DINOv2 or another vision transformer of transformers) or `tokenizer` (an image tokenizer of this project)."""
-    path: str = ""
-    """Folder of the vision model, or of the image tokenizer."""
+    path: str = ""  # Folder of the vision model, or of the image tokenizer
     feature: str = ""
     """`clip`: `patch` (default) or `cls_patch`, with the class token in front. `tokenizer`: `latent`, before quantization, or
     `quantized` (default), what its decoder gets."""
-    layer: int = -2
-    """`clip`: the hidden layer whose output is taken, counted as transformers counts them; LLaVA's is the last but one."""
+    layer: int = -2  # `clip`: the hidden layer whose output is taken, counted as transformers counts them; LLaVA's is the last but one
     fit: str = "auto"
     """How an image becomes square: `pad` with the tower's mean colour, `crop` the middle, `squash`; auto: pad for clip, crop for
     a tokenizer, as it was trained."""
     dtype: str = "auto"
     """Of the tower, independent of the language model: a frozen tower is no part of mixed precision or of ZeRO. `float32`, `bfloat16`,
     `float16`, or `auto`: bfloat16 for a `clip` tower on a GPU, else float32, on which the codes of a tokenizer depend."""
-    projector: str = "mlp2x_gelu"
-    """`linear`, `mlp2x_gelu` (LLaVA-1.5), or any other `mlpNx_gelu`."""
+    projector: str = "mlp2x_gelu"  # `linear`, `mlp2x_gelu` (LLaVA-1.5), or any other `mlpNx_gelu`
     projector_path: str = ""
     """A projector to begin with: a run folder, projector.safetensors or LLaVA's mm_projector.bin; empty: begin anew."""
-    projector_only: bool = False
-    """Train the projector alone, the language model frozen: LLaVA's first stage."""
+    projector_only: bool = False  # Train the projector alone, the language model frozen: LLaVA's first stage
     images: list[str] = field(default_factory=list)
     """Where the images of the annotation files are: folders that their paths start from, LMDB folders, tar shards, or "shapes"."""
     world: list[str] = field(default_factory=list)
@@ -213,9 +203,7 @@ class Tower(nn.Module, ABC):
 class VisionModelTower(Tower):
     """Patch features of a hidden layer of a vision transformer.
 
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no vision model that opens, or has no such layer.
+    Raises FileNotFoundError: there is no such folder. Raises ValueError: it holds no vision model that opens, or has no such layer.
     """
 
     def __init__(self, settings: VisionSettings) -> None:
@@ -251,8 +239,7 @@ class VisionModelTower(Tower):
 class TokenizerTower(Tower):
     """Features of an image tokenizer on its finest grid, raster order: latents, or the quantized vectors that its decoder gets.
 
-    Raises:
-        FileNotFoundError, ValueError: see `unicode.tokenizer.load.load_tokenizer`.
+    Raises FileNotFoundError, ValueError: see `unicode.tokenizer.load.load_tokenizer`.
     """
 
     def __init__(self, settings: VisionSettings) -> None:
@@ -278,12 +265,9 @@ TOWERS: dict[str, Callable[[VisionSettings], Tower]] = {"clip": VisionModelTower
 def build_tower(settings: VisionSettings) -> Tower:
     """Return the frozen tower that the settings name, on the CPU.
 
-    Build it before training arguments with ZeRO-3 exist: from then on transformers splits every model that it opens over the ranks, and
-    the tower, which needs no optimizer, is kept complete on each of them.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the folder does not hold a model of `vision.kind`.
+    Build it before training arguments with ZeRO-3 exist: from then on transformers splits every model that it opens over the ranks, and the
+    tower, which needs no optimizer, is kept complete on each of them. Raises FileNotFoundError: there is no such folder. Raises ValueError:
+    the folder does not hold a model of `vision.kind`.
     """
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -300,8 +284,7 @@ def build_tower(settings: VisionSettings) -> Tower:
 def square_transform(image_size: int, *, fit: str, colour: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
     """Return a transform of RGB images of any shape to (3, S, S) uint8, with an antialiased bicubic kernel.
 
-    Args:
-        fit: `pad` the shorter side with `colour` (0 to 1 each), `crop` the middle square, or `squash`.
+    `fit`: `pad` the shorter side with `colour` (0 to 1 each), `crop` the middle square, or `squash`.
     """
     if fit == "crop":
         return eval_transform(image_size)
@@ -374,15 +357,12 @@ class LlavaModel(nn.Module):
         """Return the embeddings of a batch, those of placeholders replaced by features.
 
         Every call runs the embedding layer and the projector once. Without images a black one is read and none of its rows used, so that
-        ranks with and without images run the same collective operations.
+        ranks with and without images run the same collective operations. Returns (B, T, D) in the embedding layer's dtype.
 
         Args:
             input_ids: (B, T); any id of the vocabulary at the placeholders.
             pixels: (m, 3, S, S) uint8 or in [-1, 1], the images in the order of their positions, or None.
             image_at: (m n) int64 positions in the flattened batch (b T + t), or None.
-
-        Returns:
-            (B, T, D) in the embedding layer's dtype.
         """
         embeddings = self.get_input_embeddings()(input_ids)
         tower = self.tower
@@ -403,9 +383,8 @@ class LlavaModel(nn.Module):
     def forward(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None, **kwargs: Any) -> Any:
         """Run the language model on a batch; returns what it returns (`loss` if labels are given, `logits`, `past_key_values`).
 
-        Args:
-            input_ids, pixels, image_at: see `embed`.
-            kwargs: for the language model: attention_mask, position_ids, labels, num_items_in_batch, ...
+        `input_ids, pixels, image_at`: see `embed`. `kwargs`: for the language model: attention_mask, position_ids, labels,
+        num_items_in_batch, .
         """
         return self.lm(inputs_embeds=self.embed(input_ids, pixels=pixels, image_at=image_at), **kwargs)
 
@@ -437,9 +416,7 @@ class LlavaModel(nn.Module):
     def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
         """Write projector.safetensors and what was trained of the language model: an adapter, all its weights, or nothing.
 
-        Args:
-            state_dict: weights of this module, gathered over the ranks (ZeRO-3); None: its own.
-            kwargs: for `lm.save_pretrained`.
+        `state_dict`: weights of this module, gathered over the ranks (ZeRO-3); None: its own. `kwargs`: for `lm.save_pretrained`.
         """
         state = self.state_dict() if state_dict is None else state_dict
         if isinstance(self.lm, PeftModel) or any(parameter.requires_grad for parameter in self.lm.parameters()):
@@ -449,8 +426,7 @@ class LlavaModel(nn.Module):
     def load_trained_(self, folder: str | Path) -> None:
         """Load what `save_pretrained` wrote, to resume a training.
 
-        Raises:
-            FileNotFoundError, ValueError: there is no projector, or one that does not fit.
+        Raises FileNotFoundError, ValueError: there is no projector, or one that does not fit.
         """
         load_projector_(self.projector, folder)
         if isinstance(self.lm, PeftModel):

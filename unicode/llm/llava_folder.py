@@ -59,12 +59,9 @@ def open_llava_folder(folder: str | Path, *, base: str, tower: str, options: dic
         tower: folder of the vision model or image tokenizer; "": as `base`.
         options: for `unicode.llm.model.open_base`: dtype, attention, device.
 
-    Returns:
-        The model on the CPU, its text tokenizer, and a card without markers: LLaVA puts nothing around images.
-
-    Raises:
-        FileNotFoundError: the base model, the tower or a file of weights is missing.
-        ValueError: a damaged file, weights that have no place, or a variant that cannot be read.
+    Returns the model on the CPU, its text tokenizer, and a card without markers: LLaVA puts nothing around images. Raises
+    FileNotFoundError: the base model, the tower or a file of weights is missing. Raises ValueError: a damaged file, weights that have no
+    place, or a variant that cannot be read.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -89,9 +86,7 @@ def open_llava_folder(folder: str | Path, *, base: str, tower: str, options: dic
 def vision_settings(config: dict[str, Any], folder: Path, *, tower: str = "") -> VisionSettings:
     """Return the settings of the tower in LLaVA's config.json, with the folder `tower` if it is given.
 
-    Raises:
-        FileNotFoundError: the tower is no local folder.
-        ValueError: a setting that is not supported.
+    Raises FileNotFoundError: the tower is no local folder. Raises ValueError: a setting that is not supported.
     """
     if config.get("mm_use_im_start_end"):
         raise ValueError(f"{folder}: mm_use_im_start_end puts tokens of its own around images, which is not supported")

@@ -37,8 +37,7 @@ from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of each file of weights that go into a fingerprint
-Content = np.ndarray | Tensor
-"""What is read for one image: ids (n,) int64, or pixels (3, S, S) uint8."""
+Content = np.ndarray | Tensor  # What is read for one image: ids (n,) int64, or pixels (3, S, S) uint8
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,8 @@ class LanguageModel:
     def images(self) -> ImageTokenizer:
         """The image tokenizer, opened at the first access.
 
-        Raises:
-            FileNotFoundError: the folder that the card names does not exist.
-            ValueError: it is another one than the model was trained with, its ids stand in another order, or the model reads pixels.
+        Raises FileNotFoundError: the folder that the card names does not exist. Raises ValueError: it is another one than the model was
+        trained with, its ids stand in another order, or the model reads pixels.
         """
         if not self.tokenizer_path:
             kind = "reads pixels" if self.reads_pixels else "was trained without one being named"
@@ -174,8 +172,7 @@ class LanguageModel:
     def picture(self, image: Image.Image | bytes) -> Tensor:
         """Return an image or the content of an image file as (3, S, S) uint8, as it is encoded into a store; may be called from threads.
 
-        Raises:
-            UnreadableImageError: not an image, damaged, too large or too thin.
+        Raises UnreadableImageError: not an image, damaged, too large or too thin.
         """
         transform, side = self._transform
         return square_pixels(image, transform=transform, side=side)
@@ -192,12 +189,8 @@ class LanguageModel:
     def prompt(self, turns: Sequence[str | None], contents: Sequence[Content] = ()) -> Prompt:
         """Tokenize a conversation whose last answer is to be written.
 
-        Args:
-            turns: human and gpt by turns, ends with a question; an <image> tag for each image.
-            contents: what is read for each image, in the order of the tags; see `read_pictures`.
-
-        Raises:
-            ValueError: tags that do not fit the images, or ids that are no image.
+        `turns`: human and gpt by turns, ends with a question; an <image> tag for each image. `contents`: what is read for each image, in
+        the order of the tags; see `read_pictures`. Raises ValueError: tags that do not fit the images, or ids that are no image.
         """
         if not self.reads_pixels:
             return Prompt(self._builder.build(turns, contents, input_mode=self.card.input_mode))
@@ -208,9 +201,8 @@ class LanguageModel:
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Return a batch of prompts, padded on the left, for `causal.generate` of transformers.
 
-        Returns:
-            attention_mask (B, T) with input_ids (B, T), or with inputs_embeds (B, T, D) where something other than rows of the
-            table is read; in that case `generate` returns the new tokens alone.
+        Returns attention_mask (B, T) with input_ids (B, T), or with inputs_embeds (B, T, D) where something other than rows of the table is
+        read; in that case `generate` returns the new tokens alone.
         """
         batch = collate([prompt.example for prompt in prompts], pad_id=self.pad_id, side="left")
         batch = {name: value.to(self.device) for name, value in batch.items()}
@@ -267,9 +259,8 @@ def open_model(
         attention: as `unicode.llm.model.open_base`.
         merge: add an adapter to the weights: answers are faster, logits differ by rounding.
 
-    Raises:
-        FileNotFoundError: nothing there, or the base model or a file of weights is missing.
-        ValueError: an adapter of another base model, a damaged file, parts that do not fit each other.
+    Raises FileNotFoundError: nothing there, or the base model or a file of weights is missing. Raises ValueError: an adapter of another
+    base model, a damaged file, parts that do not fit each other.
     """
     folder, chosen = Path(path), choose_device(device)
     options = {"dtype": inference_dtype(dtype, chosen), "attention": attention, "device": chosen.type}
@@ -301,11 +292,8 @@ def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tup
         base: as `open_model`.
         dtype: of the weights; "auto" as the base model has them.
 
-    Returns:
-        The plain language model on the CPU, its text tokenizer, and the card.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_model`; or there is no adapter.
+    Returns the plain language model on the CPU, its text tokenizer, and the card. Raises FileNotFoundError, ValueError: as `open_model`; or
+    there is no adapter.
     """
     folder = Path(path)
     card = read_card(folder)

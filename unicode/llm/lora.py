@@ -20,14 +20,10 @@ TRAIN_MARKERS = ("auto", "on", "off")
 class LoraSettings:
     """Low-rank adaptation (Hu et al., 2021) of every linear layer of the language model except its output layer."""
 
-    enabled: bool = True
-    """Train adapters; false tunes the whole model except its embedding table and output layer."""
-    r: int = 128
-    """Rank."""
-    alpha: float = 256.0
-    """Scale: an adapter adds alpha / r times its product."""
-    dropout: float = 0.05
-    """Dropout in front of an adapter."""
+    enabled: bool = True  # Train adapters; false tunes the whole model except its embedding table and output layer
+    r: int = 128  # Rank
+    alpha: float = 256.0  # Scale: an adapter adds alpha / r times its product
+    dropout: float = 0.05  # Dropout in front of an adapter
     train_markers: str = "auto"
     """Train the embedding rows of the image markers, with adapters and in full tuning: `on`, `off`, or `auto`: on except under ZeRO-3,
     where single rows of a split table cannot be trained on every device."""
@@ -44,16 +40,14 @@ class LoraSettings:
 def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, *, train_markers: bool = True) -> "PeftModel":
     """Put an adapter beside every linear layer except the output layer, freeze everything else, and train the marker rows.
 
-    Embedding table and output layer are not changed; the adapter that is saved contains the marker rows.
+    Embedding table and output layer are not changed; the adapter that is saved contains the marker rows. Returns the model with its
+    adapter.
 
     Args:
         model: the base model; it becomes part of the result.
         settings: rank, scale, dropout.
         markers: ids of the image markers.
         train_markers: train their rows; see `marker_rows_train`.
-
-    Returns:
-        The model with its adapter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -90,8 +84,7 @@ def freeze_table_(model: PreTrainedModel, markers: Markers, *, train_markers: bo
 def marker_rows_train(settings: LoraSettings, *, zero_stage: int) -> bool:
     """Whether the marker rows are trained in a run.
 
-    Raises:
-        ValueError: asked for under ZeRO-3 on a CPU, where peft cannot train single rows of a split table.
+    Raises ValueError: asked for under ZeRO-3 on a CPU, where peft cannot train single rows of a split table.
     """
     if settings.train_markers == "on" and zero_stage == 3 and not torch.cuda.is_available():
         raise ValueError("lora.train_markers=on does not work with ZeRO-3 on a CPU; set lora.train_markers=auto, or take ZeRO-2")

@@ -13,8 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from unicode.common.logging import get_logger
 from unicode.llm.vocabulary import Markers, find_model, first_line, open_text_tokenizer, weight_files
 
-EAGER_WIDTH = 512
-"""On a CPU, models narrower than this are faster with plain attention: the fused kernels cost more than they save."""
+EAGER_WIDTH = 512  # On a CPU, models narrower than this are faster with plain attention: the fused kernels cost more than they save
 DTYPES = ("float32", "bfloat16", "float16")
 log = get_logger(__name__)
 
@@ -32,12 +31,8 @@ def open_base(
         device: the device type on which it will run, which "auto" attention depends on; "auto": a GPU where there is one. The model is
             left on the CPU, or on the GPU when quantized.
 
-    Returns:
-        The model, in evaluation mode, and its tokenizer.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: no language model, a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
+    Returns the model, in evaluation mode, and its tokenizer. Raises FileNotFoundError: nothing there. Raises ValueError: no language model,
+    a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
     """
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype '{dtype}' is unknown; choose auto, {', '.join(DTYPES)}")
@@ -77,8 +72,7 @@ def open_description(path: str | Path) -> tuple[PretrainedConfig, PreTrainedToke
 def choose_attention(attention: str, config: Any, device: str = "auto") -> str:
     """Return the name of an attention implementation; "auto" is eager for narrow models on a CPU and sdpa otherwise.
 
-    Raises:
-        ValueError: flash attention was asked for and is not installed.
+    Raises ValueError: flash attention was asked for and is not installed.
     """
     if attention.startswith("flash_attention") and find_spec("flash_attn") is None and find_spec("flash_attn_interface") is None:
         raise ValueError(f"model.attention={attention} needs the package flash-attn, which is not installed; sdpa needs nothing")

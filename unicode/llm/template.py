@@ -29,8 +29,7 @@ class TextEncoder:
         prefix_after_special: whether the tokenizer adds a space in front of text behind a special token, as it may at the beginning.
         digest: of the whole tokenizer; two with the same digest give the same ids.
 
-    Raises:
-        ValueError: the tokenizer has no fast backend, or no end token.
+    Raises ValueError: the tokenizer has no fast backend, or no end token.
     """
 
     def __init__(self, text_tokenizer: Any) -> None:
@@ -112,8 +111,7 @@ def _only_adds_space(part: Any) -> bool:
 TEXT, CONTROL, START, END = "text", "control", "start", "end"
 """Kinds of parts: text; text of a chat template with special tokens in it; the model's start token; the end token of an answer."""
 CHAT = "chat"
-IMAGE = re.compile(rf"{re.escape(IMAGE_TAG)}|{OPEN}[^<]*{CLOSE}")
-"""What stands for an image in a turn: a tag, or a run of ids."""
+IMAGE = re.compile(rf"{re.escape(IMAGE_TAG)}|{OPEN}[^<]*{CLOSE}")  # What stands for an image in a turn: a tag, or a run of ids
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,8 @@ class Template(ABC):
     def render(self, turns: Sequence[str | None]) -> list[Part]:
         """Return the parts of a conversation.
 
-        Args:
-            turns: human and gpt by turns, beginning with human; the last answer is None or missing in a prompt.
-
-        Raises:
-            ValueError: no turns, or an answer missing before the last.
+        `turns`: human and gpt by turns, beginning with human; the last answer is None or missing in a prompt. Raises ValueError: no turns,
+        or an answer missing before the last.
         """
 
     def end_id(self, text_tokenizer: Any) -> int:
@@ -163,8 +158,7 @@ class Template(ABC):
 def rounds(turns: Sequence[str | None]) -> list[tuple[str, str | None]]:
     """Return (question, answer) pairs; the answer of the last one is None in a prompt.
 
-    Raises:
-        ValueError: no turns, or a turn missing before the last answer.
+    Raises ValueError: no turns, or a turn missing before the last answer.
     """
     texts = [*turns, None] if len(turns) % 2 else list(turns)
     if not texts or any(text is None for text in texts[:-1]):
@@ -179,11 +173,8 @@ _QUESTION, _ANSWER = "\ue000q{}\ue001", "\ue000a{}\ue001"
 class ChatTemplate(Template):
     """The template named "chat": the text tokenizer's own.
 
-    Args:
-        text_tokenizer: a tokenizer of transformers with a chat template.
-
-    Raises:
-        ValueError: it has none, it does not print the turns, or ends an answer with no special token.
+    `text_tokenizer`: a tokenizer of transformers with a chat template. Raises ValueError: it has none, it does not print the turns, or ends
+    an answer with no special token.
     """
 
     name, adds_bos = CHAT, False
@@ -282,8 +273,7 @@ class RoundTemplate(Template):
     later: str
     middle: str
     answer: str
-    restart: bool = False
-    """Whether the start token is printed again before each later question."""
+    restart: bool = False  # Whether the start token is printed again before each later question
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
         """As `Template.render`."""
@@ -340,8 +330,7 @@ TEMPLATES: dict[str, Template] = {
 def get_template(name: str, text_tokenizer: Any = None) -> Template:
     """Return a template by name; "chat" is the text tokenizer's own.
 
-    Raises:
-        ValueError: an unknown name, or a tokenizer without a chat template that can be used.
+    Raises ValueError: an unknown name, or a tokenizer without a chat template that can be used.
     """
     if name == CHAT:
         return ChatTemplate(text_tokenizer)

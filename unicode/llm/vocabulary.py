@@ -69,8 +69,7 @@ def first_line(error: BaseException, *, limit: int = 160) -> str:
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read the vocabulary of a Hugging Face folder or a GGUF file.
 
-    Raises:
-        ValueError: the folder holds no tokenizer that transformers can open, or the file no vocabulary.
+    Raises ValueError: the folder holds no tokenizer that transformers can open, or the file no vocabulary.
     """
     if Path(path).suffix != ".gguf":
         tokenizer = open_text_tokenizer(path)
@@ -88,12 +87,8 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 def open_text_tokenizer(path: str | Path, **options: Any) -> Any:
     """Open the text tokenizer of a folder, without the network and without code from the folder.
 
-    Args:
-        path: the folder.
-        options: for `AutoTokenizer.from_pretrained`.
-
-    Raises:
-        ValueError: the folder holds no tokenizer that transformers can open.
+    `path`: the folder. `options`: for `AutoTokenizer.from_pretrained`. Raises ValueError: the folder holds no tokenizer that transformers
+    can open.
     """
     from transformers import AutoTokenizer
 
@@ -106,9 +101,7 @@ def open_text_tokenizer(path: str | Path, **options: Any) -> Any:
 def open_gguf(path: str | Path) -> Any:
     """Open a GGUF file without reading its tensors.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no GGUF file, or the package that reads it is not installed.
+    Raises FileNotFoundError: there is no such file. Raises ValueError: it is no GGUF file, or the package that reads it is not installed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no GGUF file {path}")
@@ -132,8 +125,7 @@ class Markers:
         compressed_start, compressed_end: around a compressed image, one position per coarse cell.
         added: those of the four whose rows have to be appended to the embedding table.
 
-    Raises:
-        ValueError: two markers are one token.
+    Raises ValueError: two markers are one token.
     """
 
     image_start: int
@@ -163,11 +155,9 @@ class Markers:
 def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
     """Find four tokens for the markers: those of their names, else reserved tokens of the vocabulary, else new ones.
 
-    New tokens are added to `text_tokenizer`. The same tokenizer always gives the same markers.
-
-    Args:
-        text_tokenizer: a tokenizer of transformers; changed where tokens are added.
-        table_rows: rows of the model's embedding table. Markers beyond it are in `Markers.added`; the table has to grow for them.
+    New tokens are added to `text_tokenizer`. The same tokenizer always gives the same markers. `text_tokenizer`: a tokenizer of
+    transformers; changed where tokens are added. `table_rows`: rows of the model's embedding table. Markers beyond it are in
+    `Markers.added`; the table has to grow for them.
     """
     vocabulary: dict[str, int] = text_tokenizer.get_vocab()
     spare = iter(reserved_tokens(text_tokenizer, table_rows=table_rows))
@@ -231,9 +221,8 @@ class Embedding:
 def load_embedding(path: str | Path) -> Embedding:
     """Read the table and the vocabulary of a language model; of the weights only the file that holds the table.
 
-    Raises:
-        FileNotFoundError: there is no such folder or file.
-        ValueError: it holds no language model, or one without tokenizer; the table is not finite.
+    Raises FileNotFoundError: there is no such folder or file. Raises ValueError: it holds no language model, or one without tokenizer; the
+    table is not finite.
     """
     path = find_model(path)
     rows = read_rows(path)
@@ -247,9 +236,7 @@ def load_embedding(path: str | Path) -> Embedding:
 def find_model(path: str | Path) -> Path:
     """Return the folder of a Hugging Face model, or the GGUF file (the only one of a folder without config.json).
 
-    Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: there is something else.
+    Raises FileNotFoundError: there is nothing at `path`. Raises ValueError: there is something else.
     """
     path = Path(path)
     if path.suffix == ".gguf" or (path / "config.json").is_file():
@@ -288,9 +275,7 @@ def read_rows(path: Path) -> torch.Tensor:
 def weight_files(path: Path) -> dict[str, Path]:
     """Return tensor name -> file for a Hugging Face folder; empty when its weights lie in files of other names.
 
-    Raises:
-        FileNotFoundError: the index names a file that is not there.
-        ValueError: a file is damaged.
+    Raises FileNotFoundError: the index names a file that is not there. Raises ValueError: a file is damaged.
     """
     for name in INDEX_FILES:
         if (path / name).is_file():
@@ -324,9 +309,7 @@ def table_name(names: list[str]) -> str | None:
 def find_excluded(rows: torch.Tensor, vocabulary: Vocabulary) -> dict[str, list[int]]:
     """Return reason -> ids that must not stand for a piece of an image; an id appears under the first reason that applies.
 
-    Args:
-        rows: (V, E) float32.
-        vocabulary: its tokens; ids from V up have no row and are left out.
+    `rows`: (V, E) float32. `vocabulary`: its tokens; ids from V up have no row and are left out.
     """
     norms = rows.norm(dim=1)
     by_reason = vocabulary.unfit() | {

@@ -47,9 +47,7 @@ class Inception(nn.Module):
 def load_inception(path: str | Path = "") -> Inception | NotComputed:
     """Load the Inception network of the FID from a file, else from torch's cache folder, else by the library's download.
 
-    Raises:
-        FileNotFoundError: `path` is given and there is no such file.
-        ValueError: the file does not hold this network's weights.
+    Raises FileNotFoundError: `path` is given and there is no such file. Raises ValueError: the file does not hold this network's weights.
     """
     if path:
         read_tensors(path, wanted=f"torch-fidelity's {INCEPTION_FILE} (--inception)")  # the library itself would run a pickle's code
@@ -113,9 +111,8 @@ def reduce_sums_(tensors: Sequence[Tensor]) -> None:
 def frechet_entry(inception: nn.Module, real: FeatureSums, fake: FeatureSums, *, compared: str, remedy: str) -> dict[str, Any]:
     """Return the entry of the distance of two sets of images.
 
-    Args:
-        compared: both sets with their numbers, in words.
-        remedy: what to do where a set has fewer than the 2 images that a covariance needs.
+    `compared`: both sets with their numbers, in words. `remedy`: what to do where a set has fewer than the 2 images that a covariance
+    needs.
     """
     number = int(min(real.count, fake.count))
     if number < 2:

@@ -72,8 +72,7 @@ class GenerationMetrics:
     def compute(self, *, reference: str) -> dict[str, Any]:
         """Add up the ranks (a collective call, once) and return name -> entry.
 
-        Args:
-            reference: which images were compared with, in words; "" where none were.
+        `reference`: which images were compared with, in words; "" where none were.
         """
         reduce_sums_([*self._drawn.tensors(), *self._real.tensors(), self._shares, self._informed, self._clip])
         return {"fid": self._fid(reference), "inception_score": self._inception_score(), "clip_score": self._clip_score()}
@@ -112,14 +111,8 @@ class GenerationMetrics:
 class ClipScore:
     """CLIP score (Hessel et al. 2021): 100 times the cosine of image and prompt, at least 0.
 
-    torchmetrics' own does not run with transformers 5, whose CLIP gives its features another form.
-
-    Args:
-        path: a folder of transformers' CLIP model and processor.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it holds no CLIP model that opens.
+    torchmetrics' own does not run with transformers 5, whose CLIP gives its features another form. `path`: a folder of transformers' CLIP
+    model and processor. Raises FileNotFoundError: no such folder. Raises ValueError: it holds no CLIP model that opens.
     """
 
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
@@ -146,11 +139,7 @@ class ClipScore:
 
 
 def load_clip(path: str | Path, *, device: torch.device | str = "cpu") -> ClipScore | NotComputed:
-    """The CLIP score of a folder; without a folder why there is none.
-
-    Raises:
-        FileNotFoundError, ValueError: as `ClipScore`.
-    """
+    """The CLIP score of a folder; without a folder why there is none. Raises FileNotFoundError, ValueError: as `ClipScore`."""
     if not path:
         return NotComputed("no CLIP model was named", "give a folder of one with --clip, as that of openai/clip-vit-base-patch16")
     return ClipScore(path, device=device)
@@ -175,8 +164,7 @@ def scene_shares(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thi
 def scene_metrics(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thing]], *, seed: int = 0) -> dict[str, Any]:
     """Return name -> entry: each aspect over all images, then by the number of objects, then for shuffled prompts.
 
-    Raises:
-        ValueError: no images.
+    Raises ValueError: no images.
     """
     if not wanted:
         raise ValueError("no drawn image has a scene as its reference; draw with --prompts shapes:val")

@@ -147,15 +147,9 @@ class ReconstructionMetrics:
     def compute(self, protocol: Mapping[str, Any]) -> dict[str, Any]:
         """Add up the ranks (a collective call, once) and return the report.
 
-        Args:
-            protocol: what the caller knows of how the images were chosen and prepared; goes into the report.
-
-        Returns:
-            {"metrics": {name: {"value", "unit", "protocol"} or {"value": None, "reason", "remedy"}},
-             "codes": {"levels": [...], "all_levels": {...}}, "protocol": {...}}
-
-        Raises:
-            ValueError: no image was counted, or reconstructions hold NaN or inf.
+        `protocol`: what the caller knows of how the images were chosen and prepared; goes into the report. Returns {"metrics": {name:
+        {"value", "unit", "protocol"} or {"value": None, "reason", "remedy"}}, "codes": {"levels": [...], "all_levels": {...}}, "protocol":
+        {...}}. Raises ValueError: no image was counted, or reconstructions hold NaN or inf.
         """
         reduce_sums_([*self._sums.values(), *self._counts, *(tensor for sums in self._features or () for tensor in sums.tensors())])
         sums = {name: float(value) for name, value in self._sums.items()}

@@ -156,8 +156,7 @@ def _encode(image: Image.Image, kind: str, **options: int | bool) -> bytes:
 def line_chart(title: str, series: Mapping[str, Points]) -> Block | None:
     """Return a chart over steps, logarithmic upwards where the values span a wide range; None when no series has two points.
 
-    Args:
-        series: name -> points (step, value); points that are not finite are left out.
+    `series`: name -> points (step, value); points that are not finite are left out.
     """
     kept = {name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if len(points) > 1}

@@ -98,11 +98,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
 def read_grid(path: str | Path, side: int) -> np.ndarray:
     """Cut the grid.png of eval_tokenizer into its pictures of `side` pixels.
 
-    Returns:
-        (rows, examples, side, side, 3) uint8: originals, reconstructions and, if there are several levels, the coarse level alone.
-
-    Raises:
-        ValueError: the size of the PNG does not fit pictures of this side.
+    Returns (rows, examples, side, side, 3) uint8: originals, reconstructions and, if there are several levels, the coarse level alone.
+    Raises ValueError: the size of the PNG does not fit pictures of this side.
     """
     with open_image(path) as opened:
         pixels = np.asarray(opened.convert("RGB"))[GRID_PADDING:, GRID_PADDING:]
@@ -201,9 +198,8 @@ def plain(text: str) -> str:
 def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
     """Return the questions that were answered, in the order of the question file.
 
-    Args:
-        questions: JSON Lines of LLaVA's form (question_id, image, text, category or kind), with the right answer in one of `EXPECTED`.
-        answers: JSON Lines with question_id and text.
+    `questions`: JSON Lines of LLaVA's form (question_id, image, text, category or kind), with the right answer in one of `EXPECTED`.
+    `answers`: JSON Lines with question_id and text.
     """
     texts = {str(line.get("question_id")): str(line.get("text", "")) for line in read_lines(answers)}
     asked = []
@@ -283,9 +279,8 @@ def _read_drawn(folder: str | Path | None) -> list[tuple[dict[str, Any], Image.I
 def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str | Path] | None = None) -> Section:
     """Return the section of images that were generated from prompts.
 
-    Args:
-        folder: folder of `unicode.run.generate_images`, with the report of `unicode.run.eval_generation` in it.
-        baselines: name -> folder of other images with such a report.
+    `folder`: folder of `unicode.run.generate_images`, with the report of `unicode.run.eval_generation` in it. `baselines`: name -> folder
+    of other images with such a report.
     """
     title, name = "Images from prompts", "Drawings"
     drawn = _read_drawn(folder)
@@ -378,10 +373,8 @@ def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
 def read_steps(path: str | Path | None) -> list[dict[str, Any]]:
     """Return the steps of a pipeline's steps.jsonl in the order in which they first ran; [] without a file.
 
-    A step that ran several times has the time of its last run; the time of a skipped run counts only if there is no other.
-
-    Returns:
-        Per step its step (name), command, seconds, peak_mib (None: not known) and skipped.
+    A step that ran several times has the time of its last run; the time of a skipped run counts only if there is no other. Returns per step
+    its step (name), command, seconds, peak_mib (None: not known) and skipped.
     """
     steps: dict[str, dict[str, Any]] = {}
     for line in read_lines(path) if path else ():

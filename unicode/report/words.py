@@ -20,8 +20,7 @@ MAX_COLUMNS = 8  # wider grids of words do not fit a screen: they are listed by 
 COLOURS = ((222, 106, 40), (56, 130, 224), (160, 92, 205))  # coarse level, finer levels, both
 UNUSED, TRANSPARENT = (128, 128, 128, 46), (0, 0, 0, 0)
 
-Words = Callable[[int], str]
-"""Vocabulary id -> the token's text."""
+Words = Callable[[int], str]  # Vocabulary id -> the token's text
 
 
 def words_section(
@@ -36,8 +35,7 @@ def words_section(
         base: the language model whose tokens the ids are; None: ids are shown as numbers.
         about: the examples are pictures whose caption contains this.
 
-    Raises:
-        FileNotFoundError, ValueError: a store that was named is not there, not finished or damaged.
+    Raises FileNotFoundError, ValueError: a store that was named is not there, not finished or damaged.
     """
     found = [Path(one) for one in ids] or [path.parent for path in sorted(tokenizer.glob("ids/**/manifest.json") if tokenizer else ())]
     stores = [Store(path) for path in found]
@@ -78,12 +76,8 @@ def count_words(stores: Sequence[Store]) -> tuple[np.ndarray | None, int]:
 def draw_map(counts: np.ndarray, eligible: np.ndarray | None = None) -> np.ndarray:
     """Draw every id of a vocabulary as one pixel, in raster order of ids.
 
-    Args:
-        counts: (L, V) uses per level, coarse to fine.
-        eligible: (V,) bool, ids that the codebook may use; None: all.
-
-    Returns:
-        (h, w, 4) uint8: coloured by the levels that use an id, the more opaque the more often; grey: unused; transparent: not eligible.
+    `counts`: (L, V) uses per level, coarse to fine. `eligible`: (V,) bool, ids that the codebook may use; None: all. Returns (h, w, 4)
+    uint8: coloured by the levels that use an id, the more opaque the more often; grey: unused; transparent: not eligible.
     """
     size = counts.shape[1]
     width = 2 ** int(np.ceil(np.log2(np.sqrt(2 * size))))
@@ -150,8 +144,7 @@ def word_card(pixels: np.ndarray, caption: str, levels: Sequence[np.ndarray], wo
 def read_words(base: str | Path) -> Words:
     """Return a function from vocabulary id to the token's text.
 
-    Args:
-        base: a language model: a Hugging Face folder, the folder around it that `make_base_model` writes, or a GGUF file.
+    `base`: a language model: a Hugging Face folder, the folder around it that `make_base_model` writes, or a GGUF file.
     """
     inner = Path(base) / "model"
     tokens = read_vocabulary(find_model(inner if (inner / "config.json").is_file() else base)).tokens

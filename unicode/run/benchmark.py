@@ -43,9 +43,7 @@ QUOTED = (
 class PlacedStore(Store):
     """A store whose keys may begin higher up than the names of a benchmark's images do.
 
-    Args:
-        path: the store.
-        prefixes: what may stand before a name, "" first.
+    `path`: the store. `prefixes`: what may stand before a name, "" first.
     """
 
     def __init__(self, path: str | Path, prefixes: Sequence[str]) -> None:
@@ -59,11 +57,7 @@ class PlacedStore(Store):
 
 
 class Runner:
-    """Runs benchmarks with the same arguments; every rank of a job makes one.
-
-    Args:
-        args: those of `unicode.run.benchmark`, checked.
-    """
+    """Runs benchmarks with the same arguments; every rank of a job makes one. `args`: those of `unicode.run.benchmark`, checked."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -79,8 +73,7 @@ class Runner:
     def run_all(self) -> list[str]:
         """Run every benchmark whose files are there, and return what went wrong with those that failed.
 
-        Raises:
-            FileNotFoundError: none is there.
+        Raises FileNotFoundError: none is there.
         """
         failed, absent = [], []
         for benchmark in BENCHMARKS.values():
@@ -102,9 +95,8 @@ class Runner:
     def run(self, benchmark: Benchmark) -> None:
         """Ask, score and write one benchmark; called by every rank, the main one scores.
 
-        Raises:
-            FileNotFoundError: a file of the benchmark, or images, are not there; the message names the download.
-            ValueError: a damaged file, answers of another model or question file, or another process fills the same folder.
+        Raises FileNotFoundError: a file of the benchmark, or images, are not there; the message names the download. Raises ValueError: a
+        damaged file, answers of another model or question file, or another process fills the same folder.
         """
         folder = self.args.out / self._run_name(benchmark, blank=self.args.blank_images)
         scoring = self.args.answers is not None
@@ -202,13 +194,9 @@ class Runner:
     def _ask(self, benchmark: Benchmark, questions: Sequence[Question], path: Path) -> dict[str, Any]:
         """Have the questions answered that have no answer in `path` yet; every rank answers its share.
 
-        Returns:
-            What is known of the answers for `scores.json`, the main rank's copy counts: what they depend on, seconds, num_asked,
-            num_cut (answers that reached the limit of tokens), errors (question_id -> why there is no answer).
-
-        Raises:
-            ValueError: `path` holds answers of another model, other settings or other questions.
-            OSError: the disk is full; what is written stays.
+        Returns what is known of the answers for `scores.json`, the main rank's copy counts: what they depend on, seconds, num_asked,
+        num_cut (answers that reached the limit of tokens), errors (question_id -> why there is no answer). Raises ValueError: `path` holds
+        answers of another model, other settings or other questions. Raises OSError: the disk is full; what is written stays.
         """
         from unicode.generate.answers import AnswerConfig, answer_questions
         from unicode.generate.jobs import ERROR, ResultFile, answer_line
@@ -282,8 +270,7 @@ class Runner:
     def _open_grader(self, benchmark: Benchmark, answers: Answers, replies: Path) -> Grader | None:
         """The grader where the benchmark needs one and the user names one; logs what it will cost.
 
-        Raises:
-            ValueError: a grader is named and no endpoint, or the other way round.
+        Raises ValueError: a grader is named and no endpoint, or the other way round.
         """
         if not isinstance(benchmark, Llavabench) or not (self.args.grader or os.environ.get(URL_VARIABLE)):
             return None
@@ -318,8 +305,7 @@ def _key(question: Question) -> Key:
 def write_report(folder: Path, score: Score, answered: Mapping[str, Any]) -> dict[str, Any]:
     """Write the score's files and scores.json, and return the content of the latter.
 
-    Args:
-        answered: what is known about the answers: who gave them, with which settings, how long it took.
+    `answered`: what is known about the answers: who gave them, with which settings, how long it took.
     """
     score.write_files(folder)
     report = {re.sub("^num_", "n_", name): value for name, value in score.to_dict().items()}

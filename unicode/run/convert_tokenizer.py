@@ -44,11 +44,7 @@ def describe(tokenizer: ImageTokenizer) -> str:
 
 
 def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
-    """Load what was written and compare the codes, ids and pixels of an image of noise.
-
-    Raises:
-        ValueError: it is not the same tokenizer.
-    """
+    """Load what was written and compare the codes, ids and pixels of an image of noise. Raises ValueError: it is not the same tokenizer."""
     import torch
 
     from unicode.tokenizer.load import load_tokenizer

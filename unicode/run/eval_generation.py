@@ -38,9 +38,7 @@ class Drawn:
         num_errors: prompts that could not be drawn.
         side: of the images in pixels.
 
-    Raises:
-        FileNotFoundError: there are no results.
-        ValueError: no image, or an image that its line names is missing.
+    Raises FileNotFoundError: there are no results. Raises ValueError: no image, or an image that its line names is missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -85,8 +83,7 @@ class Drawn:
 def open_reference(source: str, config: GenerationConfig, *, side: int, named: bool) -> ImageDataset | None:
     """The images to compare with: `source`, else those of the protocol's data; None where neither is named.
 
-    Raises:
-        FileNotFoundError, ValueError: as `open_images` and `build_dataset`.
+    Raises FileNotFoundError, ValueError: as `open_images` and `build_dataset`.
     """
     from unicode.images.dataset import build_dataset, open_images
 

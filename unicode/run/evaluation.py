@@ -32,11 +32,8 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as fa
 def load_networks(makers: Mapping[str, Callable[[], MetricNetwork]], *, device: torch.device) -> dict[str, MetricNetwork]:
     """Load metric networks onto the device of every rank; one that is missing on some rank is missing on all. A collective call.
 
-    Args:
-        makers: by name, the function that loads a network from a named file, from its library's cache, or by its download.
-
-    Raises:
-        FileNotFoundError, ValueError: a named file does not exist or holds something else.
+    `makers`: by name, the function that loads a network from a named file, from its library's cache, or by its download. Raises
+    FileNotFoundError, ValueError: a named file does not exist or holds something else.
     """
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
@@ -78,9 +75,7 @@ def describe_missing(networks: Mapping[str, object]) -> str:
 def read_share(dataset: ImageDataset, *, batch_size: int, num_workers: int, device: torch.device, title: str) -> Iterator[Batch]:
     """Yield batches of every world_size-th image, starting with this rank's, behind a progress bar.
 
-    Args:
-        num_workers: processes that read images; -1: the default of the device.
-        title: of the progress bar.
+    `num_workers`: processes that read images; -1: the default of the device. `title`: of the progress bar.
     """
     share = range(rank(), len(dataset), world_size())
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
@@ -94,12 +89,8 @@ def read_share(dataset: ImageDataset, *, batch_size: int, num_workers: int, devi
 def measure_batch(tokenizer: Any, batch: Batch, metrics: ReconstructionMetrics, *, layout: Any, precision: str) -> Tensor:
     """Encode and decode a batch and add it to `metrics`, which are computed in float32 or better.
 
-    Args:
-        tokenizer: an ImageTokenizer; decoded a second time from its coarsest level where it has several.
-        precision: "float32" or "bf16", of the tokenizer.
-
-    Returns:
-        (rows, B, 3, H, W): originals, reconstructions, and those of the coarsest level where there are several.
+    `tokenizer`: an ImageTokenizer; decoded a second time from its coarsest level where it has several. `precision`: "float32" or "bf16", of
+    the tokenizer. Returns (rows, B, 3, H, W): originals, reconstructions, and those of the coarsest level where there are several.
     """
     with inference_precision(precision, tokenizer.device):
         codes = tokenizer.encode(batch.images)

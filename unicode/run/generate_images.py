@@ -31,9 +31,7 @@ def world_of(config: GenerationConfig, side: int) -> ShapesConfig:
 def build_task(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> PromptTask | ImageTask:
     """What to draw.
 
-    Raises:
-        FileNotFoundError: no such prompts or pictures.
-        ValueError: prompts of no known format, rows that a picture does not have.
+    Raises FileNotFoundError: no such prompts or pictures. Raises ValueError: prompts of no known format, rows that a picture does not have.
     """
     from unicode.generate.drawing_tasks import ImageTask, PromptTask, read_prompts
 
@@ -50,8 +48,7 @@ def build_task(model: LanguageModel, args: argparse.Namespace, config: Generatio
 def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageDataset:
     """The pictures that an option names: one image file, or what `--images` of other commands takes.
 
-    Raises:
-        FileNotFoundError, ValueError: as `open_images`.
+    Raises FileNotFoundError, ValueError: as `open_images`.
     """
     from unicode.images.dataset import FileImages, open_images
 
@@ -180,8 +177,7 @@ def hold_conversations(model: LanguageModel, args: argparse.Namespace, config: G
 def report(records: list[dict[str, Any]], out: Path, *, pairs: bool) -> int:
     """Write the contact sheet and log what was drawn and what was not; the exit code is 2 where nothing was.
 
-    Args:
-        pairs: whether each picture has an original, its "reference", to stand beside it.
+    `pairs`: whether each picture has an original, its "reference", to stand beside it.
     """
     from unicode.generate.jobs import write_contact_sheet
 

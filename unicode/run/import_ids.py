@@ -36,10 +36,8 @@ def import_ids(
         paths: where bare names get their paths from, see `find_paths`.
         tokenizer: the one that made the ids, where it is known.
 
-    Raises:
-        FileNotFoundError: one of the three files is missing.
-        ValueError: the files do not fit each other, hold no ids of the tokenizer, or name images without paths; `out` holds another store.
-        OSError: the disk is full.
+    Raises FileNotFoundError: one of the three files is missing. Raises ValueError: the files do not fit each other, hold no ids of the
+    tokenizer, or name images without paths; `out` holds another store. Raises OSError: the disk is full.
     """
     import torch
 

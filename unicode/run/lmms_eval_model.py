@@ -28,11 +28,8 @@ def manifest() -> Any:
 class UnicodeModel(Base):  # type: ignore[misc, valid-type]
     """One of our models as lmms-eval asks it, with the options of `unicode.run.answer`; `pretrained` is the folder of the model.
 
-    Answers are batched here, in whatever order lmms-eval asks; `max_new_tokens` holds where a task sets no limit.
-
-    Raises:
-        ImportError: lmms-eval is not installed.
-        ValueError: an unknown argument, or a model that cannot be opened.
+    Answers are batched here, in whatever order lmms-eval asks; `max_new_tokens` holds where a task sets no limit. Raises ImportError:
+    lmms-eval is not installed. Raises ValueError: an unknown argument, or a model that cannot be opened.
     """
 
     is_simple = True

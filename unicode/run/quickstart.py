@@ -110,9 +110,8 @@ class Step:
 def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
     """Return the steps in order; each reads only what earlier steps made in `out`.
 
-    Args:
-        data: one of `DATA`: the generated world, or Tux Paint's stamps with their captions and subjects.
-        llm: folder or GGUF file of the language model; "": a small one is made.
+    `data`: one of `DATA`: the generated world, or Tux Paint's stamps with their captions and subjects. `llm`: folder or GGUF file of the
+    language model; "": a small one is made.
     """
     world = data == "shapes"
     prefix, pictures = ("shapes", ["shapes"]) if world else ("images", [f"{out}/anno/images"])
@@ -183,9 +182,7 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
 
     A step is skipped, unless `again`, if its last run had this command and ended well, and what it makes is there. An interrupted step
     resumes by itself. `environment` has variables for the commands. Returns 0, or the exit code of the step that failed and ended the run.
-
-    Raises:
-        ValueError: `out` is a file, another process runs steps in it, or its record has a line that describes no step.
+    Raises ValueError: `out` is a file, another process runs steps in it, or its record has a line that describes no step.
     """
     if out.is_file():
         raise ValueError(f"{out} is a file; name a folder, it is made if it is not there")

@@ -69,25 +69,20 @@ def upsample(channels: int) -> nn.Module:
 class AutoencoderConfig:
     """Widths and depths of encoder and decoder."""
 
-    channels: int = 128
-    """Channels at full resolution; level i has `channels * multipliers[i]`."""
+    channels: int = 128  # Channels at full resolution; level i has `channels * multipliers[i]`
     multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
     """One per resolution, finest first; each but the last is followed by a halving."""
-    num_res_blocks: int = 2
-    """Residual blocks per resolution in the encoder; the decoder has one more."""
-    latent_channels: int = 256
-    """Channels of the latent map."""
+    num_res_blocks: int = 2  # Residual blocks per resolution in the encoder; the decoder has one more
+    latent_channels: int = 256  # Channels of the latent map
     downsample_input: bool = True
     """Halve the sides in the very first convolution too (4x4, stride 2), which saves the cost of full resolution."""
     encoder_attention: list[int] = field(default_factory=list)
     """Sides of feature maps, at the config's image size, after whose blocks the encoder attends; the middle always does."""
-    decoder_attention: list[int] = field(default_factory=lambda: [16])
-    """The same for the decoder."""
+    decoder_attention: list[int] = field(default_factory=lambda: [16])  # The same for the decoder
     encoder_tile: int = 0
     """Side in pixels of the tiles that are encoded one at a time, so that equal content gets equal codes in every place; a multiple of a
     coarse cell. 0: the image is encoded as a whole. The decoder always reads all codes."""
-    dropout: float = 0.0
-    """Dropout in residual blocks."""
+    dropout: float = 0.0  # Dropout in residual blocks
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers) < 1:

@@ -15,26 +15,17 @@ TYPES = ("hqvae", "rqvae")
 class TokenizerConfig:
     """Everything that shapes a tokenizer."""
 
-    type: str = "hqvae"
-    """`hqvae` (a coarse map, then finer ones) or `rqvae` (several passes over one map)."""
-    image_size: int = 256
-    """Side of the square training images in pixels; other sizes that the stride divides work too."""
-    levels: int = 2
-    """`hqvae`: number of grids, each twice as fine as the one before; the last has image_size / stride cells a side."""
-    depth: int = 4
-    """`rqvae`: passes over the grid."""
-    resample: str = "pixelshuffle"
-    """`hqvae`: how a grid is made coarser: `pixelshuffle`, `average` or `conv`."""
-    combine: str = "concat"
-    """`hqvae`: whether the decoder gets the levels side by side (`concat`) or their `sum`."""
-    code_channels: int = 0
-    """Channels of the finest quantized map, between encoder and codebooks; 0 means `autoencoder.latent_channels`."""
+    type: str = "hqvae"  # `hqvae` (a coarse map, then finer ones) or `rqvae` (several passes over one map)
+    image_size: int = 256  # Side of the square training images in pixels; other sizes that the stride divides work too
+    levels: int = 2  # `hqvae`: number of grids, each twice as fine as the one before; the last has image_size / stride cells a side
+    depth: int = 4  # `rqvae`: passes over the grid
+    resample: str = "pixelshuffle"  # `hqvae`: how a grid is made coarser: `pixelshuffle`, `average` or `conv`
+    combine: str = "concat"  # `hqvae`: whether the decoder gets the levels side by side (`concat`) or their `sum`
+    code_channels: int = 0  # Channels of the finest quantized map, between encoder and codebooks; 0 means `autoencoder.latent_channels`
     share_codebook: bool = False
     """`rqvae`: one codebook, with one scale, for all passes; otherwise each pass has its own statistics and scale."""
-    order: str = ""
-    """Order of ids; empty means `nested` for `hqvae`, `depth` for `rqvae`; `rows` is UniCode-ECCV24's."""
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Encoder and decoder."""
+    order: str = ""  # Order of ids; empty means `nested` for `hqvae`, `depth` for `rqvae`; `rows` is UniCode-ECCV24's
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # Encoder and decoder
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     """The codebooks; all levels share this config and the language model's rows."""
 
@@ -63,11 +54,7 @@ class TokenizerConfig:
         return math.lcm(coarse, self.autoencoder.encoder_tile or 1)
 
     def layout(self, height: int, width: int) -> Layout:
-        """Return the layout of an image of that many pixels.
-
-        Raises:
-            ValueError: the stride does not divide a side.
-        """
+        """Return the layout of an image of that many pixels. Raises ValueError: the stride does not divide a side."""
         for side in (height, width):
             if side < self.stride or side % self.stride:
                 nearest = max(self.stride, round(side / self.stride) * self.stride)

@@ -19,15 +19,13 @@ from unicode.images.decode import to_uint8
 from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
 WRITERS = 4  # threads that compress pictures
-Runs = Iterable[tuple[str, np.ndarray]]
-"""(key of a picture, its ids (n,) in id order)."""
+Runs = Iterable[tuple[str, np.ndarray]]  # (key of a picture, its ids (n,) in id order)
 
 
 def store_runs(store: Store, tokenizer: ImageTokenizer, *, view: int = 0) -> Iterator[tuple[str, np.ndarray]]:
     """One view of the pictures of a store, in its order.
 
-    Raises:
-        ValueError: the store is of another tokenizer or order, or has no such view.
+    Raises ValueError: the store is of another tokenizer or order, or has no such view.
     """
     store.check_tokenizer(tokenizer.fingerprint, tokenizer.layout.resized(*store.layout.grids[0]))
     if not 0 <= view < len(store.spec.views):
@@ -40,8 +38,7 @@ class DecodeReport:
     """What `decode_runs` did, summed over the ranks."""
 
     pictures: int
-    partial: int
-    """Runs of ids that are not a whole picture."""
+    partial: int  # Runs of ids that are not a whole picture
 
 
 def decode_runs(
@@ -57,17 +54,14 @@ def decode_runs(
 ) -> DecodeReport:
     """Write every run that is a whole picture to `out`, at the path of its key; called by every rank of a job, which share the pictures.
 
-    A key that does not end in .png gets that ending after its own, so that a.jpg and a.png stay two pictures.
+    A key that does not end in .png gets that ending after its own, so that a.jpg and a.png stay two pictures. Raises ValueError: a key
+    outside `out`, an id that the tokenizer does not have, or a number of levels that it does not have. Raises OSError: the disk is full.
 
     Args:
         layout: of a whole picture.
         levels: decode the first so many levels only; 1 is the coarse picture.
         limit: stop after so many pictures; 0: all.
         total: number of runs where it is known, for the progress bar.
-
-    Raises:
-        ValueError: a key outside `out`, an id that the tokenizer does not have, or a number of levels that it does not have.
-        OSError: the disk is full.
     """
     if batch_size < 1 or limit < 0:
         raise ValueError(f"batch size {batch_size} or limit {limit} is too small")

@@ -25,28 +25,20 @@ LARGEST_SHARD, SMALLEST_SHARD = 2048, 64
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """How images are encoded.
-
-    Raises:
-        ValueError: an unknown precision or view, or a number below its least.
-    """
+    """How images are encoded. Raises ValueError: an unknown precision or view, or a number below its least."""
 
     batch_size: int = 32
     """Images per forward pass. Another size may change the last bit of a latent; of 120,000 codes measured none was so close to the
     border of two rows that it changed."""
-    num_workers: int = 2
-    """Processes of each rank that read images; 0: the rank itself."""
-    precision: str = "float32"
-    """Arithmetic of the encoder, "float32" or "bf16"; the manifest records it."""
+    num_workers: int = 2  # Processes of each rank that read images; 0: the rank itself
+    precision: str = "float32"  # Arithmetic of the encoder, "float32" or "bf16"; the manifest records it
     views: tuple[str, ...] = ("whole",)
     """What is encoded of each image: "whole" = the evaluation square, "flip" = its mirror image, "crop" = a training crop, with another
     seed each time it is named. More than one make the views axis of the store."""
     crop: str = "random"
     """Kind of the data set's training crop (`DataConfig.crop`), for the manifest of a store with "crop" among its views."""
-    shard_size: int = 0
-    """Images per shard; 0: 64 shards, each of 64 to 2048 images."""
-    layout: Layout | None = None
-    """Layout of images of another size than the tokenizer's own."""
+    shard_size: int = 0  # Images per shard; 0: 64 shards, each of 64 to 2048 images
+    layout: Layout | None = None  # Layout of images of another size than the tokenizer's own
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -62,21 +54,14 @@ class EncodeConfig:
 class EncodeReport:
     """What one run of `encode_images` did, summed over the ranks."""
 
-    images: int
-    """Images of the shards that this run filled, the unreadable ones included."""
-    already: int
-    """Images of the shards that were there before."""
-    skipped: int
-    """Images of the whole store that could not be read."""
+    images: int  # Images of the shards that this run filled, the unreadable ones included
+    already: int  # Images of the shards that were there before
+    skipped: int  # Images of the whole store that could not be read
     seconds: float
 
 
 def describe_store(tokenizer: ImageTokenizer, dataset: ImageDataset, config: EncodeConfig) -> StoreSpec:
-    """What a store of these images will be made from.
-
-    Raises:
-        ValueError: no images, or keys that are no relative, unique paths.
-    """
+    """What a store of these images will be made from. Raises ValueError: no images, or keys that are no relative, unique paths."""
     keys = dataset.keys
     check_keys(keys)
     transform: dict[str, Any] = {"image_size": dataset.image_size, "protocol": dataset.protocol}
@@ -102,11 +87,9 @@ def encode_images(
 ) -> EncodeReport:
     """Fill the store `out` with the ids of all images; called by every rank of a job.
 
-    What an earlier run finished is kept. Images that cannot be read are recorded in the store with the reason.
-
-    Raises:
-        ValueError: `out` holds ids of another tokenizer, transform or list of images, or no image can be read.
-        OSError: the disk is full; what is written stays, and the same command resumes.
+    What an earlier run finished is kept. Images that cannot be read are recorded in the store with the reason. Raises ValueError: `out`
+    holds ids of another tokenizer, transform or list of images, or no image can be read. Raises OSError: the disk is full; what is written
+    stays, and the same command resumes.
     """
     spec = describe_store(tokenizer, dataset, config)
     start = time.perf_counter()

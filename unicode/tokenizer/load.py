@@ -31,13 +31,9 @@ RESAMPLINGS = {"pixelshuffle": "pixelshuffle", "nearest": "average", "conv": "co
 def load_tokenizer(path: str | Path) -> ImageTokenizer:
     """Return the tokenizer at `path`, in evaluation mode on the CPU.
 
-    Args:
-        path: a run folder of `unicode.run.train_tokenizer` (its newest undamaged checkpoint is taken), one of its checkpoints, a
-            folder of `save_pretrained`, or a folder of hqtransformer, UniCode-ECCV24 or rq-vae-transformer.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no tokenizer in it.
-        ValueError: the tokenizer is damaged or of another architecture.
+    `path`: a run folder of `unicode.run.train_tokenizer` (its newest undamaged checkpoint is taken), one of its checkpoints, a folder of
+    `save_pretrained`, or a folder of hqtransformer, UniCode-ECCV24 or rq-vae-transformer. Raises FileNotFoundError: there is no such
+    folder, or no tokenizer in it. Raises ValueError: the tokenizer is damaged or of another architecture.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -69,9 +65,8 @@ def find_published(folder: str | Path) -> Path | None:
 def load_published(folder: str | Path) -> ImageTokenizer:
     """Return the tokenizer of a published run folder, in evaluation mode.
 
-    Raises:
-        FileNotFoundError: the folder has no config.yaml with weights beside it.
-        ValueError: the weights are no plain tensors, or the config describes a model of none of the published layouts.
+    Raises FileNotFoundError: the folder has no config.yaml with weights beside it. Raises ValueError: the weights are no plain tensors, or
+    the config describes a model of none of the published layouts.
     """
     weights = find_published(folder)
     if weights is None:

@@ -62,9 +62,8 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
         random: random weights, the same on every rank; nothing is read. The global random state stays as it is.
         setting: what the caller's user sets to give `path`, for the error messages.
 
-    Raises:
-        FileNotFoundError: the weights are neither at `path` nor in the cache, and cannot be downloaded.
-        ValueError: the `lpips` package is not installed, or the file holds something else.
+    Raises FileNotFoundError: the weights are neither at `path` nor in the cache, and cannot be downloaded. Raises ValueError: the `lpips`
+    package is not installed, or the file holds something else.
     """
     try:
         import lpips  # an optional dependency that takes seconds to import
@@ -114,16 +113,11 @@ def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> 
 class ObjectiveConfig:
     """Weights of the parts of the loss."""
 
-    l1: float = 0.0
-    """Weight of the mean absolute difference of pixels."""
-    l2: float = 1.0
-    """Weight of the mean squared difference of pixels."""
-    commitment: float = 1.0
-    """Weight of the commitment loss, the mean over the levels (beta is in the codebook's config)."""
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    """LPIPS."""
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """The adversarial part."""
+    l1: float = 0.0  # Weight of the mean absolute difference of pixels
+    l2: float = 1.0  # Weight of the mean squared difference of pixels
+    commitment: float = 1.0  # Weight of the commitment loss, the mean over the levels (beta is in the codebook's config)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)  # LPIPS
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # The adversarial part
 
     def __post_init__(self) -> None:
         if min(self.l1, self.l2, self.commitment) < 0 or self.l1 + self.l2 == 0:
@@ -160,12 +154,10 @@ class Objective(nn.Module):
     ) -> Losses:
         """Return the losses of (B, 3, H, W) images in [-1, 1].
 
-        The gradients of the reconstruction loss and of the adversarial loss are taken at the images, once each. The adaptive weight
-        follows from both at the decoder's last layer, and one backward of `surrogate` sends their sum through the decoder.
-
-        Args:
-            discriminator: with parameters frozen by the caller; may be None when the weight is 0.
-            adversarial_weight: scheduled weight of the adversarial loss; at 0 the discriminator is not called.
+        The gradients of the reconstruction loss and of the adversarial loss are taken at the images, once each. The adaptive weight follows
+        from both at the decoder's last layer, and one backward of `surrogate` sends their sum through the decoder. `discriminator`: with
+        parameters frozen by the caller; may be None when the weight is 0. `adversarial_weight`: scheduled weight of the adversarial loss;
+        at 0 the discriminator is not called.
         """
         config, made = self.config, reconstruction.images.float()
         pixels = made.detach().requires_grad_()

@@ -35,8 +35,7 @@ NOT_IN_FINGERPRINT = (".projection", ".steps", ".scale_steps", ".ratio", ".stren
 def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, widths: list[int] | None) -> Stack:
     """Build the stacked quantizer of a tokenizer: for training, or where `widths` of the codebooks' rows are given, for saved weights.
 
-    Raises:
-        ValueError: see `build_codebooks`; or another number of widths than of codebooks.
+    Raises ValueError: see `build_codebooks`; or another number of widths than of codebooks.
     """
     channels, book = config.map_channels, config.codebook
     if config.type == "hqvae":
@@ -140,12 +139,8 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: torch.Tensor, *, levels: int | None = None, layout: Layout | None = None) -> torch.Tensor:
         """(B, N) int64 codes in canonical order -> (B, 3, H, W) images, about [-1, 1], not clamped.
 
-        Args:
-            levels: use the first so many levels or passes only; 1 is the coarse map alone.
-            layout: layout of images of another size than the config's.
-
-        Raises:
-            ValueError: a code that the codebook does not have, or a number of codes that the layout does not have.
+        `levels`: use the first so many levels or passes only; 1 is the coarse map alone. `layout`: layout of images of another size than
+        the config's. Raises ValueError: a code that the codebook does not have, or a number of codes that the layout does not have.
         """
         layout = layout or self.layout
         codes = codes.to(self.device)
@@ -164,8 +159,7 @@ class ImageTokenizer(nn.Module):
     def from_ids(self, ids: torch.Tensor, *, layout: Layout | None = None) -> torch.Tensor:
         """(B, N) vocabulary ids in id order -> (B, N) int64 codes in canonical order; inverts `to_ids`.
 
-        Raises:
-            ValueError: an id that no row of the codebook stands for.
+        Raises ValueError: an id that no row of the codebook stands for.
         """
         known, order = self.row_ids.to(ids.device).sort()
         places = torch.searchsorted(known, ids.contiguous()).clamp_max(len(known) - 1)
@@ -192,8 +186,7 @@ class ImageTokenizer(nn.Module):
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into the folder `path`, each atomically.
 
-        Raises:
-            OSError: the disk is full; files of an earlier save stay.
+        Raises OSError: the disk is full; files of an earlier save stay.
         """
         with atomic_write(Path(path) / WEIGHTS_FILE, "wb") as file:
             file.write(save(self.inference_state(), {"format": "pt"}))
@@ -210,9 +203,7 @@ class ImageTokenizer(nn.Module):
     def from_pretrained(cls, path: str | Path) -> "ImageTokenizer":
         """Read a folder that `save_pretrained` wrote.
 
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged or of another architecture.
+        Raises FileNotFoundError: a file is missing. Raises ValueError: a file is damaged or of another architecture.
         """
         folder = Path(path)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -234,12 +225,8 @@ class ImageTokenizer(nn.Module):
     def from_state(cls, config: TokenizerConfig, state: dict[str, torch.Tensor], *, source: str, partial: bool = False) -> "ImageTokenizer":
         """Build a tokenizer in evaluation mode from tensors as `inference_state` names them.
 
-        Args:
-            source: where the tensors come from, for messages.
-            partial: missing tensors keep the values that they are built with.
-
-        Raises:
-            ValueError: names or shapes that do not fit the config.
+        `source`: where the tensors come from, for messages. `partial`: missing tensors keep the values that they are built with. Raises
+        ValueError: names or shapes that do not fit the config.
         """
         tables = [f"stack.codebooks.{level}.rows" for level in range(len(state))]
         widths = [state[name].shape[-1] for name in tables if name in state]
@@ -260,8 +247,7 @@ class ImageTokenizer(nn.Module):
 def inference_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Run a block without gradients in reproducible float32 (no TF32, no kernels chosen by timing), or with autocast to bfloat16.
 
-    Args:
-        precision: "float32" or "bf16".
+    `precision`: "float32" or "bf16".
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -289,8 +275,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def parse_config(values: Any, *, source: str) -> TokenizerConfig:
     """Return the config in a dictionary read from JSON.
 
-    Raises:
-        ValueError: an unknown key, an interpolation or a value that makes no sense; the message names `source`.
+    Raises ValueError: an unknown key, an interpolation or a value that makes no sense; the message names `source`.
     """
     try:
         if not isinstance(values, dict):  # OmegaConf would read a string as YAML

@@ -19,14 +19,10 @@ GROUPINGS = ("none", "length", "modality")
 class AdamWConfig:
     """Settings of AdamW in both trainings."""
 
-    lr: float = 1e-4
-    """Peak learning rate."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Adam's decay rates."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled decay."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 is unlimited."""
+    lr: float = 1e-4  # Peak learning rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # Adam's decay rates
+    weight_decay: float = 0.0  # AdamW's decoupled decay
+    clip: float = 1.0  # Largest gradient norm; 0 is unlimited
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -41,22 +37,15 @@ class AdamWConfig:
 class StepsConfig:
     """Settings of the loop in both trainings."""
 
-    steps: int = 0
-    """Optimizer steps of the run; 0 takes `epochs`."""
-    epochs: float = 0.0
-    """Passes over the data, when `steps` is 0."""
+    steps: int = 0  # Optimizer steps of the run; 0 takes `epochs`
+    epochs: float = 0.0  # Passes over the data, when `steps` is 0
     batch_size: int = 128
     """Images or conversations per optimizer step, all ranks and micro-batches together; the run is the same however they are split."""
-    micro_batch_size: int = 0
-    """Images or conversations per forward pass and rank; 0 means batch_size / ranks. Smaller ones are accumulated."""
-    log_every: int = 50
-    """Steps between lines of metrics.jsonl; losses are checked for NaN at the same steps and before every checkpoint."""
-    eval_every: int = 1000
-    """Steps between measurements on held-out data; 0 is only at the end."""
-    save_every: int = 1000
-    """Steps between checkpoints; 0 is none before the end."""
-    keep: int = 3
-    """Checkpoints kept."""
+    micro_batch_size: int = 0  # Images or conversations per forward pass and rank; 0 means batch_size / ranks. Smaller ones are accumulated
+    log_every: int = 50  # Steps between lines of metrics.jsonl; losses are checked for NaN at the same steps and before every checkpoint
+    eval_every: int = 1000  # Steps between measurements on held-out data; 0 is only at the end
+    save_every: int = 1000  # Steps between checkpoints; 0 is none before the end
+    keep: int = 3  # Checkpoints kept
 
     def __post_init__(self) -> None:
         if self.steps <= 0 and self.epochs <= 0:
@@ -71,16 +60,11 @@ class StepsConfig:
 class ComputeConfig:
     """Settings of devices and precision in both trainings."""
 
-    seed: int = 0
-    """Seed of new weights, data order, augmentation and dropout."""
-    device: str = "auto"
-    """`auto` (GPUs where there are any), `cpu` or `cuda`."""
-    precision: str = "auto"
-    """`bf16`, `float32`, or `auto`: bf16 on GPUs that have it. Codebooks of a tokenizer are float32 always."""
-    threads: int = 0
-    """CPU threads of each rank; 0 leaves the library's choice."""
-    timeout_minutes: float = 60.0
-    """How long a rank waits for the others in one exchange before the run is ended as hanging."""
+    seed: int = 0  # Seed of new weights, data order, augmentation and dropout
+    device: str = "auto"  # `auto` (GPUs where there are any), `cpu` or `cuda`
+    precision: str = "auto"  # `bf16`, `float32`, or `auto`: bf16 on GPUs that have it. Codebooks of a tokenizer are float32 always
+    threads: int = 0  # CPU threads of each rank; 0 leaves the library's choice
+    timeout_minutes: float = 60.0  # How long a rank waits for the others in one exchange before the run is ended as hanging
 
     def __post_init__(self) -> None:
         _check_word("run.device", self.device, ("auto", "cpu", "cuda"))
@@ -93,12 +77,9 @@ class ComputeConfig:
 class OptimizerConfig(AdamWConfig):
     """AdamW of the generator and of the discriminator."""
 
-    min_lr: float = 0.0
-    """Learning rate of the last step."""
-    discriminator_lr: float = 1e-4
-    """Peak learning rate of the discriminator; follows the same curve."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up."""
+    min_lr: float = 0.0  # Learning rate of the last step
+    discriminator_lr: float = 1e-4  # Peak learning rate of the discriminator; follows the same curve
+    warmup_steps: int = 500  # Steps of linear warm-up
     betas: list[float] = field(default_factory=lambda: [0.5, 0.9])
 
     def __post_init__(self) -> None:
@@ -113,22 +94,14 @@ class OptimizerConfig(AdamWConfig):
 class LoopConfig(StepsConfig):
     """How long, how large, how often."""
 
-    language_tail: float = 0.1
-    """Mode `language`: share of the steps at the end during which r = 1."""
-    fade_in: float = 0.0
-    """Share of the steps at the start over which quantization fades in."""
-    average_decay: float = 0.0
-    """Decay of the moving average of the weights that is evaluated and saved; 0 is off."""
-    num_workers: int = 8
-    """Processes per rank that read and decode images; 0 does it in the training process."""
-    val_split: str = "val"
-    """Split of the data that is validated on; empty for none."""
-    val_images: int = 2000
-    """Images of a validation; 0 is all."""
-    val_batch_size: int = 32
-    """Images per forward pass of a validation."""
-    usage_alarm: float = 0.01
-    """Warn when a level uses less than this share of the rows it could have used between two log lines."""
+    language_tail: float = 0.1  # Mode `language`: share of the steps at the end during which r = 1
+    fade_in: float = 0.0  # Share of the steps at the start over which quantization fades in
+    average_decay: float = 0.0  # Decay of the moving average of the weights that is evaluated and saved; 0 is off
+    num_workers: int = 8  # Processes per rank that read and decode images; 0 does it in the training process
+    val_split: str = "val"  # Split of the data that is validated on; empty for none
+    val_images: int = 2000  # Images of a validation; 0 is all
+    val_batch_size: int = 32  # Images per forward pass of a validation
+    usage_alarm: float = 0.01  # Warn when a level uses less than this share of the rows it could have used between two log lines
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,10 +115,8 @@ class RunConfig(ComputeConfig):
 
     dir: str = "outputs/tokenizer"
     """Run folder: config.yaml, metrics.jsonl, checkpoints/, pictures/, TensorBoard files. The same folder resumes."""
-    compile: bool = False
-    """Compile encoder, decoder, discriminator and perceptual network."""
-    channels_last: bool = False
-    """Keep images and convolutions in NHWC memory order, faster on tensor cores."""
+    compile: bool = False  # Compile encoder, decoder, discriminator and perceptual network
+    channels_last: bool = False  # Keep images and convolutions in NHWC memory order, faster on tensor cores
 
 
 @dataclass
@@ -166,11 +137,7 @@ class TrainTokenizerConfig:
 
 
 def split_batch(loop: StepsConfig, world_size: int) -> int:
-    """Return the number of micro-batches per step and rank.
-
-    Raises:
-        ValueError: the batch cannot be split evenly.
-    """
+    """Return the number of micro-batches per step and rank. Raises ValueError: the batch cannot be split evenly."""
     micro = loop.micro_batch_size or loop.batch_size // world_size
     if micro < 1 or loop.batch_size % (micro * world_size):
         raise ValueError(
@@ -184,20 +151,14 @@ def split_batch(loop: StepsConfig, world_size: int) -> int:
 class ModelConfig:
     """The language model that is tuned, and how it is read."""
 
-    path: str = ""
-    """Folder of a Hugging Face model, or a .gguf file."""
+    path: str = ""  # Folder of a Hugging Face model, or a .gguf file
     image_tokenizer: str = ""
     """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; may be empty for training."""
-    template: str = "vicuna_v1"
-    """Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)."""
-    input_mode: str = "ids"
-    """`ids` (one position per id) or `sum` (one position per coarse cell: the sum of the rows of its ids)."""
-    attention: str = "auto"
-    """`auto` (eager for models of few parameters on a CPU, sdpa otherwise) or the name of an implementation."""
-    dtype: str = "auto"
-    """Type of the weights in memory: float32, bfloat16, float16, or `auto`: as `run.precision` needs it."""
-    quantize: str = "none"
-    """`none`, or `nf4` / `int8`: frozen weights in 4 or 8 bits under LoRA; needs a GPU and the package bitsandbytes."""
+    template: str = "vicuna_v1"  # Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)
+    input_mode: str = "ids"  # `ids` (one position per id) or `sum` (one position per coarse cell: the sum of the rows of its ids)
+    attention: str = "auto"  # `auto` (eager for models of few parameters on a CPU, sdpa otherwise) or the name of an implementation
+    dtype: str = "auto"  # Type of the weights in memory: float32, bfloat16, float16, or `auto`: as `run.precision` needs it
+    quantize: str = "none"  # `none`, or `nf4` / `int8`: frozen weights in 4 or 8 bits under LoRA; needs a GPU and the package bitsandbytes
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
@@ -222,14 +183,11 @@ class LlmDataConfig:
     """Longest sequence in tokens; 0: the model's context, at most 2048. Longer conversations are cut between turns, or left out."""
     isolate_turns: bool = False
     """Let the questions of a conversation attend to its images but not to each other, as if each were asked alone."""
-    pack: bool = False
-    """Put several short conversations into one row of a batch; they do not attend to each other."""
-    skip_bad: bool = False
-    """Leave out records that cannot be used and count them; false stops with the first of them named."""
+    pack: bool = False  # Put several short conversations into one row of a batch; they do not attend to each other
+    skip_bad: bool = False  # Leave out records that cannot be used and count them; false stops with the first of them named
     task_weights: dict[str, float] = field(default_factory=dict)
     """Task -> how often its records occur, times the weight of their file; 1 for tasks that are not named."""
-    num_workers: int = 0
-    """Processes per rank that tokenize ahead; 0 does it in the training process."""
+    num_workers: int = 0  # Processes per rank that tokenize ahead; 0 does it in the training process
 
     def __post_init__(self) -> None:
         if self.max_length < 0 or self.num_workers < 0:
@@ -242,20 +200,13 @@ class LlmOptimizerConfig(AdamWConfig):
     """AdamW, its schedule, and the weights of the parts of the loss."""
 
     lr: float = 2e-4
-    projector_lr: float = 0.0
-    """Peak learning rate of a LLaVA projector; 0: as `lr`."""
-    marker_lr: float = 0.0
-    """Peak learning rate of the rows of the image markers; 0: as `lr`."""
-    schedule: str = "cosine"
-    """`cosine`, `linear` or `constant_with_warmup`."""
-    warmup: float = 0.03
-    """Steps of linear warm-up; below 1 a share of all steps."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled decay; never on biases, normalizations and marker rows."""
-    text_weight: float = 1.0
-    """Weight of the mean loss over the text targets of a step."""
-    image_weight: float = 1.0
-    """Weight of the mean loss over the image ids of a step."""
+    projector_lr: float = 0.0  # Peak learning rate of a LLaVA projector; 0: as `lr`
+    marker_lr: float = 0.0  # Peak learning rate of the rows of the image markers; 0: as `lr`
+    schedule: str = "cosine"  # `cosine`, `linear` or `constant_with_warmup`
+    warmup: float = 0.03  # Steps of linear warm-up; below 1 a share of all steps
+    weight_decay: float = 0.0  # AdamW's decoupled decay; never on biases, normalizations and marker rows
+    text_weight: float = 1.0  # Weight of the mean loss over the text targets of a step
+    image_weight: float = 1.0  # Weight of the mean loss over the image ids of a step
     task_weights: dict[str, float] = field(default_factory=dict)
     """Task -> weight of its targets in those means; 1 for tasks that are not named."""
 
@@ -273,16 +224,13 @@ class LlmOptimizerConfig(AdamWConfig):
 class LlmLoopConfig(StepsConfig):
     """How long, how large, how often."""
 
-    epochs: float = 1.0
-    """Passes over the weighted data, when `steps` is 0."""
+    epochs: float = 1.0  # Passes over the weighted data, when `steps` is 0
     group_by: str = "length"
     """What the conversations of a batch have in common: `length`, `modality` (images or none, then length), or `none`."""
     log_every: int = 10
     eval_every: int = 0
-    eval_batch_size: int = 0
-    """Conversations per forward pass and rank of a measurement; 0: as micro_batch_size."""
-    eval_samples: int = 1000
-    """Held-out conversations measured, spread over the files; 0 is all."""
+    eval_batch_size: int = 0  # Conversations per forward pass and rank of a measurement; 0: as micro_batch_size
+    eval_samples: int = 1000  # Held-out conversations measured, spread over the files; 0 is all
     save_every: int = 500
     keep: int = 2
 
@@ -299,8 +247,7 @@ class LlmRunConfig(ComputeConfig):
 
     dir: str = "outputs/llm"
     """Run folder: config.yaml, metrics.jsonl, checkpoint-N/, tensorboard/, and at the end the adapter or model. The same folder resumes."""
-    deepspeed: str = ""
-    """A DeepSpeed JSON file, as configs/deepspeed/zero2.json; empty: one process or DDP."""
+    deepspeed: str = ""  # A DeepSpeed JSON file, as configs/deepspeed/zero2.json; empty: one process or DDP
 
 
 @dataclass

@@ -37,18 +37,15 @@ from unicode.train.runtime import build_arguments, check_resumable, resolve_runt
 from unicode.train.samplers import ConversationSampler
 
 SUMMARY = "summary.json"
-FIXED = ("model.path", "model.template", "model.input_mode", "lora.", "vision.")
-"""Settings that a run folder keeps: what its weights mean."""
+FIXED = ("model.path", "model.template", "model.input_mode", "lora.", "vision.")  # Settings that a run folder keeps: what its weights mean
 logger = get_logger(__name__)
 
 
 class LlmTraining:
     """Builds everything that a config names, then trains.
 
-    Data and their order come first, the weights of the model last: what a user can get wrong is found before minutes of loading.
-
-    Raises:
-        ValueError, FileNotFoundError: whatever in the config, the data, the model or the run folder does not fit, before work starts.
+    Data and their order come first, the weights of the model last: what a user can get wrong is found before minutes of loading. Raises
+    ValueError, FileNotFoundError: whatever in the config, the data, the model or the run folder does not fit, before work starts.
     """
 
     def __init__(self, config: TrainLlmConfig) -> None:
@@ -117,9 +114,8 @@ class LlmTraining:
     def run(self) -> Path:
         """Train from the newest complete checkpoint, or from the start, to the end; write the run folder; return it.
 
-        Raises:
-            ValueError: the loss became NaN or infinite, every checkpoint is damaged, or another process trains there.
-            OSError: the disk is full; the checkpoints that were there stay.
+        Raises ValueError: the loss became NaN or infinite, every checkpoint is damaged, or another process trains there. Raises OSError:
+        the disk is full; the checkpoints that were there stay.
         """
         with lock_folder(self.folder, "training"):
             if self._is_finished():

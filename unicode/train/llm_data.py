@@ -44,8 +44,7 @@ class Vision:
     def wrap(self, lm: Any) -> LlavaModel:
         """Put the tower and a projector around a language model, or a PEFT model of one; freeze it where only the projector learns.
 
-        Raises:
-            FileNotFoundError, ValueError: the projector to begin with is missing or does not fit.
+        Raises FileNotFoundError, ValueError: the projector to begin with is missing or does not fit.
         """
         if self.settings.projector_only:
             lm.requires_grad_(False)
@@ -64,9 +63,7 @@ class Vision:
 def open_vision(settings: VisionSettings) -> Vision | None:
     """Open the tower and the folders of the pictures; None where images are ids.
 
-    Raises:
-        FileNotFoundError: no such tower or folder.
-        ValueError: the folder holds something else, or no folder is named.
+    Raises FileNotFoundError: no such tower or folder. Raises ValueError: the folder holds something else, or no folder is named.
     """
     if not settings.enabled:
         return None
@@ -119,9 +116,8 @@ def read_data(
         markers: around images.
         image_positions: positions of one picture of the LLaVA baseline; 0 where images are ids.
 
-    Raises:
-        FileNotFoundError: a file, store or image tokenizer is missing.
-        ValueError: a damaged file, ids that do not fit the model or each other, a length beyond the model's context.
+    Raises FileNotFoundError: a file, store or image tokenizer is missing. Raises ValueError: a damaged file, ids that do not fit the model
+    or each other, a length beyond the model's context.
     """
     data = config.data
     if not data.files:
@@ -154,9 +150,7 @@ def read_data(
 def describe_tokenizer(path: str, *, rows: int, model: str) -> tuple[Layout | None, str]:
     """Layout and fingerprint of an image tokenizer; None and "" without one.
 
-    Raises:
-        FileNotFoundError: no tokenizer there.
-        ValueError: its ids are not ids of a vocabulary of `rows` rows.
+    Raises FileNotFoundError: no tokenizer there. Raises ValueError: its ids are not ids of a vocabulary of `rows` rows.
     """
     if not path:
         return None, ""

@@ -128,11 +128,7 @@ def prepare_forward_(model: Any, *, mask_dtype: torch.dtype = torch.float32) -> 
 
 
 def target_losses(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """(n,) float32 negative log likelihoods of the targets.
-
-    Args:
-        logits: (1, n, V) or (n, V), computed at the positions `targets.at`.
-    """
+    """(n,) float32 negative log likelihoods of the targets. `logits`: (1, n, V) or (n, V), computed at the positions `targets.at`."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.ids, reduction="none")
 
 

@@ -24,12 +24,7 @@ logger = get_logger(__name__)
 
 
 class Monitor:
-    """Metrics of both trainings. Every rank calls all methods; the main rank writes.
-
-    Args:
-        folder: run folder.
-        device: of the losses.
-    """
+    """Metrics of both trainings. Every rank calls all methods; the main rank writes. `folder`: run folder. `device`: of the losses."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.folder = folder
@@ -101,9 +96,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 class TokenizerMonitor(Monitor):
     """Averages losses on the device and measures codebook usage between two lines.
 
-    Args:
-        batch_size: images per step, for images/s.
-        usage_alarm: share of usable rows below which a level raises the alarm.
+    `batch_size`: images per step, for images/s. `usage_alarm`: share of usable rows below which a level raises the alarm.
     """
 
     def __init__(self, folder: Path, device: torch.device | str, *, batch_size: int, usage_alarm: float) -> None:
@@ -133,8 +126,7 @@ class TokenizerMonitor(Monitor):
     def flush(self, codebooks: list[Codebook], *, extra: dict[str, float]) -> dict[str, float]:
         """Write the averages since the last call, over all ranks, and the usage of each codebook; call on every rank.
 
-        Raises:
-            ValueError: a loss is NaN or infinite; the message names the step.
+        Raises ValueError: a loss is NaN or infinite; the message names the step.
         """
         totals: dict[str, Any] = {}
         for group, sums in self.sums.items():

@@ -48,9 +48,8 @@ class Runtime:
 def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
     """Decide on device, precision and batches.
 
-    Raises:
-        FileNotFoundError: no DeepSpeed file of that name.
-        ValueError: no GPU where one is asked for, a batch that cannot be split, or a DeepSpeed file that contradicts the run.
+    Raises FileNotFoundError: no DeepSpeed file of that name. Raises ValueError: no GPU where one is asked for, a batch that cannot be
+    split, or a DeepSpeed file that contradicts the run.
     """
     run, loop = config.run, config.train
     if run.device == "cuda" and not torch.cuda.is_available():
@@ -76,13 +75,9 @@ def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
 def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) -> dict[str, Any]:
     """Return the content of a DeepSpeed config.
 
-    Args:
-        path: the JSON file.
-        expected: dotted key of DeepSpeed -> the run's setting that means the same, and its value.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, no ZeRO section, a value that contradicts the run, or an optimizer or schedule of its own.
+    `path`: the JSON file. `expected`: dotted key of DeepSpeed -> the run's setting that means the same, and its value. Raises
+    FileNotFoundError: no such file. Raises ValueError: not JSON, no ZeRO section, a value that contradicts the run, or an optimizer or
+    schedule of its own.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no DeepSpeed config {path}; run.deepspeed takes {DEEPSPEED_FILES}")
@@ -172,8 +167,7 @@ def join_ranks(runtime: Runtime, *, timeout: timedelta) -> None:
 def check_resumable(config: Any, folder: Path, *, fixed: tuple[str, ...], loose: tuple[str, ...] = ()) -> None:
     """Compare a config with the `config.yaml` of a run folder; name in a warning the settings that differ.
 
-    Raises:
-        ValueError: a setting differs whose dotted key begins with one of `fixed` and none of `loose`.
+    Raises ValueError: a setting differs whose dotted key begins with one of `fixed` and none of `loose`.
     """
     path = folder / "config.yaml"
     if not path.is_file():

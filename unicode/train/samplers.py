@@ -11,8 +11,7 @@ from unicode.images.dataset import AugmentedIndex
 from unicode.train.config import GROUPINGS
 
 _MIX = 0x9E3779B97F4A7C15  # odd constant of a multiplicative hash
-WINDOW = 64
-"""Batches that are sorted by length together: enough to make neighbours alike, few enough to keep the order random."""
+WINDOW = 64  # Batches that are sorted by length together: enough to make neighbours alike, few enough to keep the order random
 _EPOCH, _WINDOW = 1, 2  # what a stream of random numbers is for
 Item = TypeVar("Item")
 
@@ -158,11 +157,7 @@ class ConversationSampler(StepSampler[int]):
 
 
 def occurrences(weights: np.ndarray) -> np.ndarray:
-    """Cumulated weights (n,), scaled so that their sum is the nearest whole number, at least 1.
-
-    Raises:
-        ValueError: all weights are 0.
-    """
+    """Cumulated weights (n,), scaled so that their sum is the nearest whole number, at least 1. Raises ValueError: all weights are 0."""
     total = float(weights.sum())
     if total <= 0:
         raise ValueError("every record has weight 0; give one of data.files or data.task_weights a positive weight")

@@ -34,9 +34,7 @@ from unicode.train.samplers import AugmentedSampler
 class WeightAverage:
     """Averages of every parameter; buffers (codebooks, statistics) are averages of their own and stay the live ones.
 
-    Args:
-        tokenizer: the live model.
-        decay: share of the old average kept per step, for example 0.999.
+    `tokenizer`: the live model. `decay`: share of the old average kept per step, for example 0.999.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, *, decay: float) -> None:
@@ -84,10 +82,8 @@ logger = get_logger(__name__)
 class TokenizerTrainer:
     """Builds everything that a config names, then trains.
 
-    Everything that depends on chance is seeded by the step, so a resumed run needs no random state and ends with the same bits.
-
-    Raises:
-        ValueError, FileNotFoundError: whatever in the config, the data, the table or the run folder does not fit, before work starts.
+    Everything that depends on chance is seeded by the step, so a resumed run needs no random state and ends with the same bits. Raises
+    ValueError, FileNotFoundError: whatever in the config, the data, the table or the run folder does not fit, before work starts.
     """
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
@@ -138,9 +134,8 @@ class TokenizerTrainer:
     def run(self) -> Path:
         """Train from the newest complete checkpoint, or from the start, to the end; return the folder of the last checkpoint.
 
-        Raises:
-            ValueError: a loss became NaN or infinite, the run folder belongs to another architecture, or another process trains there.
-            OSError: the disk is full; the checkpoints that were there stay.
+        Raises ValueError: a loss became NaN or infinite, the run folder belongs to another architecture, or another process trains there.
+        Raises OSError: the disk is full; the checkpoints that were there stay.
         """
         with lock_folder(self.folder, "training"):
             checkpoint = self._open_folder()

@@ -20,5 +20,4 @@ _ALL: tuple[Benchmark, ...] = (
     Llavabench(),
     Mmvet(),
 )
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
-"""In the order of LLaVA's results table."""
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}  # In the order of LLaVA's results table

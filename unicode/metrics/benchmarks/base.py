@@ -13,10 +13,8 @@ from unicode.common.files import atomic_write, read_jsonl
 EVAL_ARCHIVE = "it comes with LLaVA's eval.zip (docs/Evaluation.md of haotian-liu/LLaVA); unpack that in the data folder"
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
-SHORT_TOKENS, LONG_TOKENS = 128, 1024
-"""Limits of an answer: LLaVA's loader script for short answers, its other scripts."""
-SHOWN = 5
-"""How many damaged lines or unknown ids a message names."""
+SHORT_TOKENS, LONG_TOKENS = 128, 1024  # Limits of an answer: LLaVA's loader script for short answers, its other scripts
+SHOWN = 5  # How many damaged lines or unknown ids a message names
 
 _LLAVA = ("LLaVA-1.5 7B", "LLaVA-1.5 7B LoRA", "LLaVA-1.5 13B", "LLaVA-1.5 13B LoRA")
 _LLAVA_SCORES = {
@@ -174,8 +172,7 @@ class Score:
     def count_answers_(self, answers: Answers, known: Collection[str], *, where: str | Path | None) -> None:
         """Count the questions (keys `known`), those with an answer, and the answers that belong to none.
 
-        Raises:
-            ValueError: more than half of the answers belong to none: they are answers to another question file.
+        Raises ValueError: more than half of the answers belong to none: they are answers to another question file.
         """
         unknown = [record["question_id"] for key, record in answers.items() if key not in known]
         shown = ", ".join(repr(name) for name in unknown[:SHOWN])
@@ -236,8 +233,7 @@ class Benchmark(ABC):
     def score(self, data: Path, answers: Answers, options: Options) -> Score:
         """Score the answers. A missing answer key is no error: the score then has no headline, and a note.
 
-        Raises:
-            ValueError: the answers belong to another question file, or a file is damaged.
+        Raises ValueError: the answers belong to another question file, or a file is damaged.
         """
         score = Score(self.name, None, self.unit, self.protocol, num_answered=len(answers))
         self._score(score, data, answers, options)
@@ -266,8 +262,7 @@ def add_question_(questions: dict[str, Question], question: Question, *, where: 
 def read_question_file(path: Path, key_of: Callable[[Mapping[str, Any]], str]) -> list[Question]:
     """Read `{"question_id", "image", "text"}` a line; further fields are kept. A line that is there twice is asked once.
 
-    Raises:
-        ValueError: a line is damaged, lacks a field, or uses a key for another question; the message names file and line.
+    Raises ValueError: a line is damaged, lacks a field, or uses a key for another question; the message names file and line.
     """
     questions: dict[str, Question] = {}
     for number, record in enumerate(read_jsonl(path), 1):
@@ -289,12 +284,8 @@ def read_question_file(path: Path, key_of: Callable[[Mapping[str, Any]], str]) -
 def read_answers(path: Path, key_of: Callable[[Mapping[str, Any]], str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Read an answer file; `key_of` is the benchmark's. Damaged lines are left out.
 
-    Returns:
-        The records by key, in the order of the file, and notes for the report: which lines are damaged, how many repeat an answer.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: two lines answer one question differently; both lines are named.
+    Returns the records by key, in the order of the file, and notes for the report: which lines are damaged, how many repeat an answer.
+    Raises FileNotFoundError: there is no such file. Raises ValueError: two lines answer one question differently; both lines are named.
     """
     records: dict[str, dict[str, Any]] = {}
     lines: dict[str, int] = {}
@@ -331,10 +322,7 @@ def read_answers(path: Path, key_of: Callable[[Mapping[str, Any]], str]) -> tupl
 def check_prompts(answers: Answers, questions: Iterable[Question], *, where: str) -> None:
     """Refuse answers whose recorded prompts are not the questions of their ids, as happens when two files number theirs alike.
 
-    Answers without a recorded prompt are not compared.
-
-    Raises:
-        ValueError: more than half of the prompts differ; one pair is shown.
+    Answers without a recorded prompt are not compared. Raises ValueError: more than half of the prompts differ; one pair is shown.
     """
     compared, different = 0, []
     for question in questions:

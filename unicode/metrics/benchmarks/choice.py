@@ -187,8 +187,7 @@ Row = Mapping[str, str]
 REQUIRED = ("index", "question", "A", "B", "image")
 MAY_BE_EMPTY = ("hint", *LETTERS, "answer")
 NOT_UPLOADED = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})
-PREDICTION_COLUMN = 6
-"""Where LLaVA puts the prediction among the columns that are left: after index, question and A to D."""
+PREDICTION_COLUMN = 6  # Where LLaVA puts the prediction among the columns that are left: after index, question and A to D
 NO_VALUE = frozenset({"", "#n/a", "#n/a n/a", "n/a", "na", "<na>", "#na", "null", "nan", "-nan", "none"})
 """Cells, in lower case, that stand for nothing: what LLaVA's reader takes for empty."""
 
@@ -196,8 +195,7 @@ NO_VALUE = frozenset({"", "#n/a", "#n/a n/a", "n/a", "na", "<na>", "#na", "null"
 def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows by column; cells of `MAY_BE_EMPTY` that stand for nothing are "".
 
-    Raises:
-        ValueError: a column is not there, a row is cut off, an index is no number or is there twice; the message names it.
+    Raises ValueError: a column is not there, a row is cut off, an index is no number or is there twice; the message names it.
     """
     csv.field_size_limit(sys.maxsize)  # an image is one cell
     rows: dict[str, dict[str, str]] = {}
@@ -230,8 +228,7 @@ def row_options(row: Row) -> list[str]:
 def write_workbook(rows: Sequence[Row], predictions: Mapping[str, str]) -> bytes:
     """Return the xlsx file for the server: the table without images and categories, with `prediction` as its seventh column.
 
-    Args:
-        predictions: the raw answer by index; a row without one gets an empty cell.
+    `predictions`: the raw answer by index; a row without one gets an empty cell.
     """
     openpyxl = require("openpyxl", extra="mmbench")
     columns = [name for name in rows[0] if name not in NOT_UPLOADED]
@@ -256,8 +253,7 @@ def write_workbook(rows: Sequence[Row], predictions: Mapping[str, str]) -> bytes
     return content.getvalue()
 
 
-ROTATION_STEP = 1_000_000
-"""The server's tables hold rotations of a question under its index plus a multiple of this."""
+ROTATION_STEP = 1_000_000  # The server's tables hold rotations of a question under its index plus a multiple of this
 OPTION_LETTER_CN = "请直接回答选项字母。"
 
 

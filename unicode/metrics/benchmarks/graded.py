@@ -34,8 +34,7 @@ log = get_logger(__name__)
 
 SYSTEM_PROMPT = "You are a helpful and precise assistant for checking the quality of the answer."
 """The system line that LLaVA's reviews were made with."""
-Pair = tuple[float, float]
-"""Scores of (reference, candidate)."""
+Pair = tuple[float, float]  # Scores of (reference, candidate)
 
 
 @dataclass(frozen=True)
@@ -190,8 +189,7 @@ class Grader:
     def __post_init__(self) -> None:
         """Check the address and read the replies that are there; a line that a killed run left half written is skipped.
 
-        Raises:
-            ValueError: the address is not http(s), no model is named, or the package openai is missing.
+        Raises ValueError: the address is not http(s), no model is named, or the package openai is missing.
         """
         self._shown_url = _without_credentials(self.base_url)
         if not self.base_url.startswith(("http://", "https://")):
@@ -216,8 +214,7 @@ class Grader:
     def from_environment(cls, cache: Path, *, model: str = "") -> "Grader | None":
         """Return the grader that the environment names, or None where `OPENAI_BASE_URL` is not set.
 
-        Raises:
-            ValueError: no model, or a price that is no number.
+        Raises ValueError: no model, or a price that is no number.
         """
         base_url = os.environ.get(URL_VARIABLE, "")
         if not base_url:
@@ -402,8 +399,7 @@ class Llavabench(Benchmark):
     def grading_prompts(self, data: Path, answers: Answers, rules: Mapping[str, Rule] | None = None) -> dict[str, tuple[str, str]]:
         """Return {key: (category, the grader's prompt)} of the answered questions, for `Grader.describe_cost` and for grading.
 
-        Raises:
-            ValueError: a question has no reference answer, no description of its image, or a category without a rule.
+        Raises ValueError: a question has no reference answer, no description of its image, or a category without a rule.
         """
         rules = self._read_rules(data)[0] if rules is None else rules
         context = {record["image"]: _caption(record) for record in _read(self.context.require(data), ("image", "caption"))}

@@ -51,8 +51,7 @@ CONTRACTIONS = {
 """Contractions that lack one apostrophe -> the spelling that counts. Those with capitals never match, for answers come in lower case."""
 
 
-MAX_FULL_STOPS = 32
-"""The servers delete at most so many full stops: a flag of theirs stands where the count belongs."""
+MAX_FULL_STOPS = 32  # The servers delete at most so many full stops: a flag of theirs stands where the count belongs
 _FULL_STOP = re.compile(r"\.(?!\d)")
 ANNOTATORS_TO_AGREE = 3
 
@@ -111,13 +110,9 @@ def score_val_(
 ) -> None:
     """Score a val split with published answers: soft accuracy in percent over all its questions and per `answer_type`.
 
-    A question without an answer scores 0; without the annotation file there is no headline.
-
-    Args:
-        by_key: content of the file -> {key: {"answers": [{"answer": text}, ...], "answer_type": optional}}, as VQAv2 and VizWiz publish it.
-
-    Raises:
-        ValueError: the file is another one, or the answers are those of another split.
+    A question without an answer scores 0; without the annotation file there is no headline. `by_key`: content of the file -> {key:
+    {"answers": [{"answer": text}, ...], "answer_type": optional}}, as VQAv2 and VizWiz publish it. Raises ValueError: the file is another
+    one, or the answers are those of another split.
     """
     score.protocol = VAL_PROTOCOL
     if score.note_missing_(data, file):
@@ -257,8 +252,7 @@ _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 def question_of(prompt: str) -> str:
     """Return the bare question, in lower case, of a prompt of LLaVA's question files.
 
-    Raises:
-        ValueError: the prompt has none of the forms of these files.
+    Raises ValueError: the prompt has none of the forms of these files.
     """
     lines = prompt.split("\n")
     if prompt.startswith(OCR_START):

@@ -77,8 +77,7 @@ class Pope(Benchmark):
 def _read_labels(path: Path, asked: Sequence[Question]) -> list[str]:
     """Return the labels of a category; its rows have to be the questions that were asked.
 
-    Raises:
-        ValueError: another number of rows, another image or text, or a label that is neither yes nor no.
+    Raises ValueError: another number of rows, another image or text, or a label that is neither yes nor no.
     """
     rows: list[dict[str, Any]] = list(read_jsonl(path))
     if len(rows) != len(asked):
@@ -141,8 +140,7 @@ class Gold(NamedTuple):
     answer: str  # "Yes" or "No"
 
 
-Task = dict[str, dict[str, Gold]]
-"""The questions of a task: "image.txt" -> bare question -> gold, in the order of the files."""
+Task = dict[str, dict[str, Gold]]  # The questions of a task: "image.txt" -> bare question -> gold, in the order of the files
 
 
 def mme_answer(text: str) -> str:
@@ -202,10 +200,8 @@ class Mme(Benchmark):
 def read_gold(folder: Path) -> dict[str, Task]:
     """Read the answers of MME's release: a folder per task, a text file per image, a line "question<TAB>Yes" per question.
 
-    The text files lie beside the images or, in some tasks, in `questions_answers_YN`.
-
-    Raises:
-        ValueError: a line is damaged, or an image has other than two questions; the message names the file.
+    The text files lie beside the images or, in some tasks, in `questions_answers_YN`. Raises ValueError: a line is damaged, or an image has
+    other than two questions; the message names the file.
     """
     gold: dict[str, Task] = {}
     for task_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
