@@ -206,24 +206,6 @@ def test_usage_alarm(overrides: list[str], caplog: pytest.LogCaptureFixture) -> 
     assert re.search(r"usage alarm: codebook \d uses \d+ of \d+ rows", caplog.text)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["model.codebook.table="], "export_codebook"),
-        (["model.codebook.num_rows=97"], "96 eligible rows"),
-        (["model.image_size=36"], "stride 8"),
-        (["train.batch_size=9", "train.micro_batch_size=2"], "multiple of 2"),
-        (["data.name=folder", "data.root=/nowhere/at/all"], "nowhere"),
-        (["objective.commitment=0", "model.codebook.entropy_weight=0"], "without a gradient"),
-        (["train.step=3"], "did you mean 'train.steps'"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_work_starts(overrides: list[str], changes: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(overrides, *changes)
-    assert not (tmp_path / "run").exists()
-
-
 def test_another_architecture_in_the_run_folder_is_refused(overrides: list[str]) -> None:
     train(overrides, "train.steps=4")
     with pytest.raises(ValueError, match=r"model\.autoencoder\.channels=8, this one has 16; choose another run\.dir"):
