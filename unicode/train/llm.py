@@ -1,6 +1,5 @@
 """Training of a language model on conversations with images: a config in, a run folder with an adapter or model out; resumes."""
 
-import math
 import resource
 import time
 from collections.abc import Iterator
@@ -55,8 +54,7 @@ class LlmTraining:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.runtime = resolve_runtime(config)
-        self.vision = open_vision(config.vision)  # before the arguments: ZeRO-3 splits models that are opened after them
-        self.args = build_arguments(config, self.runtime)  # joins the ranks, of which one reads the data for all
+        self.vision = open_vision(config.vision)
         self.markers_train = marker_rows_train(config.lora, zero_stage=self.runtime.zero_stage)
         model_config, self.text_tokenizer = open_description(config.model.path)
         self.markers = choose_markers(self.text_tokenizer, table_rows=table_rows(model_config))
@@ -74,8 +72,7 @@ class LlmTraining:
         loop = config.train
         self.steps = loop.steps or max(1, round(loop.epochs * self.data.epoch_length / loop.batch_size))
         check_resumable(config, self.folder, fixed=FIXED)
-        warmup = config.optimizer.warmup
-        self.args.max_steps, self.args.warmup_steps = self.steps, math.ceil(warmup * self.steps) if warmup < 1 else int(warmup)
+        self.args = build_arguments(config, self.runtime, steps=self.steps)
         torch.manual_seed(config.run.seed)
         self.model: Any = self._build_model()
 

@@ -1,5 +1,6 @@
 """A run's config -> devices, precision, ranks, DeepSpeed, the arguments of transformers' Trainer, and whether a run can resume."""
 
+import math
 import os
 import socket
 from dataclasses import asdict, dataclass
@@ -96,8 +97,8 @@ def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) ->
     return content  # type: ignore[no-any-return]
 
 
-def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArguments:
-    """Return the arguments of a run, its number of steps still open (see `LlmTraining`); joins the other ranks.
+def build_arguments(config: TrainLlmConfig, runtime: Runtime, *, steps: int) -> TrainingArguments:
+    """Return the arguments of a run of `steps` optimizer steps; joins the other ranks.
 
     With ZeRO-3, models that are opened while these arguments live are split over the ranks at once.
     """
@@ -106,7 +107,8 @@ def build_arguments(config: TrainLlmConfig, runtime: Runtime) -> TrainingArgumen
     join_ranks(runtime, timeout=timeout)
     args = TrainingArguments(
         output_dir=run.dir,
-        max_steps=max(1, loop.steps),
+        max_steps=steps,
+        warmup_steps=math.ceil(options.warmup * steps) if options.warmup < 1 else int(options.warmup),
         per_device_train_batch_size=runtime.micro,
         per_device_eval_batch_size=loop.eval_batch_size or runtime.micro,
         gradient_accumulation_steps=runtime.accumulation,
