@@ -80,7 +80,7 @@ def bench(tmp_path: Path) -> Path:
     (folder / BENCHMARKS["sqa"].questions).write_text(json.dumps([{"id": "4", "image": "4/image.png"}, {"id": "5"}]))
     (folder / BENCHMARKS["seed"].questions).write_text(json.dumps({"image": "../../../../x.jpg"}))
     picture = base64.b64encode(b"picture").decode()
-    rows = ["index\tquestion\timage", f"7\twhat\t{picture}", f"../8\twhat\t{picture}", "9\twhat\tnot base64!"]
+    rows = ["index\tquestion\timage", f"7\twhat\t{picture}", f"../8\twhat\t{picture}", "9\twhat\tnot base64!", "10\twhat\tné"]
     (folder / BENCHMARKS["mmbench"].questions).write_text("\n".join(rows))
     return tmp_path
 
@@ -101,7 +101,7 @@ def test_benchmark_images_are_appended_to_train_alone(bench: Path) -> None:
     ]
     assert lines(bench / "out" / "llava_concat_vqa_val.txt") == ["v.jpg"]
     assert (bench / "eval" / "mmbench" / "images" / "7.jpg").read_bytes() == b"picture"
-    expected = {"no image": 1, "malformed image field": 2, "image path leaves the root": 1}
+    expected = {"no image": 1, "malformed image field": 3, "image path leaves the root": 1}
     assert {name: drop.count for name, drop in report.dropped.items()} == expected
     assert "test images" in report.notes[0] and "vqav2" in report.notes[1]
 

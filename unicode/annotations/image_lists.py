@@ -1,7 +1,6 @@
 """Lists of images to train a tokenizer on: joined, split into train and val."""
 
 import base64
-import binascii
 import csv
 import sys
 from collections.abc import Iterator, Sequence
@@ -171,7 +170,7 @@ def _save_picture(row: dict[str, Any], folder: Path | None) -> str:
     """Write the base64 picture of a row to `folder` unless it is there, and return its name."""
     try:
         picture = base64.b64decode(row["image"], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise RefusedError(BAD_IMAGE, f"not base64: {error}") from error
     if not picture or not str(row["id"]).isdigit():
         raise RefusedError(BAD_IMAGE, f"the row has the index {row['id']!r} and {len(picture)} bytes of picture")

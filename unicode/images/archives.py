@@ -40,7 +40,10 @@ class TarShards:
         if not found:
             raise ValueError(f"no images in the {len(self._paths)} shards of {pattern}; {LAYOUTS}")
         self.keys = PackedStrings(found)
-        self._members = np.array(list(found.values()), np.int64)  # (N, 3): shard, offset, size
+        try:
+            self._members = np.array(list(found.values()), np.int64)  # (N, 3): shard, offset, size
+        except OverflowError as error:
+            raise ValueError(f"a shard of {pattern} is damaged: it has a member of more than 2^63 bytes; leave it out") from error
         self._open: dict[int, BinaryIO] = {}
         self._pid = os.getpid()
 
