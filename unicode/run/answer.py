@@ -16,14 +16,14 @@ log = get_logger(__name__)
 SHOWN_ERRORS = 10
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.answer", description="Answer a file of questions about images.")
     add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
     parser.add_argument("--answers", required=True, help="file of answers to write or to resume")
-    images = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"
-    parser.add_argument("--images", action="append", default=[], metavar="PLACE", help=images)
+    places = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"
+    parser.add_argument("--images", action="append", default=[], metavar="PLACE", help=places)
     parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")
     parser.add_argument("--batch-size", type=int, default=16, help="questions per batch (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default: %(default)s)")
@@ -33,13 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--blank-images", default="", help="blind baseline: grey, black (a picture of it) or none (no image at all)")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many questions")
     parser.add_argument("--dry-run", action="store_true", help="open everything, look for the images, answer nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     from unicode.generate.answers import AnswerConfig
     from unicode.generate.jobs import ResultFile
     from unicode.generate.questions import ImageReader, open_lookup, read_questions

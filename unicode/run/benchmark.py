@@ -366,8 +366,23 @@ def _find_rows(out: Path) -> list[tuple[str, dict[str, Any], float | None]]:
     return rows
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+def check_arguments(args: argparse.Namespace) -> None:
+    """ValueError for arguments that do not go together, FileNotFoundError for folders that are not there."""
+    if not args.model and args.answers is None:
+        raise ValueError("nothing to score: give --model DIR to ask it, or --answers FILE with answers that are there")
+    if args.model and args.answers is not None:
+        raise ValueError("--answers scores answers that are there, without a model: leave out --model or --answers")
+    if min(args.batch_size, args.grader_workers) < 1 or min(args.limit, args.max_new_tokens) < 0:
+        numbers = f"--batch-size {args.batch_size}, --grader-workers {args.grader_workers}, --limit {args.limit}"
+        raise ValueError(f"{numbers}, --max-new-tokens {args.max_new_tokens}: the first two are at least 1, the others not negative")
+    if not args.data.is_dir():
+        raise FileNotFoundError(f"no folder {args.data}; --data is the folder of the benchmarks, see EVALUATION.md for its content")
+    if args.answers is not None and not args.answers.exists():
+        raise FileNotFoundError(f"no file of answers {args.answers}; --answers is a file, or with all a folder of NAME.jsonl")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.benchmark", description="Ask a model the questions of a benchmark.")
     parser.add_argument("name", choices=(*BENCHMARKS, ALL), metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all: those that are there")
     parser.add_argument("--model", default="", help="folder of a trained model; not needed with --answers")
@@ -392,28 +407,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="check files, questions, images and model; ask nothing")
-    return parser
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """ValueError for arguments that do not go together, FileNotFoundError for folders that are not there."""
-    if not args.model and args.answers is None:
-        raise ValueError("nothing to score: give --model DIR to ask it, or --answers FILE with answers that are there")
-    if args.model and args.answers is not None:
-        raise ValueError("--answers scores answers that are there, without a model: leave out --model or --answers")
-    if min(args.batch_size, args.grader_workers) < 1 or min(args.limit, args.max_new_tokens) < 0:
-        numbers = f"--batch-size {args.batch_size}, --grader-workers {args.grader_workers}, --limit {args.limit}"
-        raise ValueError(f"{numbers}, --max-new-tokens {args.max_new_tokens}: the first two are at least 1, the others not negative")
-    if not args.data.is_dir():
-        raise FileNotFoundError(f"no folder {args.data}; --data is the folder of the benchmarks, see EVALUATION.md for its content")
-    if args.answers is not None and not args.answers.exists():
-        raise FileNotFoundError(f"no file of answers {args.answers}; --answers is a file, or with all a folder of NAME.jsonl")
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     check_arguments(args)
     if args.model and not args.dry_run:
         open_job(args.device)

@@ -13,8 +13,8 @@ from pathlib import Path
 from unicode.run.command import add_model_options, command, one_line, open_named_model
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.chat", description="Talk with a model in words and pictures.")
     add_model_options(parser, "run folder of train_llm or folder of merge_lora")
     parser.add_argument("--out", default="outputs/chat", help="folder of the pictures that it draws (default: %(default)s)")
@@ -23,13 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="open the model and stop")
     settings = "seed, temperature, top_k, top_p of pictures and guidance of /draw; docs/configs/generation.md lists them"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     from unicode.common.config import load_config
     from unicode.generate.chat import Chat
     from unicode.generate.images import GenerationConfig

@@ -18,16 +18,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
-    description = "Write any tokenizer that this project reads as config.json and model.safetensors."
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.convert_tokenizer", description=description)
-    parser.add_argument("source", metavar="SRC", help="run folder, checkpoint, save_pretrained folder, or a published run folder")
-    parser.add_argument("out", metavar="OUT", help="folder to write; a tokenizer that is there already is not overwritten by another one")
-    parser.add_argument("--dry-run", action="store_true", help="load and describe, write nothing")
-    return parser
-
-
 def describe(tokenizer: ImageTokenizer) -> str:
     """Return what a tokenizer is, in lines."""
     config, layout = tokenizer.config, tokenizer.layout
@@ -60,8 +50,12 @@ def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    description = "Write any tokenizer that this project reads as config.json and model.safetensors."
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.convert_tokenizer", description=description)
+    parser.add_argument("source", metavar="SRC", help="run folder, checkpoint, save_pretrained folder, or a published run folder")
+    parser.add_argument("out", metavar="OUT", help="folder to write; a tokenizer that is there already is not overwritten by another one")
+    parser.add_argument("--dry-run", action="store_true", help="load and describe, write nothing")
+    args = parser.parse_args(argv)
     from unicode.tokenizer.load import load_tokenizer
     from unicode.tokenizer.model import CONFIG_FILE
 

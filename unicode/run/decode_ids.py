@@ -14,8 +14,8 @@ from unicode.run.command import command
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.decode_ids", description="Write ids back as pictures.")
     parser.add_argument("--ckpt", required=True, help="tokenizer that made the ids")
     parser.add_argument("--ids", required=True, help="store of ids, or an annotation file (.json, .jsonl) with <vistok> runs")
@@ -26,13 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per forward pass (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, open the ids, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     from unicode.tokenizer.decode import decode_runs, store_runs
     from unicode.tokenizer.load import load_tokenizer
 

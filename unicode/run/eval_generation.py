@@ -130,7 +130,6 @@ def measure_scenes(drawn: Drawn) -> dict[str, Any]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_generation", description="Measure drawn images.")
     parser.add_argument("--pictures", required=True, help="folder that generate_images filled")
     parser.add_argument("--out", default="", help="JSON file of the report (default: metrics.json in the folder of the images)")
@@ -149,7 +148,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
     args = build_parser().parse_intermixed_args(argv)
     from unicode.generate.images import GenerationConfig
     from unicode.metrics.frechet import load_inception

@@ -22,7 +22,6 @@ log = get_logger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_tokenizer", description="Measure a tokenizer's reconstructions.")
     parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
     parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; or use --data or the settings")
@@ -64,7 +63,6 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
     args = build_parser().parse_intermixed_args(argv)
     import torch
 

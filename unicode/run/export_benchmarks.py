@@ -16,8 +16,8 @@ from unicode.run.command import command
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.export_benchmarks", description="Write the shapes world as benchmarks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks: {', '.join(EXPORTS)} (default: all)")
     parser.add_argument("--out", required=True, help="folder of the benchmarks: what unicode.run.benchmark is given as --data")
@@ -29,13 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     train_help = "also write shapes_forms_train.json: so many training scenes, asked in the forms of these benchmarks (default: none)"
     parser.add_argument("--train", type=int, default=0, metavar="N", help=train_help)
     parser.add_argument("--dry-run", action="store_true", help="check the settings, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     config = load_config(ShapesConfig, None, args.world)
     if args.train < 0:
         raise ValueError(f"--train {args.train} is below 0")

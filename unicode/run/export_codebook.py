@@ -18,19 +18,13 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.export_codebook", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of a Hugging Face causal LM, or a .gguf file")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write: rows and excluded ids")
     parser.add_argument("--dry-run", action="store_true", help="read and report, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     from unicode.codebook.embedding_table import load_table, save_table
     from unicode.llm.vocabulary import load_embedding
 

@@ -13,8 +13,8 @@ from unicode.run.command import command
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.export_questions", description=__doc__.splitlines()[0])
     parser.add_argument("--anno", required=True, type=Path, metavar="FILE", help="conversations of LLaVA's form, about one picture each")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="question file to write, .jsonl")
@@ -22,13 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="only these kinds, as colour shape place count")
     parser.add_argument("--no-instruction", action="store_true", help="ask without 'Answer the question using a single word or phrase.'")
     parser.add_argument("--dry-run", action="store_true", help="find the first question, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     if args.out.suffix != ".jsonl" or args.limit < 0:
         raise ValueError(f"--out {args.out} has to be a .jsonl file, --limit ({args.limit}) not negative")
     settings = {"limit": args.limit, "kinds": tuple(args.kinds), "instruct": not args.no_instruction}

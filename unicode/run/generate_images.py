@@ -93,7 +93,6 @@ SHEET = "contact_sheet.png"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
     parser = argparse.ArgumentParser(prog="python -m unicode.run.generate_images", description="Draw pictures with a language model.")
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add_model_options(parser, "run folder of train_llm or folder of merge_lora")
@@ -117,7 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
     args = build_parser().parse_intermixed_args(argv)
     from unicode.common.config import load_config
     from unicode.generate.images import GenerationConfig

@@ -113,8 +113,8 @@ def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torc
     return names, tensors[0], tensors[1]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+@command
+def main(argv: list[str] | None = None) -> int:
     description = "Import the id files of UniCode-ECCV24 into a store."
     parser = argparse.ArgumentParser(prog="python -m unicode.run.import_ids", description=description)
     parser.add_argument("source", metavar="SRC", help="folder of <split>_image_list.json, <split>_codes_t.pth and <split>_codes_b.pth")
@@ -123,13 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--paths", help="LLaVA annotation (.json) or list (.txt) with the paths, from the image root, of bare names")
     parser.add_argument("--ckpt", help="tokenizer that made the ids: recorded in the store, and ids that are not its own are refused")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     tokenizer = None
     if args.ckpt:
         from unicode.tokenizer.load import load_tokenizer

@@ -61,7 +61,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run one annotation function; see the module's docstring."""
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--func", choices=FUNCTIONS)
     options = vars(build_parser(chooser.parse_known_args(argv)[0].func).parse_args(argv))

@@ -15,21 +15,15 @@ from unicode.run.command import command
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments: one for each setting of the base model."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.make_base_model", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model and its tokenizer; kept if complete")
     for field in fields(BaseConfig):
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=type(field.default), default=field.default, help="(default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="check the settings and the folder, make nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     config = BaseConfig(**{field.name: getattr(arguments, field.name) for field in fields(BaseConfig)})
     if is_made(arguments.out, config):
         log.info("%s holds this base model already", arguments.out)

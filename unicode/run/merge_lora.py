@@ -13,8 +13,8 @@ from unicode.run.command import command
 log = get_logger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.merge_lora", description="Add a LoRA adapter to its base model.")
     parser.add_argument("run", help="run folder of train_llm with an adapter")
     parser.add_argument("out", help="folder to write")
@@ -22,13 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", help="of the weights: float32, bfloat16, float16 or auto, as the base model has them")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds a model already")
     parser.add_argument("--dry-run", action="store_true", help="open base model and adapter, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     from unicode.llm.card import write_card
     from unicode.llm.llava import PROJECTOR_FILE, read_projector, save_projector
     from unicode.llm.load import open_merged

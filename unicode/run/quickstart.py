@@ -231,18 +231,6 @@ def smollm2() -> str:
     return str(files[0])
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.quickstart", description=__doc__.splitlines()[0])
-    parser.add_argument("out", nargs="?", default="outputs/quickstart", help="folder of everything (default: %(default)s)")
-    parser.add_argument("--data", choices=DATA, default="shapes", help="pictures (default: %(default)s, the generated world)")
-    parser.add_argument("--llm", default="", metavar="MODEL", help="smollm2, a Hugging Face folder or a .gguf file (default: made, small)")
-    parser.add_argument("--from", dest="first", default="", metavar="STEP", help="begin with this step")
-    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps, done before or not")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
-    return parser
-
-
 def machine_settings() -> dict[str, str]:
     """Return the environment variables of the scripts: two processes on a CPU with two cores or more, and a free port for them."""
     with socket.socket() as probe:
@@ -254,8 +242,14 @@ def machine_settings() -> dict[str, str]:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    args = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.quickstart", description=__doc__.splitlines()[0])
+    parser.add_argument("out", nargs="?", default="outputs/quickstart", help="folder of everything (default: %(default)s)")
+    parser.add_argument("--data", choices=DATA, default="shapes", help="pictures (default: %(default)s, the generated world)")
+    parser.add_argument("--llm", default="", metavar="MODEL", help="smollm2, a Hugging Face folder or a .gguf file (default: made, small)")
+    parser.add_argument("--from", dest="first", default="", metavar="STEP", help="begin with this step")
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps, done before or not")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+    args = parser.parse_args(argv)
     out = Path(args.out)
     llm = smollm2() if args.llm == "smollm2" else args.llm
     steps = choose_steps(plan(out, data=args.data, llm=llm), first=args.first, only=args.only)

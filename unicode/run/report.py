@@ -20,8 +20,8 @@ NAMED = "[NAME=]PATH"
 LEAD = "One codebook for text and images: an image becomes a run of a language model's own tokens, and a run becomes an image."
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+@command
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.report", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="FILE", help="the page, a .html file")
@@ -41,13 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--benchmarks", nargs="+", default=[], metavar=NAMED, help="--out of benchmark: the model's, then baselines'")
     add("--steps", type=Path, metavar="FILE", help="steps.jsonl of a pipeline: step, command, seconds, peak_mib, skipped")
     add("--dry-run", action="store_true", help="read everything, write nothing")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     from unicode.report.page import build_page
 
     if args.out.suffix not in (".html", ".htm"):

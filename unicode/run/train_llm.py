@@ -9,7 +9,6 @@ logger = get_logger(__name__)
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Read the config, build everything, train."""
     parser = build_parser("train_llm", __doc__, "TrainLlmConfig")
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="print N training samples, learned tokens marked, then stop")
     args = parser.parse_intermixed_args(argv)

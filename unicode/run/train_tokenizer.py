@@ -36,7 +36,6 @@ def read_config(schema: type[T], args: argparse.Namespace) -> T:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Read the config, build everything, train."""
     args = build_parser("train_tokenizer", __doc__, "TrainTokenizerConfig").parse_intermixed_args(argv)
 
     from unicode.train.config import TrainTokenizerConfig
