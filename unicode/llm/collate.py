@@ -31,10 +31,10 @@ def collate(examples: Sequence[Example], *, pad_id: int, side: str = "right", pa
 
     Returns input_ids (B, T), labels (B, T), is_image (B, T) bool; extra_ids (n, m - 1) and extra_at (n,), flat positions b * T + t; example
     (B, T), index in `examples` of each position, PADDING at padded ones; task (len(examples),), indexes in annotations.records.TASKS, -1
-    for none. What attention needs besides: padded on the right            nothing: a causal model never sees the padding behind a position
-    padded on the left             attention_mask (B, T) of 0 and 1, and position_ids packed                         position_ids (1, T)
-    that restart with each example; call the model with use_cache=False examples with branches         branch (B, T), from which
-    `branch_mask` makes the mask on the device, and position_ids. Raises ValueError: no examples, or an unknown side.
+    for none. Padded on the right, attention needs nothing else: a causal model never sees the padding behind a position. Padded on the
+    left, there are also attention_mask (B, T) of 0 and 1, and position_ids. Packed, there are position_ids (1, T) that restart with each
+    example; call the model with use_cache=False. With branches, there are position_ids and branch (B, T), from which `branch_mask` makes
+    the mask on the device. Raises ValueError: no examples, or an unknown side.
     """
     if not examples or side not in SIDES:
         raise ValueError(f"{len(examples)} examples, side '{side}'; expected one at least and one of: {', '.join(SIDES)}")

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -77,23 +78,11 @@ class Intake:
 
 @dataclass
 class RecordIndex:
-    """The usable records of a file, or of a part of one.
-
-    Attributes:
-        rows: (n,) of type ROW.
-        intake: counts of the records.
-        layout, tokenizer: of the ids, as the first record names them that does.
-        named_by: the place of this record.
-    """
+    """The usable records of a file, or of a part of one: `rows` (n,) of type ROW, and the counts of all records."""
 
     rows: np.ndarray
     intake: Intake
-    layout: str = ""
-    tokenizer: str = ""
-    named_by: str = ""
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    named: tuple[str, str, str] = ("", "", "")  # Layout and tokenizer of the ids, and the place of the first record that names either
 
 
 def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> RecordIndex:
@@ -112,7 +101,10 @@ def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> 
     cached = _cache_file(path, settings)
     if cached is None:
         return _scan(path, measure)
-    with _lock(cached.with_suffix(".lock")):
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that cannot be written or locked is no hindrance
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(open(cached.with_suffix(".lock"), "w")), fcntl.LOCK_EX)
         if cached.is_file():
             with suppress(OSError, ValueError, KeyError):  # a damaged cache is written anew
                 return _load(cached)
@@ -122,21 +114,6 @@ def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> 
         except OSError as error:
             log.warning("the index of %s could not be saved (%s); the next start reads the file again", path, error)
     return index
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait for other processes that hold the lock; a folder that cannot be written or locked is no hindrance."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115
-    except OSError:
-        yield
-        return
-    with file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _cache_file(path: Path, settings: dict[str, Any]) -> Path | None:
@@ -150,8 +127,7 @@ def _cache_file(path: Path, settings: dict[str, Any]) -> Path | None:
 
 
 def _save(index: RecordIndex, path: Path) -> None:
-    intake = index.intake
-    words = json.dumps([[intake.records, intake.cut, intake.refused, intake.examples], index.layout, index.tokenizer, index.named_by])
+    words = json.dumps([[*vars(index.intake).values()], *index.named])
     with atomic_write(path, "wb") as file:
         np.savez(file, words=np.array(words), rows=index.rows)
 
@@ -159,7 +135,7 @@ def _save(index: RecordIndex, path: Path) -> None:
 def _load(path: Path) -> RecordIndex:
     with np.load(path) as content:
         intake, *named = json.loads(str(content["words"]))
-        return RecordIndex(content["rows"], Intake(*intake), *named)
+        return RecordIndex(content["rows"], Intake(*intake), tuple(named))
 
 
 _pool_jobs: list[tuple[Path, Measure]] = []  # in a process of the pool: the file, and the function that measures its records
@@ -175,20 +151,18 @@ def _scan(path: Path, measure: Measure) -> RecordIndex:
 
 
 def _join(path: Path, chunks: Iterable[RecordIndex]) -> RecordIndex:
-    whole, rows = RecordIndex(np.empty(0, ROW), Intake()), [np.empty(0, ROW)]
+    rows, intake, named = [np.empty(0, ROW)], Intake(), ("", "", "")
     with tqdm(desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main()) as bar:
         for chunk in chunks:
             rows.append(chunk.rows)
-            whole.intake.add(chunk.intake)
-            if chunk.named_by and not whole.named_by:
-                whole.layout, whole.tokenizer, whole.named_by = chunk.layout, chunk.tokenizer, chunk.named_by
-            if chunk.named_by and (chunk.layout, chunk.tokenizer) != (whole.layout, whole.tokenizer):
-                both = [" and ".join(filter(None, (one.layout, one.tokenizer))) for one in (chunk, whole)]
-                reason = f"its ids are of {both[0]}, those of {whole.named_by} {both[1]}"
-                raise ValueError(f"{chunk.named_by}: {reason}; ids of two tokenizers or orders do not mix")
+            intake.add(chunk.intake)
+            named = named if named[2] else chunk.named
+            if chunk.named[2] and chunk.named[:2] != named[:2]:
+                found, known = (" and ".join(filter(None, one[:2])) for one in (chunk.named, named))
+                reason = f"its ids are of {found}, those of {named[2]} of {known}"
+                raise ValueError(f"{chunk.named[2]}: {reason}; ids of two tokenizers or orders do not mix")
             bar.update(chunk.intake.records)
-    whole.rows = np.concatenate(rows)
-    return whole
+    return RecordIndex(np.concatenate(rows), intake, named)
 
 
 def _chunks(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -200,7 +174,7 @@ def _chunks(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 
 def _index_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[int, int]]) -> RecordIndex:
-    chunk, rows = RecordIndex(np.empty(0, ROW), Intake(len(spans))), []
+    rows, intake, named = [], Intake(len(spans)), ("", "", "")
     with open(path, "rb") as file:
         for index, (start, end) in enumerate(spans, number):
             file.seek(start)
@@ -213,14 +187,13 @@ def _index_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[in
             try:
                 measured = measure(record, place)
             except RefusedError as refused:
-                chunk.intake.add(Intake(0, 0, {refused.reason: 1}, {refused.reason: f"{place}: {refused.detail}"}))
+                intake.add(Intake(0, 0, {refused.reason: 1}, {refused.reason: f"{place}: {refused.detail}"}))
                 continue
-            chunk.intake.cut += measured.cut
+            intake.cut += measured.cut
             rows.append((start, end, *measured[:4]))
-            if not chunk.named_by and (record.get("layout") or record.get("tokenizer")):
-                chunk.layout, chunk.tokenizer, chunk.named_by = record.get("layout") or "", record.get("tokenizer") or "", place
-    chunk.rows = np.array(rows, ROW)
-    return chunk
+            if not named[2] and (record.get("layout") or record.get("tokenizer")):
+                named = record.get("layout") or "", record.get("tokenizer") or "", place
+    return RecordIndex(np.array(rows, ROW), intake, named)
 
 
 def _index_chunk_in_pool(chunk: tuple[int, list[tuple[int, int]]]) -> RecordIndex:
@@ -280,14 +253,17 @@ class ConversationDataset(Dataset[Example]):
         self.input_mode, self.isolate_turns = input_mode, isolate_turns
         if self.image_ids is not None:
             self._check_stores(self.image_ids)
-        self.indexes = [self._index(number) for number in range(len(self.paths))]
+        self.indexes: list[RecordIndex] = []
         self.intake = Intake()
-        for index in self.indexes:
+        for source, (path, folder) in enumerate(zip(self.paths, self.folders, strict=True)):
+            index = index_records(path, partial(self._measure, source), settings={**self._settings(), "folder": folder})
+            self._adopt(*index.named)
             self.intake.add(index.intake)
+            self.indexes.append(index)
         self._check_intake(skip_bad)
         rows = np.concatenate([index.rows for index in self.indexes])
         self.lengths, self.tasks, self.num_images = (np.ascontiguousarray(rows[name]) for name in ("length", "task", "images"))
-        sizes = [len(index) for index in self.indexes]
+        sizes = [len(index.rows) for index in self.indexes]
         self.sources = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         self._begins = np.cumsum([0, *sizes])
         self._contents: dict[int, np.ndarray] = {}
@@ -330,29 +306,16 @@ class ConversationDataset(Dataset[Example]):
         record = json.loads(self._contents[source][row["start"] : row["end"]].tobytes())
         return read_record(record).first_rounds(int(row["rounds"]))
 
-    def _index(self, source: int) -> RecordIndex:
-        index = index_records(
-            self.paths[source],
-            lambda record, place: self._measure(record, place, source),
-            settings={**self._settings(), "folder": self.folders[source]},
-        )
-        self._adopt(index.layout, index.tokenizer, index.named_by)
-        return index
-
-    def _measure(self, record: Any, place: str, source: int) -> Measured:
+    def _measure(self, source: int, record: Any, place: str) -> Measured:
         """Check a record and count its tokens. RefusedError if it cannot be used, ValueError if no record of the file can."""
         sample = read_record(record)
         self._adopt(sample.layout, sample.tokenizer, place)
         runs, rounds = self._runs(sample, source), len(sample.turns) // 2
         for count in range(rounds, 0, -1):
             part = sample.first_rounds(count)
+            options: dict[str, Any] = {"input_mode": sample.input_mode or self.input_mode, "isolate_turns": self.isolate_turns}
             try:
-                length = self.builder.measure(
-                    part.turns,
-                    runs[: len(part.images)],
-                    input_mode=sample.input_mode or self.input_mode,
-                    isolate_turns=self.isolate_turns,
-                )
+                length = self.builder.measure(part.turns, runs[: len(part.images)], **options)
             except ValueError as error:
                 raise RefusedError(BAD_IDS, str(error)) from error
             if not self.max_length or length <= self.max_length:
@@ -374,9 +337,8 @@ class ConversationDataset(Dataset[Example]):
             elif self.image_ids is not None:
                 runs.append(self.image_ids.get(self._key(image, source)))
             else:
-                reason = f"record {sample.id!r} names the image '{image}', but no store of ids is given"
-                remedy = "name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)"
-                raise ValueError(f"{self.paths[source]}, {reason}; {remedy}")
+                reason = f"{self.paths[source]}, record {sample.id!r} names the image '{image}', but no store of ids is given"
+                raise ValueError(f"{reason}; name one with data.stores=[DIR] (python -m unicode.run.encode_images makes it)")
         return runs
 
     def _key(self, key: str, source: int) -> str:
@@ -419,7 +381,7 @@ class ConversationDataset(Dataset[Example]):
             shown = "; ".join(f"{count} x {reason}, as {self.intake.examples[reason]}" for reason, count in list(bad.items())[:MANY_SHOWN])
             total = f"{sum(bad.values())} of {self.intake.records} records cannot be used"
             raise ValueError(f"{total}: {shown}; correct them, or leave such records out with data.skip_bad=true")
-        if not any(len(index) for index in self.indexes):
+        if not any(len(index.rows) for index in self.indexes):
             raise ValueError(f"no record of {names} is left for training: {self.intake.describe()}")
         if self.intake.refused or self.intake.cut:
             log.info("%s: %s", names, self.intake.describe())

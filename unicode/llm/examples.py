@@ -1,8 +1,9 @@
 """Turns and images of a conversation -> tokens and labels: training examples and prompts."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, TextIO
 
@@ -95,13 +96,14 @@ class ExampleBuilder:
     layout: Layout | None = None
     vocab_size: int = 0
     bare_images: bool = False
-    encoder: TextEncoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder", text_encoder(self.text_tokenizer))
+        text_encoder(self.text_tokenizer)  # raises where the tokenizer cannot be used
 
-    def __reduce__(self) -> tuple[type["ExampleBuilder"], tuple[Any, ...]]:
-        return ExampleBuilder, (self.template, self.text_tokenizer, self.markers, self.layout, self.vocab_size, self.bare_images)
+    @property
+    def encoder(self) -> TextEncoder:
+        """The encoder of `text_tokenizer`."""
+        return text_encoder(self.text_tokenizer)
 
     @property
     def placeholder(self) -> int:
@@ -135,7 +137,8 @@ class ExampleBuilder:
         Raises ValueError: tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
         """
         if open_image:
-            branches = [self._open_image(turns, runs, input_mode)]
+            (segments,) = self.segments([*turns, IMAGE_TAG], runs, input_mode=input_mode, isolate_turns=False)
+            branches = [segments[: _last_image(segments) + 1]]
         else:
             branches = self.segments(turns, runs, input_mode=input_mode, isolate_turns=isolate_turns)
         return _join(branches, self.layout, task, images)
@@ -157,46 +160,49 @@ class ExampleBuilder:
         if alone is None:
             return [list(self._render(turns, iter(runs), input_mode))]
         whole = [list(self._render(branch, iter(runs), input_mode)) for branch in alone]
-        last = max(number for number, segment in enumerate(whole[0]) if segment.image)
-        shared = last + (1 if self.bare_images else 2)  # the marker behind the last image too
+        shared = _last_image(whole[0]) + (1 if self.bare_images else 2)  # the marker behind the last image too
         return [whole[0][:shared], *(branch[shared:] for branch in whole)]
 
-    def _open_image(self, turns: Sequence[str | None], runs: Sequence[Any], input_mode: str) -> list[Segment]:
-        """Return the segments up to the last id of an answer that is an image."""
-        (segments,) = self.segments([*turns, IMAGE_TAG], runs, input_mode=input_mode, isolate_turns=False)
-        last = max(number for number, segment in enumerate(segments) if segment.image)
-        return segments[: last + 1]
-
     def _render(self, turns: Sequence[str | None], runs: Iterator[Any], input_mode: str) -> Iterator[Segment]:
-        prefix, after_special = True, self.encoder.prefix_after_special
-        if self.template.adds_bos and self.encoder.bos_id is not None:
-            yield Segment([self.encoder.bos_id])  # `prefix` stays True: this start token does not change how text is tokenized
+        encoder = self.encoder
+        prefix, after_special = True, encoder.prefix_after_special
+        if self.template.adds_bos and encoder.bos_id is not None:
+            yield Segment([encoder.bos_id])  # `prefix` stays True: this start token does not change how text is tokenized
         for part in self.template.render(turns):
             if part.kind == END:
                 yield Segment([self.template.end_id(self.text_tokenizer)], part.learned)
                 prefix = after_special
-            elif part.kind == START and self.encoder.bos_id is not None:
-                yield Segment([self.encoder.bos_id])
+            elif part.kind == START and encoder.bos_id is not None:
+                yield Segment([encoder.bos_id])
                 prefix = after_special
             elif part.kind == CONTROL:
-                ids = self.encoder.encode(part.text, prefix=prefix, control=True)
+                ids = encoder.encode(part.text, prefix=prefix, control=True)
                 yield Segment(ids)
-                prefix = after_special and bool(ids) and ids[-1] in self.encoder.special_ids
+                prefix = after_special and bool(ids) and ids[-1] in encoder.special_ids
             elif part.kind == TEXT:
-                for words, run in _split_images(part.text, runs):
-                    if run is not None:
+                for words in re.split(f"({IMAGE.pattern})", part.text):
+                    if IMAGE.fullmatch(words):
+                        run = np.asarray(next(runs) if words == IMAGE_TAG else read_run(words), dtype=np.int64)
                         yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
                         prefix = self.bare_images or after_special
-                    else:
-                        yield Segment(self.encoder.encode(words, prefix=prefix and not part.learned), part.learned)
+                    elif words:
+                        yield Segment(encoder.encode(words, prefix=prefix and not part.learned), part.learned)
                         prefix = False
 
     def _image(self, ids: np.ndarray, learned: bool, *, compressed: bool) -> Iterator[Segment]:
-        """Marker, ids, marker."""
+        """Yield marker, ids, marker. ValueError for ids that are no rows of an image of this vocabulary."""
         if self.bare_images:
             yield Segment(ids, learned, image=True)
             return
-        markers = self._checked(ids)
+        markers = self.markers
+        if markers is None:
+            raise ValueError("the conversation holds an image, but there are no markers for images")
+        if len(ids) and self.layout is not None:
+            self.layout.rows_of(len(ids))
+        if len(ids) and self.vocab_size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"image ids range from {ids.min()} to {ids.max()}, but the language model has {self.vocab_size} tokens")
+        if np.isin(ids, markers.ids()).any():
+            raise ValueError(f"an image holds the id of a marker ({markers.ids()}); its ids are of another vocabulary")
         if not compressed:
             yield Segment([markers.image_start], learned)
             yield Segment(ids, learned, image=True)
@@ -208,20 +214,6 @@ class ExampleBuilder:
         yield Segment([markers.compressed_start])
         yield Segment(cells[:, 0], image=True, extra=cells[:, 1:])
         yield Segment([markers.compressed_end])
-
-    def _checked(self, ids: np.ndarray) -> Markers:
-        """Return the markers. ValueError for ids that are no rows of an image of this vocabulary."""
-        if self.markers is None:
-            raise ValueError("the conversation holds an image, but there are no markers for images")
-        if not len(ids):
-            return self.markers
-        if self.layout is not None:
-            self.layout.rows_of(len(ids))
-        if self.vocab_size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"image ids range from {ids.min()} to {ids.max()}, but the language model has {self.vocab_size} tokens")
-        if (ids[:, None] == np.array(self.markers.ids())).any():
-            raise ValueError(f"an image holds the id of a marker ({self.markers.ids()}); its ids are of another vocabulary")
-        return self.markers
 
 
 def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None:
@@ -239,17 +231,8 @@ def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None
     return [[f"{front}\n{question}", answer] for question, (_, answer) in zip(questions, pairs, strict=True)]
 
 
-def _split_images(text: str, runs: Iterator[Any]) -> Iterator[tuple[str, np.ndarray | None]]:
-    """Yield the text and the images of a part in order; images as their ids, taken from `runs` for a tag."""
-    done = 0
-    for found in IMAGE.finditer(text):
-        if found.start() > done:
-            yield text[done : found.start()], None
-        ids = next(runs) if found.group() == IMAGE_TAG else read_run(found.group())
-        yield found.group(), np.asarray(ids, dtype=np.int64)
-        done = found.end()
-    if done < len(text):
-        yield text[done:], None
+def _last_image(segments: list[Segment]) -> int:
+    return max(number for number, segment in enumerate(segments) if segment.image)
 
 
 def _join(branches: list[list[Segment]], layout: Layout | None, task: str, images: tuple[str, ...]) -> Example:
@@ -265,17 +248,9 @@ def _join(branches: list[list[Segment]], layout: Layout | None, task: str, image
     width = layout.cell_length - 1 if layout is not None else 0
     extra_ids = np.concatenate([np.empty((0, width), dtype=np.int64), *(extra for _, extra in compressed)])
     extra_at = np.concatenate([np.empty(0, dtype=np.int64), *(start + np.arange(len(extra)) for start, extra in compressed)])
-    learned = spread([segment.learned for _, segment in segments])
-    return Example(
-        input_ids=ids,
-        labels=torch.where(learned, ids, IGNORED),
-        is_image=spread([segment.image for _, segment in segments]),
-        extra_ids=torch.from_numpy(extra_ids),
-        extra_at=torch.from_numpy(extra_at),
-        branch=spread([number for number, _ in segments]).long(),
-        task=task,
-        images=images,
-    )
+    labels = torch.where(spread([segment.learned for _, segment in segments]), ids, IGNORED)
+    is_image, branch = spread([segment.image for _, segment in segments]), spread([number for number, _ in segments]).long()
+    return Example(ids, labels, is_image, torch.from_numpy(extra_ids), torch.from_numpy(extra_at), branch, task, images)
 
 
 GREEN, GREY, RESET = "\033[1;32m", "\033[90m", "\033[0m"
