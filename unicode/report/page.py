@@ -6,7 +6,6 @@ A section holds blocks: dictionaries whose "kind" is a macro's name in template.
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +28,16 @@ BOX = {"width": 340, "height": 190, "left": 46, "right": 8, "top": 10, "bottom":
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One number at the top of the page."""
-
-    name: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Section:
-    """One part of the page; `short` is its title in the table of contents, `figures` stand at the top of the page."""
+    """One part of the page; `short`, one word, is its title in the table of contents.
+
+    `figures`: name, value and note of the numbers that it has at the top of the page.
+    """
 
     title: str
     short: str
     blocks: Sequence[Block]
-    figures: Sequence[Figure] = ()
-
-    @property
-    def anchor(self) -> str:
-        """The fragment of the address that leads here."""
-        return re.sub(r"[^a-z0-9]+", "-", self.short.lower()).strip("-")
+    figures: Sequence[tuple[str, str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -106,9 +94,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str =
 
 def number(value: float) -> str:
     """Return a number with four significant digits and thousands separators."""
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 def clock(seconds: float) -> str:
@@ -120,19 +106,15 @@ def clock(seconds: float) -> str:
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """Return `count` of the items, evenly taken, in their order; all if there are fewer."""
-    if len(items) <= count:
-        return list(items)
+    count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
 
 def picture(source: Image.Image | np.ndarray, alt: str, *, style: str = "", max_side: int = MAX_SIDE) -> Block:
     """Return a picture with its bytes: PNG where that is smaller or the picture is transparent or small, otherwise JPEG.
 
-    Args:
-        source: a PIL image, or (H, W, 3 or 4) uint8.
-        alt: what the picture shows; must not be empty.
-        style: further CSS classes.
-        max_side: the longer side in the page, in pixels; larger pictures are shrunk.
+    `source`: a PIL image, or (H, W, 3 or 4) uint8. `alt`: what the picture shows; must not be empty. `style`: further CSS classes.
+    `max_side`: the longer side in the page, in pixels; larger pictures are shrunk.
     """
     assert alt.strip(), "a picture of the report has no alternative text"
     image = Image.fromarray(source) if isinstance(source, np.ndarray) else source

@@ -19,25 +19,7 @@ from unicode.common.files import read_json
 from unicode.generate.jobs import RESULTS, SETTINGS
 from unicode.images.decode import open_image
 from unicode.images.lookup import ImageLookup
-from unicode.report.page import (
-    Block,
-    Card,
-    Cell,
-    Figure,
-    Points,
-    Section,
-    clock,
-    details,
-    gallery,
-    heading,
-    line_chart,
-    missing,
-    number,
-    paragraph,
-    picture,
-    spread,
-    table,
-)
+from unicode.report import page
 
 NUM_ANSWERS, NUM_RECONSTRUCTED, NUM_DRAWN, NUM_DECOMPRESSED = 8, 8, 18, 9
 GRID_PADDING = 2  # pixels around the pictures of grid.png
@@ -84,9 +66,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, page.Cell]:
     """Nested values -> dotted name -> number, text or None."""
-    flat: dict[str, Cell] = {}
+    flat: dict[str, page.Cell] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -110,40 +92,41 @@ def read_grid(path: str | Path, side: int) -> np.ndarray:
     return pixels.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)[:, :, :side, :side]
 
 
-def reconstruction_section(folder: str | Path | None) -> Section:
+def reconstruction_section(folder: str | Path | None) -> page.Section:
     """Return the section on the reconstructions in the folder of metrics.json and grid.png."""
     title, name = "Images and their reconstructions", "Reconstruction"
     report = read_object(Path(folder) / "metrics.json") if folder else {}
     if folder is None or not report:
-        return Section(title, name, [missing("The reconstructions were not measured. They come from", EVALUATE)])
+        return page.Section(title, name, [page.missing("The reconstructions were not measured. They come from", EVALUATE)])
     protocol, levels, metrics = report.get("protocol", {}), report.get("codes", {}).get("levels", []), report.get("metrics", {})
     count, side = protocol.get("num_images"), protocol.get("image_size")
     images = f"{count or '?'} images of {protocol.get('image_set', 'an unnamed set')}"
     codes = " + ".join(f"{one['codes'] / count:.0f}" for one in levels) + " codes, coarse to fine" if levels and count else "codes"
-    blocks = [paragraph(f"{images}, encoded and decoded by the tokenizer; each becomes {codes}.")]
+    blocks = [page.paragraph(f"{images}, encoded and decoded by the tokenizer; each becomes {codes}.")]
     if side and (Path(folder) / "grid.png").is_file():
         examples = read_grid(Path(folder) / "grid.png", int(side)).swapaxes(0, 1)[:NUM_RECONSTRUCTED]
         rows = [zip(GRID_ROWS, example, strict=False) for example in examples]
-        pairs = [[(picture(pixels, f"example {at}: {row}"), row) for row, pixels in example] for at, example in enumerate(rows, 1)]
-        blocks.append(gallery([Card(pair) for pair in pairs], "pairs"))
+        pairs = [[(page.picture(pixels, f"example {at}: {row}"), row) for row, pixels in example] for at, example in enumerate(rows, 1)]
+        blocks.append(page.gallery([page.Card(pair) for pair in pairs], "pairs"))
     else:
-        blocks.append(missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))
+        blocks.append(page.missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))
     known = {key: one for key, one in metrics.items() if one.get("value") is not None}
     if known:
-        blocks.append(table(["measure", "value", ""], [(key, one["value"], one.get("unit", "")) for key, one in known.items()]))
-        blocks.append(details("how they are measured", *(paragraph(f"{key}: {one.get('protocol', '')}") for key, one in known.items())))
-    absent = [paragraph(f"{key}: {one.get('reason', '')}; {one.get('remedy', '')}") for key, one in metrics.items() if key not in known]
-    if absent:
-        blocks.append(details(f"{len(absent)} measures could not be computed", *absent))
+        blocks.append(page.table(["measure", "value", ""], [(key, one["value"], one.get("unit", "")) for key, one in known.items()]))
+        protocols = [page.paragraph(f"{key}: {one.get('protocol', '')}") for key, one in known.items()]
+        blocks.append(page.details("how they are measured", *protocols))
+    lost = [page.paragraph(f"{key}: {one.get('reason', '')}; {one.get('remedy', '')}") for key, one in metrics.items() if key not in known]
+    if lost:
+        blocks.append(page.details(f"{len(lost)} measures could not be computed", *lost))
     if levels:
         head = ["level", "codes", "rows used", "of rows", "perplexity", "commonest row, %"]
         usage = [[str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels]
-        blocks += [heading("Use of the codebook"), table(head, usage)]
-    figures = [Figure("PSNR of reconstructions", f"{known['psnr']['value']:.1f} dB", images)] if "psnr" in known else []
-    return Section(title, name, blocks, figures)
+        blocks += [page.heading("Use of the codebook"), page.table(head, usage)]
+    figures = [("PSNR of reconstructions", f"{known['psnr']['value']:.1f} dB", images)] if "psnr" in known else []
+    return page.Section(title, name, blocks, figures)
 
 
-def read_curves(folder: str | Path) -> dict[str, dict[str, Points]]:
+def read_curves(folder: str | Path) -> dict[str, dict[str, page.Points]]:
     """Return group -> name -> points (step, value) of a run's metrics.jsonl, the most important groups first.
 
     The metrics usage_0 and usage_1 form the group "usage"; loss, val_loss and train/loss_vqa form "loss".
@@ -160,22 +143,22 @@ def read_curves(folder: str | Path) -> dict[str, dict[str, Points]]:
     return {group: dict(groups[group]) for group in order}
 
 
-def training_section(runs: Mapping[str, str | Path]) -> Section:
+def training_section(runs: Mapping[str, str | Path]) -> page.Section:
     """Return the section of curves, for run folders by name."""
     blocks = []
     for name, folder in runs.items():
-        charts: dict[bool, list[Block]] = {False: [], True: []}  # shown at once, hidden
+        charts: dict[bool, list[page.Block]] = {False: [], True: []}  # shown at once, hidden
         for group, series in read_curves(folder).items():
-            chart = line_chart(CURVE_TITLES.get(group, group.replace("_", " ")), series)
+            chart = page.line_chart(CURVE_TITLES.get(group, group.replace("_", " ")), series)
             charts[bool(HIDDEN_CURVES.search(group))] += [chart] if chart else []
-        blocks.append(heading(name))
+        blocks.append(page.heading(name))
         blocks += [{"kind": "charts", "charts": charts[False]}] if charts[False] else []
-        blocks += [details("more curves", {"kind": "charts", "charts": charts[True]})] if charts[True] else []
+        blocks += [page.details("more curves", {"kind": "charts", "charts": charts[True]})] if charts[True] else []
         if not any(charts.values()):
-            blocks.append(missing(f"No curves: {Path(folder) / 'metrics.jsonl'} holds no steps of a run."))
+            blocks.append(page.missing(f"No curves: {Path(folder) / 'metrics.jsonl'} holds no steps of a run."))
         summary = flatten(read_object(Path(folder) / "summary.json"))
-        blocks += [details("summary of the run", table(["", "value"], list(summary.items())))] if summary else []
-    return Section("Training curves", "Training", blocks or [missing("No training run was named; give --tokenizer and --llm.")])
+        blocks += [page.details("summary of the run", page.table(["", "value"], list(summary.items())))] if summary else []
+    return page.Section("Training curves", "Training", blocks or [page.missing("No training run was named; give --tokenizer and --llm.")])
 
 
 @dataclass(frozen=True)
@@ -221,7 +204,7 @@ def count_right(asked: Sequence[Asked]) -> dict[str, tuple[int, int]]:
     return {kind: (sum(bool(one.right) for one in chosen), len(chosen)) for kind, chosen in kinds.items()}
 
 
-def answers_section(questions: str | Path | None, answers: Mapping[str, str | Path], images: ImageLookup) -> Section:
+def answers_section(questions: str | Path | None, answers: Mapping[str, str | Path], images: ImageLookup) -> page.Section:
     """Return the section on questions about images.
 
     Args:
@@ -233,42 +216,39 @@ def answers_section(questions: str | Path | None, answers: Mapping[str, str | Pa
     asked = {model: read_answers(questions, path) for model, path in answers.items()} if questions else {}
     asked = {model: found for model, found in asked.items() if found}
     if not asked:
-        return Section(title, name, [missing("No question was answered. Answers come from", ANSWER)])
+        return page.Section(title, name, [page.missing("No question was answered. Answers come from", ANSWER)])
     counts = {model: count_right(found) for model, found in asked.items()}
-    shares = {model: {kind: _percent(*pair) for kind, pair in found.items()} for model, found in counts.items()}
+    shares = {
+        model: {kind: round(100 * right / max(scored, 1), 1) for kind, (right, scored) in found.items()} for model, found in counts.items()
+    }
     own, *baselines = asked
     right, scored = counts[own]["all"]
     figures = []
-    blocks = [paragraph(f"{len(asked[own]):,} questions were answered; the question file holds no right answers.")]
+    blocks = [page.paragraph(f"{len(asked[own]):,} questions were answered; the question file holds no right answers.")]
     if scored:
         note = ", ".join(f"{model} {shares[model]['all']:.1f} %" for model in baselines) or f"{scored:,} questions"
-        figures = [Figure("questions answered right", f"{shares[own]['all']:.1f} %", note)]
+        figures = [("questions answered right", f"{shares[own]['all']:.1f} %", note)]
         rows = [[kind, counts[own][kind][1], *(found.get(kind) for found in shares.values())] for kind in counts[own]]
         text = f"{right:,} of {scored:,} questions about images are answered right. {PROTOCOL}"
-        blocks = [paragraph(text), table(["kind", "questions", *(f"{model}, %" for model in asked)], rows)]
+        blocks = [page.paragraph(text), page.table(["kind", "questions", *(f"{model}, %" for model in asked)], rows)]
     for text, value in (("Answered right", True), ("Answered wrong", False), ("Answers", None)):
         kinds = {one.kind: [other for other in asked[own] if other.right is value and other.kind == one.kind] for one in asked[own]}
-        chosen = [one for found in kinds.values() for one in spread(found, -(-NUM_ANSWERS // len(kinds)))][:NUM_ANSWERS]
+        chosen = [one for found in kinds.values() for one in page.spread(found, -(-NUM_ANSWERS // len(kinds)))][:NUM_ANSWERS]
         if chosen:
-            blocks += [heading(text), gallery([answer_card(one, images) for one in chosen])]
-    return Section(title, name, blocks, figures)
+            blocks += [page.heading(text), page.gallery([answer_card(one, images) for one in chosen])]
+    return page.Section(title, name, blocks, figures)
 
 
-def _percent(right: int, scored: int) -> float:
-    return round(100 * right / max(scored, 1), 1)
-
-
-def answer_card(one: Asked, images: ImageLookup) -> Card:
+def answer_card(one: Asked, images: ImageLookup) -> page.Card:
     """Return the picture of a question, the question without its instruction on how to answer, and the answer."""
     found = images.find(one.image) if one.image else None
-    shown = [(picture(found, f"the picture of the question: {one.text}"), "")] if found else []
+    shown = [(page.picture(found, f"the picture of the question: {one.text}"), "")] if found else []
     instruction = re.search(r"Answer (?:the question )?(?:using|with) ", one.text)  # LLaVA's files end questions with one
     question = (one.text[: instruction.start()].rstrip() if instruction else "") or one.text
-    return Card(shown, question, answer=one.answer, expected=" / ".join(dict.fromkeys(one.expected)), right=one.right)
+    return page.Card(shown, question, answer=one.answer, expected=" / ".join(dict.fromkeys(one.expected)), right=one.right)
 
 
 def _read_drawn(folder: str | Path | None) -> list[tuple[dict[str, Any], Image.Image]]:
-    """The lines of results.jsonl whose image is there, with the image."""
     if folder is None or not Path(folder).is_dir():
         return []
     files = ImageLookup([folder])
@@ -276,7 +256,7 @@ def _read_drawn(folder: str | Path | None) -> list[tuple[dict[str, Any], Image.I
     return [(line, image) for line, image in found if image is not None]
 
 
-def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str | Path] | None = None) -> Section:
+def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str | Path] | None = None) -> page.Section:
     """Return the section of images that were generated from prompts.
 
     `folder`: folder of `unicode.run.generate_images`, with the report of `unicode.run.eval_generation` in it. `baselines`: name -> folder
@@ -285,45 +265,46 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
     title, name = "Images from prompts", "Drawings"
     drawn = _read_drawn(folder)
     if folder is None or not drawn:
-        return Section(title, name, [missing("No image was generated. Images come from", DRAW)])
+        return page.Section(title, name, [page.missing("No image was generated. Images come from", DRAW)])
     seconds = [float(line["seconds"]) for line, _ in drawn if line.get("seconds")]
-    speed = f", {number(float(f'{fmean(seconds):.2g}'))} s each" if seconds else ""
+    speed = f", {page.number(float(f'{fmean(seconds):.2g}'))} s each" if seconds else ""
     text = f"{len(drawn):,} images that the language model wrote token by token from a prompt{_sampling(Path(folder) / SETTINGS)}{speed}."
-    prompts = [(str(line.get("prompt", "")), image) for line, image in spread(drawn, NUM_DRAWN)]
-    cards = [Card([(picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]) for prompt, image in prompts]
-    blocks = [paragraph(f"{text} Some of them, evenly taken:"), gallery(cards)]
+    prompts = [(str(line.get("prompt", "")), image) for line, image in page.spread(drawn, NUM_DRAWN)]
+    cards = [page.Card([(page.picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]) for prompt, image in prompts]
+    blocks = [page.paragraph(f"{text} Some of them, evenly taken:"), page.gallery(cards)]
     scores = {model: _read_scores(path) for model, path in {"this model": folder, **(baselines or {})}.items()}
     measures = list(dict.fromkeys(measure for found in scores.values() for measure in found))
     if measures:
-        blocks.append(table(["measure", *scores], [[measure, *(found.get(measure) for found in scores.values())] for measure in measures]))
+        rows = [[measure, *(found.get(measure) for found in scores.values())] for measure in measures]
+        blocks.append(page.table(["measure", *scores], rows))
     else:
-        blocks.append(missing("The images were not measured. Measures come from", "python -m unicode.run.eval_generation --help"))
+        blocks.append(page.missing("The images were not measured. Measures come from", "python -m unicode.run.eval_generation --help"))
     own = scores["this model"]
     note = f"shuffled prompts {own[SHUFFLED]}" if SHUFFLED in own else f"{len(drawn):,} prompts"
-    return Section(title, name, blocks, [Figure("images with every object right", str(own[CORRECT]), note)] if own.get(CORRECT) else [])
+    return page.Section(title, name, blocks, [("images with every object right", str(own[CORRECT]), note)] if own.get(CORRECT) else [])
 
 
-def decompression_section(folder: str | Path | None, images: ImageLookup) -> Section:
+def decompression_section(folder: str | Path | None, images: ImageLookup) -> page.Section:
     """Return the section of images that the model was given compressed and wrote out in full."""
     title, name = "Image decompression", "Decompression"
     drawn = _read_drawn(folder)
     if folder is None or not drawn:
-        return Section(title, name, [missing("No image was decompressed. It is done by", f"{DRAW} --decompress")])
+        return page.Section(title, name, [page.missing("No image was decompressed. It is done by", f"{DRAW} --decompress")])
     text = "The model gets an image in a quarter of the tokens, the codes of each cell added up, and writes all its codes."
     exact = [float(line["exact"]) for line, _ in drawn if is_number(line.get("exact"))]
     psnr = [float(line["psnr"]) for line, _ in drawn if is_number(line.get("psnr"))]
     text += f" {100 * fmean(exact):.1f} % of the codes of {len(exact):,} images are exact." if exact else ""
     text += f" PSNR {fmean(psnr):.1f} dB." if psnr else ""
     files, cards = ImageLookup([folder]), []
-    for line, after in spread(drawn, NUM_DECOMPRESSED):
+    for line, after in page.spread(drawn, NUM_DECOMPRESSED):
         key = str(line.get("reference") or line.get("id") or "")
         before = files.find(key) or images.find(key)
-        shown = [(picture(before, f"{key} before compression"), "before")] if before else []
+        shown = [(page.picture(before, f"{key} before compression"), "before")] if before else []
         notes = [f"{100 * line['exact']:.0f} % exact"] if is_number(line.get("exact")) else []
         notes += [f"{line['psnr']:.1f} dB"] if is_number(line.get("psnr")) else []
-        cards.append(Card([*shown, (picture(after, f"{key} as the model wrote it"), "after")], lines=[", ".join(notes) or key]))
-    figures = [Figure("codes exact after decompression", f"{100 * fmean(exact):.1f} %", f"{len(exact):,} images")] if exact else []
-    return Section(title, name, [paragraph(text), gallery(cards, "pairs")], figures)
+        cards.append(page.Card([*shown, (page.picture(after, f"{key} as the model wrote it"), "after")], lines=[", ".join(notes) or key]))
+    figures = [("codes exact after decompression", f"{100 * fmean(exact):.1f} %", f"{len(exact):,} images")] if exact else []
+    return page.Section(title, name, [page.paragraph(text), page.gallery(cards, "pairs")], figures)
 
 
 def _sampling(settings: Path) -> str:
@@ -332,42 +313,39 @@ def _sampling(settings: Path) -> str:
     temperature, guidance = (sampling.get(name) if isinstance(sampling, dict) else None for name in ("temperature", "guidance"))
     if not isinstance(temperature, int | float) or not isinstance(guidance, int | float):
         return ""
-    drawn = "greedily" if temperature == 0 else f"at temperature {number(temperature)}"
-    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {number(guidance)}'}"
+    drawn = "greedily" if temperature == 0 else f"at temperature {page.number(temperature)}"
+    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {page.number(guidance)}'}"
 
 
-def _read_scores(folder: str | Path) -> dict[str, Cell]:
-    """Measure -> value with its unit, of the report in a folder of images."""
-    scores: dict[str, Cell] = {}
-    for name, entry in read_object(Path(folder) / "metrics.json").get("metrics", {}).items():
-        scores[name] = None if entry["value"] is None else f"{entry['value']:.4g} {entry.get('unit', '')}".strip()
-    return scores
+def _read_scores(folder: str | Path) -> dict[str, page.Cell]:
+    metrics = read_object(Path(folder) / "metrics.json").get("metrics", {})
+    known = {name: one for name, one in metrics.items() if one["value"] is not None}
+    return dict.fromkeys(metrics) | {name: f"{one['value']:.4g} {one.get('unit', '')}".strip() for name, one in known.items()}
 
 
-def benchmarks_section(folders: Mapping[str, str | Path]) -> Section:
+def benchmarks_section(folders: Mapping[str, str | Path]) -> page.Section:
     """Return the section; `folders` is name -> --out of `unicode.run.benchmark`, the model first. Blind baselines lie in them."""
     found = dict(folders)
     for name, folder in folders.items():
         blind = "blind" if len(folders) == 1 else f"{name} blind"
         found |= {f"{blind}, {path.name.removeprefix('blank_')}": path for path in sorted(Path(folder).glob("blank_*"))}
-    scores: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in found}
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
     for name, folder in found.items():
-        for path in sorted(Path(folder).glob("*/scores.json")):
-            content = read_object(path)
-            scores[name][str(content.get("title", path.parent.name))] = content
+        contents = [(path, read_object(path)) for path in sorted(Path(folder).glob("*/scores.json"))]
+        scores[name] = {str(content.get("title", path.parent.name)): content for path, content in contents}
     names = list(dict.fromkeys(benchmark for contents in scores.values() for benchmark in contents))
     if not names:
-        return Section("Benchmarks", "Benchmarks", [missing("No benchmark was scored. Scores come from", BENCHMARK)])
+        return page.Section("Benchmarks", "Benchmarks", [page.missing("No benchmark was scored. Scores come from", BENCHMARK)])
     rows, numbers = [], []
     for name in names:
         known = next(contents[name] for contents in scores.values() if name in contents)
         counts = " of ".join(str(known[key]) for key in ("n_answered", "n_expected") if known.get(key) is not None)
         headlines = [contents.get(name, {}).get("headline") for contents in scores.values()]
         rows.append([name, *headlines, str(known.get("unit", "")), counts])
-        notes = [paragraph(str(one), "note") for one in (known.get("protocol"), *(known.get("notes") or [])) if one]
+        notes = [page.paragraph(str(one), "note") for one in (known.get("protocol"), *(known.get("notes") or [])) if one]
         values = list(flatten(known.get("values", {})).items())
-        numbers += [details(f"{name}: all numbers", *notes, table(["", "value"], values))] if values else []
-    return Section("Benchmarks", "Benchmarks", [table(["benchmark", *scores, "unit", "answered"], rows), *numbers])
+        numbers += [page.details(f"{name}: all numbers", *notes, page.table(["", "value"], values))] if values else []
+    return page.Section("Benchmarks", "Benchmarks", [page.table(["benchmark", *scores, "unit", "answered"], rows), *numbers])
 
 
 def read_steps(path: str | Path | None) -> list[dict[str, Any]]:
@@ -384,18 +362,18 @@ def read_steps(path: str | Path | None) -> list[dict[str, Any]]:
     return list(steps.values())
 
 
-def steps_section(steps: Sequence[Mapping[str, Any]]) -> Section:
+def steps_section(steps: Sequence[Mapping[str, Any]]) -> page.Section:
     """Return the section on the time and memory of each step."""
     title, name = "Time and memory of each step", "Time"
     if not steps:
-        return Section(title, name, [missing("The steps were not timed. The quickstart times them:", "bash scripts/quickstart.sh")])
-    total = clock(sum(step["seconds"] for step in steps))
+        return page.Section(title, name, [page.missing("No step was timed. The quickstart times them:", "bash scripts/quickstart.sh")])
+    total = page.clock(sum(step["seconds"] for step in steps))
     rows = {"kind": "steps", "rows": steps, "longest": max(step["seconds"] for step in steps) or 1}
-    blocks = [paragraph(f"{total} in {len(steps)} steps on {describe_machine()}."), rows]
-    return Section(title, name, blocks, [Figure("from nothing to this page", total, f"{len(steps)} steps")])
+    blocks = [page.paragraph(f"{total} in {len(steps)} steps on {describe_machine()}."), rows]
+    return page.Section(title, name, blocks, [("from nothing to this page", total, f"{len(steps)} steps")])
 
 
-def commands_section(steps: Sequence[Mapping[str, Any]], command: str) -> Section:
+def commands_section(steps: Sequence[Mapping[str, Any]], command: str) -> page.Section:
     """Return the section of versions and commands; `command` made this page."""
     commands = [f"# {step['step']}\n{step['command']}" for step in steps if step["command"]]
     versions = {"python": platform.python_version()}
@@ -403,8 +381,8 @@ def commands_section(steps: Sequence[Mapping[str, Any]], command: str) -> Sectio
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     code = {"kind": "code", "text": "\n\n".join([*commands, f"# this page\n{command}"])}
-    blocks = [code, table(["library", "version"], list(versions.items())), paragraph(f"Made on {describe_machine()}.", "note")]
-    return Section("Versions and the exact commands", "Commands", blocks)
+    blocks = [code, page.table(["library", "version"], list(versions.items())), page.paragraph(f"Made on {describe_machine()}.", "note")]
+    return page.Section("Versions and the exact commands", "Commands", blocks)
 
 
 def describe_machine() -> str:

@@ -26,24 +26,18 @@ Words = Callable[[int], str]  # Vocabulary id -> the token's text
 def words_section(
     ids: Sequence[str | Path], images: ImageLookup, *, tokenizer: Path | None = None, base: Path | None = None, about: str = ""
 ) -> Section:
-    """Return the section.
+    """Return the section on the stores `ids`, by default those below `tokenizer`, whose pictures `images` finds.
 
-    Args:
-        ids: stores of ids; without them, those below `tokenizer`.
-        images: finds the pictures of the stores' keys.
-        tokenizer: run folder whose codebook tells which ids images may use; None: not known.
-        base: the language model whose tokens the ids are; None: ids are shown as numbers.
-        about: the examples are pictures whose caption contains this.
-
-    Raises FileNotFoundError, ValueError: a store that was named is not there, not finished or damaged.
+    `tokenizer`: run folder whose codebook tells which ids images may use. `base`: the language model whose tokens the ids are; without it
+    ids are shown as numbers. `about`: part of the captions of the examples. Raises FileNotFoundError, ValueError: a store is not there,
+    not finished or damaged.
     """
     found = [Path(one) for one in ids] or [path.parent for path in sorted(tokenizer.glob("ids/**/manifest.json") if tokenizer else ())]
     stores = [Store(path) for path in found]
     counts, num_images = count_words(stores)
     if counts is None:
         remedy = "python -m unicode.run.encode_images --ckpt RUN --images IMAGES --out RUN/ids/NAME"
-        blocks = [missing("No ids of images were found below the tokenizer. They come from", remedy)]
-        return Section("Images as words", "Words", blocks)
+        return Section("Images as words", "Words", [missing("No ids of images were found below the tokenizer. They come from", remedy)])
     blocks = [paragraph("Each code is a row of the language model's own embedding table, so an image is a run of its tokens.")]
     if base is None:
         blocks.append(missing("The words are not known, ids stand in their place; name the language model with", "--base DIR"))
@@ -112,9 +106,8 @@ def commonest(counts: np.ndarray, word: Words) -> Block:
         order = [index for index in np.argsort(-row, kind="stable")[:NUM_COMMONEST] if row[index]]
         columns.append([(_visible(word(int(index))), round(100 * float(row[index]) / int(row.sum()), 1)) for index in order])
     head = ["rank", *chain.from_iterable((f"level {level}", "share, %") for level in range(len(counts)))]
-    rows: list[list[Any]] = [
-        [str(rank), *chain.from_iterable(cells)] for rank, cells in enumerate(zip_longest(*columns, fillvalue=("", "")), 1)
-    ]
+    ranks = enumerate(zip_longest(*columns, fillvalue=("", "")), 1)
+    rows: list[list[Any]] = [[str(rank), *chain.from_iterable(cells)] for rank, cells in ranks]
     return table(head, rows, caption="the commonest tokens")
 
 
@@ -142,10 +135,7 @@ def word_card(pixels: np.ndarray, caption: str, levels: Sequence[np.ndarray], wo
 
 
 def read_words(base: str | Path) -> Words:
-    """Return a function from vocabulary id to the token's text.
-
-    `base`: a language model: a Hugging Face folder, the folder around it that `make_base_model` writes, or a GGUF file.
-    """
+    """Return a function from vocabulary id to text; `base`: a Hugging Face folder, the folder of `make_base_model`, or a GGUF file."""
     inner = Path(base) / "model"
     tokens = read_vocabulary(find_model(inner if (inner / "config.json").is_file() else base)).tokens
     blank = "Ġ" if spells_bytes(tokens.values()) else "▁"
@@ -159,5 +149,4 @@ def _frequent(ids: np.ndarray, word: Words) -> str:
 
 
 def _visible(token: str) -> str:
-    """A token without the space before it; other blanks by name."""
     return token.strip() or {"": "empty", " ": "space", "\n": "newline", "\t": "tab"}.get(token, "blanks")

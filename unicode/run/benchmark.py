@@ -22,11 +22,9 @@ from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
-from unicode.run.command import command, one_line
+from unicode.run.command import command, one_line, open_named_model
 
 if TYPE_CHECKING:
-    from unicode.generate.answers import AnswerConfig
-    from unicode.generate.jobs import Key
     from unicode.images.lookup import ImageLookup
 
 log = get_logger(__name__)
@@ -65,10 +63,7 @@ class Runner:
     @cached_property
     def model(self) -> Any:
         """The model that is asked, opened when first asked for."""
-        from unicode.llm.load import open_model
-
-        names = {"base": self.args.base, "image_tokenizer": self.args.image_tokenizer}
-        return open_model(self.args.model, **names, device=open_job(self.args.device), dtype=self.args.dtype, merge=True)
+        return open_named_model(self.args)
 
     def run_all(self) -> list[str]:
         """Run every benchmark whose files are there, and return what went wrong with those that failed.
@@ -101,14 +96,11 @@ class Runner:
         folder = self.args.out / self._run_name(benchmark, blank=self.args.blank_images)
         scoring = self.args.answers is not None
         questions = [] if scoring else self._read_questions(benchmark)
+        path = self._find_answers(benchmark) if scoring else folder / "answers.jsonl"
         if self.args.dry_run:
-            if scoring:
-                self._find_answers(benchmark)
-            else:
-                self._check_reading(questions)
+            self._check_reading(questions)
             log.info("%s: what is needed is there", benchmark.title)
             return
-        path = self._find_answers(benchmark) if scoring else folder / "answers.jsonl"
         with ExitStack() as stack:
             on_main(lambda: stack.enter_context(lock_folder(folder, "answering")))
             answered = {} if scoring else self._ask(benchmark, questions, path)
@@ -120,13 +112,11 @@ class Runner:
         return Options(split=split, circular=circular, grader_workers=self.args.grader_workers)
 
     def _run_name(self, benchmark: Benchmark, *, blank: str = "") -> str:
-        """Folder of one benchmark's results below the folder of all: its name, what is special about the run, blind baselines apart."""
         options = self._options(benchmark)
-        parts = [benchmark.name, *([options.split] if options.split else []), *(["circular"] if options.circular else [])]
-        return ("blank_" + blank + "/" if blank else "") + "-".join(parts)
+        parts = filter(None, (benchmark.name, options.split, options.circular and "circular"))
+        return (f"blank_{blank}/" if blank else "") + "-".join(map(str, parts))
 
     def _find_answers(self, benchmark: Benchmark) -> Path:
-        """The file of answers that --answers means; FileNotFoundError where a folder has none for this benchmark."""
         given: Path = self.args.answers
         if not given.is_dir():
             return given
@@ -137,7 +127,6 @@ class Runner:
         return found
 
     def _lacks(self, benchmark: Benchmark) -> str:
-        """Why a benchmark cannot be run; empty if it can."""
         if self.args.answers is None:
             return next(iter(benchmark.missing_files(self.args.data, self._options(benchmark), purpose="ask")), "")
         try:
@@ -168,7 +157,6 @@ class Runner:
         return questions
 
     def _places(self, questions: Sequence[Question]) -> Sequence[int]:
-        """Places of the questions to ask: all, or --limit of them evenly spread."""
         limit = self.args.limit
         if not 0 < limit < len(questions):
             return range(len(questions))
@@ -180,14 +168,12 @@ class Runner:
         return [PlacedStore(path, ("", f"{folder}/", f"{self.args.data.name}/{folder}/")) for path in self.args.store]
 
     def _images(self, benchmark: Benchmark) -> ImageLookup:
-        """The image folder of a benchmark; nothing is found where it does not exist."""
         from unicode.images.lookup import ImageLookup
 
         root = self.args.data / benchmark.image_folder(self._options(benchmark))
         return ImageLookup([root] if root.is_dir() else [])
 
     def _check_reading(self, questions: Sequence[Question]) -> None:
-        """ValueError or FileNotFoundError, as `LanguageModel.images`, when the model cannot read images and will have to."""
         if any(question.image for question in questions) and not self.args.store and self.args.blank_images != "none":
             self.model.picture(Image.new("RGB", (8, 8)))
 
@@ -199,16 +185,25 @@ class Runner:
         answers of another model, other settings or other questions. Raises OSError: the disk is full; what is written stays.
         """
         from unicode.generate.answers import AnswerConfig, answer_questions
-        from unicode.generate.jobs import ERROR, ResultFile, answer_line
+        from unicode.generate.jobs import ERROR, ResultFile, answer_line, key_of
         from unicode.generate.questions import AskedQuestion, ImageReader
 
         self._check_reading(questions)
         places = set(self._places(questions))
         log.info("%s: %d questions, the answers go to %s", benchmark.title, len(places), path)
         config = AnswerConfig(batch_size=self.args.batch_size, max_new_tokens=self.args.max_new_tokens or benchmark.max_new_tokens)
-        made_by = self._made_by(config)
+        tokenizer = (self.model.card.image_tokenizer or {}).get("fingerprint", "")
+        if not tokenizer and self.model.tokenizer_path:
+            tokenizer = self.model.images.fingerprint
+        made_by = {
+            "model_fingerprint": self.model.fingerprint,
+            "tokenizer_fingerprint": tokenizer,
+            "template": self.model.card.template,
+            "max_new_tokens": config.max_new_tokens,
+            "blank_images": self.args.blank_images,
+        }
         stores = self._stores(benchmark)
-        keys = [_key(question) for question in questions]
+        keys = [key_of(_head(question)) for question in questions]
         with ResultFile(path, keys, made_by=made_by) as file:
             file.missing = [place for place in file.missing if place in places]  # answers beyond a limit stay where they are
             num_asked, share = len(file.missing), [questions[place] for place in file.share()]
@@ -218,9 +213,8 @@ class Runner:
                 for number, answer in answer_questions(self.model, asked, config=config, images=images, progress=True):
                     question, before, start = share[number], start, time.perf_counter()
                     metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished, "seconds": round(start - before, 6)}
-                    head = {"question_id": question.id, "prompt": question.prompt, **_recorded(question)}
                     name = Path(self.args.model).name
-                    file.put(answer_line(file, head, answer.text, model_id=name, metadata=metadata, error=answer.error))
+                    file.put(answer_line(file, _head(question), answer.text, model_id=name, metadata=metadata, error=answer.error))
             summary = file.finish()
             wanted = {keys[place] for place in places}
             records = [record["metadata"] for key, record in file.records().items() if key in wanted]
@@ -232,20 +226,6 @@ class Runner:
             "errors": {key[0]: why for key, why in summary.errors.items() if key in wanted},
         }
 
-    def _made_by(self, config: AnswerConfig) -> dict[str, Any]:
-        """What answers depend on besides the question; other answers are not mixed with these."""
-        model = self.model
-        tokenizer = (model.card.image_tokenizer or {}).get("fingerprint", "")
-        if not tokenizer and model.tokenizer_path:
-            tokenizer = model.images.fingerprint
-        return {
-            "model_fingerprint": model.fingerprint,
-            "tokenizer_fingerprint": tokenizer,
-            "template": model.card.template,
-            "max_new_tokens": config.max_new_tokens,
-            "blank_images": self.args.blank_images,
-        }
-
     def _score(self, benchmark: Benchmark, path: Path, folder: Path, answered: dict[str, Any]) -> None:
         """Score the answers of a file and write the results; OSError where the grader did not answer to the end."""
         records, notes = read_answers(path, benchmark.key_of)
@@ -255,9 +235,8 @@ class Runner:
         if grader is not None:
             options = replace(options, grader_name=grader.model, grade=None if self.args.grader_estimate else grader)
         score = benchmark.score(self.args.data, answers, options)
-        score.notes += notes
-        if self.args.limit:
-            score.notes.append(f"only {self.args.limit} questions were asked (--limit): a try, no score to quote")
+        trial = f"only {self.args.limit} questions were asked (--limit): a try, no score to quote"
+        score.notes += [*notes, trial] if self.args.limit else notes
         about = path.with_name(f"{path.name}.run.json")
         answered = answered or (read_json(about) if about.is_file() else {})
         models = sorted({str(record.get("model_id", "")) for record in answers.values()})
@@ -268,10 +247,7 @@ class Runner:
             raise OSError(f"{benchmark.title} is not graded to the end: {score.notes[-1]}")
 
     def _open_grader(self, benchmark: Benchmark, answers: Answers, replies: Path) -> Grader | None:
-        """The grader where the benchmark needs one and the user names one; logs what it will cost.
-
-        Raises ValueError: a grader is named and no endpoint, or the other way round.
-        """
+        """The grader where the benchmark needs one and the user names one; ValueError where a model is named and no endpoint."""
         if not isinstance(benchmark, Llavabench) or not (self.args.grader or os.environ.get(URL_VARIABLE)):
             return None
         grader = Grader.from_environment(replies, model=self.args.grader)
@@ -291,15 +267,9 @@ def _images(question: Question, stores: Sequence[Store]) -> Iterator[Any]:
         yield question.image
 
 
-def _recorded(question: Question) -> dict[str, Any]:
-    """What LLaVA repeats of a question in its answer."""
-    return {name: question.fields[name] for name in RECORDED if name in question.fields}
-
-
-def _key(question: Question) -> Key:
-    from unicode.generate.jobs import key_of
-
-    return key_of({"question_id": question.id, "prompt": question.prompt, **_recorded(question)})
+def _head(question: Question) -> dict[str, Any]:
+    recorded = {name: question.fields[name] for name in RECORDED if name in question.fields}
+    return {"question_id": question.id, "prompt": question.prompt, **recorded}
 
 
 def write_report(folder: Path, score: Score, answered: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,15 +304,16 @@ def format_score(value: float | None) -> str:
 
 def write_table(out: Path) -> str:
     """Write OUT/table.md over all scores below `out`, published numbers beside ours, and return its text; empty without scores."""
-    rows = _find_rows(out)
+    rows = [(name, path) for name in BENCHMARKS for path in sorted([*out.glob(f"{name}/{SCORES}"), *out.glob(f"{name}-*/{SCORES}")])]
     if not rows:
         return ""
-    models = list(dict.fromkeys(model for name, _, _ in rows for model in BENCHMARKS[name].published))
+    models = list(dict.fromkeys(model for name, _ in rows for model in BENCHMARKS[name].published))
     head = ["benchmark", "ours", "blank images", "unit", "answered", "not understood", "seconds", *models]
     lines = [head, ["---", *["---:"] * 2, "---", *["---:"] * (len(head) - 4)]]
-    for name, report, blind in rows:
-        published = BENCHMARKS[name].published
-        special = "" if report["run"] == name else f" ({report['run'].partition('-')[2]})"
+    for name, path in rows:
+        run, report, published = path.parent.name, read_json(path), BENCHMARKS[name].published
+        blind = next((read_json(other)["headline"] for other in sorted(out.glob(f"blank_*/{run}/{SCORES}"))), None)
+        special = "" if run == name else f" ({run.partition('-')[2]})"
         expected = "?" if report["n_expected"] is None else report["n_expected"]
         lines.append([
             f"{report['title']}{special}", format_score(report["headline"]), format_score(blind), report["unit"],
@@ -353,17 +324,6 @@ def write_table(out: Path) -> str:
     with atomic_write(out / TABLE) as file:
         file.write(text)
     return text
-
-
-def _find_rows(out: Path) -> list[tuple[str, dict[str, Any], float | None]]:
-    """(benchmark, content of its scores.json with "run", headline of the blind baseline) in the order of the benchmarks."""
-    rows = []
-    for name in BENCHMARKS:
-        for file in sorted([*out.glob(f"{name}/{SCORES}"), *out.glob(f"{name}-*/{SCORES}")]):
-            run = file.parent.name
-            blind = next((read_json(path)["headline"] for path in sorted(out.glob(f"blank_*/{run}/{SCORES}"))), None)
-            rows.append((name, {**read_json(file), "run": run}, blind))
-    return rows
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -407,6 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="check files, questions, images and model; ask nothing")
+    parser.set_defaults(merge=True)
     args = parser.parse_args(argv)
     check_arguments(args)
     if args.model and not args.dry_run:

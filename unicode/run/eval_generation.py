@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from unicode.generate.images import GenerationConfig
     from unicode.images.dataset import ImageDataset
-    from unicode.metrics.generation import GenerationMetrics, Thing
+    from unicode.metrics.generation import GenerationMetrics
 
 log = get_logger(__name__)
 
@@ -80,18 +79,6 @@ class Drawn:
             yield start, torch.stack([self.image(place) for place in places]), prompts if all(prompts) else None
 
 
-def open_reference(source: str, config: GenerationConfig, *, side: int, named: bool) -> ImageDataset | None:
-    """The images to compare with: `source`, else those of the protocol's data; None where neither is named.
-
-    Raises FileNotFoundError, ValueError: as `open_images` and `build_dataset`.
-    """
-    from unicode.images.dataset import build_dataset, open_images
-
-    if source:
-        return open_images(source, image_size=side, config=config.data)
-    return build_dataset(config.data, image_size=side, train=False) if named else None
-
-
 def feed(metrics: GenerationMetrics, drawn: Drawn, reference: ImageDataset | None, args: argparse.Namespace, device: torch.device) -> int:
     """Add this rank's share of the images to the metrics that have their network; return how many references all ranks skipped."""
     import torch
@@ -120,13 +107,9 @@ def measure_scenes(drawn: Drawn) -> dict[str, Any]:
     if not world or task == "decompress":
         return {}
     config = ShapesConfig(**world)
-    wanted: list[list[Thing]] = []
-    found: list[list[Thing]] = []
-    for index, record in enumerate(drawn.records):
-        key = str(record["id"] if task == "complete" else record.get("reference", ""))
-        wanted.append(list(find_scene(config, key).things))
-        found.append(list(parse_scene(to_float(drawn.image(index)).numpy(), config).things))
-    return scene_metrics(wanted, found)
+    keys = [str(record["id"] if task == "complete" else record.get("reference", "")) for record in drawn.records]
+    found = [list(parse_scene(to_float(drawn.image(index)).numpy(), config).things) for index in range(len(drawn))]
+    return scene_metrics([list(find_scene(config, key).things) for key in keys], found)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     from unicode.generate.images import GenerationConfig
+    from unicode.images.dataset import build_dataset, open_images
     from unicode.metrics.frechet import load_inception
     from unicode.metrics.generation import GenerationMetrics, load_clip
     from unicode.run.evaluation import describe_missing, load_networks
@@ -159,7 +143,11 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(GenerationConfig, args.config, args.settings)
     device = open_job(args.device)
     drawn = Drawn(args.pictures)
-    reference = open_reference(args.images, config, side=drawn.side, named=args.config is not None)
+    reference = None
+    if args.images:
+        reference = open_images(args.images, image_size=drawn.side, config=config.data)
+    elif args.config is not None:
+        reference = build_dataset(config.data, image_size=drawn.side, train=False)
     inception = load_networks({"inception": partial(load_inception, args.inception)}, device=device)["inception"]
     clip = load_clip(args.clip, device=device)
     if args.dry_run:

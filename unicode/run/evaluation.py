@@ -48,10 +48,9 @@ def load_networks(makers: Mapping[str, Callable[[], MetricNetwork]], *, device: 
     present = torch.tensor([isinstance(network, nn.Module) for network in loaded.values()], dtype=torch.int64)
     everywhere = (all_reduce_sum_(present) == world_size()).tolist()
     for (name, network), shared in zip(loaded.items(), everywhere, strict=True):
-        if isinstance(network, nn.Module) and not shared:
-            loaded[name] = NotComputed("the weights are not on every machine of the job", "put them in the same place on each machine")
-        elif isinstance(network, nn.Module):
-            loaded[name] = network.to(device)
+        if isinstance(network, nn.Module):
+            absent = NotComputed("the weights are not on every machine of the job", "put them in the same place on each machine")
+            loaded[name] = network.to(device) if shared else absent
     return loaded
 
 

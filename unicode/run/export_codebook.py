@@ -3,17 +3,11 @@
 python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out outputs/tables/vicuna-7b.safetensors
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unicode.common.logging import get_logger
 from unicode.run.command import command
-
-if TYPE_CHECKING:
-    from unicode.llm.vocabulary import Embedding
 
 log = get_logger(__name__)
 
@@ -30,7 +24,13 @@ def main(argv: list[str] | None = None) -> int:
 
     embedding = load_embedding(arguments.model)
     excluded = embedding.excluded_ids()
-    print(report(embedding))
+    count, width = embedding.rows.shape
+    print(f"{embedding.model}: {count} rows of width {width}, mean norm {embedding.rows.norm(dim=1).mean():.4g}")
+    for reason, ids in embedding.excluded.items():
+        if ids:
+            samples = ", ".join(f"{index} {embedding.tokens.get(index, '')!r}" for index in ids[:4])
+            print(f"  excluded {len(ids):>6}  {reason}: {samples}{', ...' if len(ids) > 4 else ''}")
+    print(f"  eligible {count - len(excluded):>6}  may stand for a piece of an image")
     if len(excluded) == len(embedding.rows):
         raise ValueError(f"no row of {arguments.model} may stand for a piece of an image; the model looks untrained")
     if arguments.dry_run:
@@ -38,18 +38,6 @@ def main(argv: list[str] | None = None) -> int:
     save_table(arguments.out, embedding.rows, excluded, model=embedding.model)
     log.info("wrote %s, sha256 of the rows %s", arguments.out, load_table(arguments.out).digest)
     return 0
-
-
-def report(embedding: Embedding) -> str:
-    """Return the contents of the table as text: its rows, and how many are left out for which reason."""
-    count, width = embedding.rows.shape
-    lines = [f"{embedding.model}: {count} rows of width {width}, mean norm {embedding.rows.norm(dim=1).mean():.4g}"]
-    for reason, ids in embedding.excluded.items():
-        if ids:
-            samples = ", ".join(f"{index} {embedding.tokens.get(index, '')!r}" for index in ids[:4])
-            lines.append(f"  excluded {len(ids):>6}  {reason}: {samples}{', ...' if len(ids) > 4 else ''}")
-    lines.append(f"  eligible {count - len(embedding.excluded_ids()):>6}  may stand for a piece of an image")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

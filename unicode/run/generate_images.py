@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from unicode.common.distributed import is_main, world_size
 from unicode.common.logging import get_logger
 from unicode.images.listing import EXTENSIONS, Files
-from unicode.images.shapes import ShapesConfig
 from unicode.run.command import add_model_options, command, open_named_model
 
 if TYPE_CHECKING:
@@ -22,10 +21,8 @@ if TYPE_CHECKING:
     from unicode.images.dataset import ImageDataset
     from unicode.llm.load import LanguageModel
 
-
-def world_of(config: GenerationConfig, side: int) -> ShapesConfig:
-    """The shapes world of a config, its pictures of `side` pixels."""
-    return replace(config.data.shapes, image_size=side)
+log = get_logger(__name__)
+SHOWN_ERRORS = 5
 
 
 def build_task(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> PromptTask | ImageTask:
@@ -37,7 +34,7 @@ def build_task(model: LanguageModel, args: argparse.Namespace, config: Generatio
 
     side = model.images.config.image_size
     if not (args.complete or args.decompress):
-        prompts = read_prompts(config.prompts, world=world_of(config, side), limit=config.limit)
+        prompts = read_prompts(config.prompts, world=replace(config.data.shapes, image_size=side), limit=config.limit)
         return PromptTask(prompts, seed=config.seed, template=config.template)
     assert model.layout is not None
     dataset = find_pictures(args.complete or args.decompress, config, side)
@@ -83,13 +80,8 @@ def describe(
     if task == "complete":
         described |= {"keep": args.keep, "caption": args.caption}
     if source.partition(":")[0] == "shapes":
-        described["world"] = asdict(world_of(config, model.images.config.image_size))
+        described["world"] = asdict(replace(config.data.shapes, image_size=model.images.config.image_size))
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]
-
-
-log = get_logger(__name__)
-SHOWN_ERRORS = 5
-SHEET = "contact_sheet.png"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,7 +174,7 @@ def report(records: list[dict[str, Any]], out: Path, *, pairs: bool) -> int:
     drawn = [record for record in records if "file" in record]
     errors = [record["error"] for record in records if "error" in record]
     files = [out / name for record in drawn for name in ([record["reference"]] if pairs else []) + [record["file"]]]
-    write_contact_sheet(files, out / SHEET, group=2 if pairs else 1)
+    write_contact_sheet(files, out / "contact_sheet.png", group=2 if pairs else 1)
     for error in errors[:SHOWN_ERRORS]:
         log.warning("not drawn: %s", error)
     if len(errors) > SHOWN_ERRORS:

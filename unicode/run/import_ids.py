@@ -83,7 +83,6 @@ def find_paths(names: Sequence[str], paths: str | Path | None) -> list[str]:
 
 
 def _read_paths(paths: str | Path) -> Iterator[tuple[str, str]]:
-    """(bare name, path) of each image of an annotation file or a list."""
     if Path(paths).suffix == ".json":
         records = (record for record in read_json_list(paths) if isinstance(record, dict) and isinstance(record.get("image"), str))
         return ((str(record.get("id")), record["image"]) for record in records)

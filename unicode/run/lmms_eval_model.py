@@ -130,7 +130,6 @@ def _settings(given: Mapping[str, Any], max_new_tokens: int) -> tuple[Any, ...]:
 
 def cut(text: str, until: Iterable[str]) -> str:
     """An answer up to the first of the texts that end it."""
-    for stop in until:
-        if stop:
-            text = text.split(stop, 1)[0]
+    for stop in filter(None, until):
+        text = text.split(stop, 1)[0]
     return text.strip()

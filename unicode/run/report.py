@@ -58,13 +58,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def page_sections(args: argparse.Namespace, own_command: str) -> list[Section]:
-    """Return the sections of the page; `own_command` made it."""
-    from unicode.images.lookup import ImageLookup
+    """Return the sections of the page; `own_command` made it. Without --images, the pictures of a generated world are still found."""
+    from unicode.images.lookup import ImageLookup, is_world
     from unicode.report import sections
     from unicode.report.words import words_section
 
     answers, drawings = named(args.answers), named(args.generation)
-    images = ImageLookup(picture_places(args), world=args.world)
+    places = args.images
+    if args.reconstruction and not places:
+        measured = sections.read_object(args.reconstruction / "metrics.json").get("protocol", {}).get("image_set", "")
+        places = [measured] if is_world(measured) else []
+    images = ImageLookup(places, world=args.world)
     runs = ({"tokenizer": args.tokenizer} if args.tokenizer else {}) | named(args.llm, "language model")
     steps = sections.read_steps(args.steps)
     return [
@@ -78,17 +82,6 @@ def page_sections(args: argparse.Namespace, own_command: str) -> list[Section]:
         sections.steps_section(steps),
         sections.commands_section(steps, own_command),
     ]
-
-
-def picture_places(args: argparse.Namespace) -> list[str]:
-    """Return where pictures are looked for: what was named, else the world if the reconstructions are of it, else nowhere."""
-    if args.images or args.reconstruction is None:
-        return list(args.images)
-    from unicode.images.lookup import is_world
-    from unicode.report.sections import read_object
-
-    measured = read_object(args.reconstruction / "metrics.json").get("protocol", {}).get("image_set", "")
-    return [measured] if is_world(measured) else []
 
 
 def named(arguments: list[str], default: str = "this model") -> dict[str, str]:
