@@ -25,7 +25,7 @@ def test_limits_and_published_numbers(name):
 
 @each
 def test_the_folders_are_those_of_the_image_lists(name):
-    paths = [file.path if isinstance(file.path, tuple) else (file.path,) for file in BENCHMARKS[name].needed_files(Options())]
+    paths = [file.paths for file in BENCHMARKS[name].needed_files(Options())]
     assert any(IMAGE_SOURCES[name].questions in path for path in paths)
     assert BENCHMARKS[name].image_folder(Options()) == IMAGE_SOURCES[name].images
 

@@ -2,39 +2,19 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unicode.common.files import atomic_write, read_jsonl
+from unicode.common.files import atomic_write, read_json, read_jsonl
 
-EVAL_ARCHIVE = "it comes with LLaVA's eval.zip (docs/Evaluation.md of haotian-liu/LLaVA); unpack that in the data folder"
+DATA: dict[str, Any] = read_json(Path(__file__).with_name("benchmarks.json"))
+"""What is no code: titles, units, files with their sources, and headline numbers of other models by benchmark, and texts."""
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
-SHORT_TOKENS, LONG_TOKENS = 128, 1024  # Limits of an answer: LLaVA's loader script for short answers, its other scripts
 SHOWN = 5  # How many damaged lines or unknown ids a message names
-
-_LLAVA = ("LLaVA-1.5 7B", "LLaVA-1.5 7B LoRA", "LLaVA-1.5 13B", "LLaVA-1.5 13B LoRA")
-_LLAVA_SCORES = {
-    "vqav2": (78.5, 79.1, 80.0, 80.0),
-    "gqa": (62.0, 63.0, 63.3, 63.3),
-    "vizwiz": (50.0, 47.8, 53.6, 58.9),
-    "sqa": (66.8, 68.4, 71.6, 71.2),
-    "textvqa": (58.2, 58.2, 61.3, 60.2),
-    "pope": (85.9, 86.4, 85.9, 86.7),
-    "mme": (1510.7, 1476.9, 1531.3, 1541.7),
-    "mmbench": (64.3, 66.1, 67.7, 68.5),
-    "mmbench_cn": (58.3, 58.9, 63.6, 61.5),
-    "seed": (58.6, 60.1, 61.6, 61.3),
-    "llavabench": (65.4, 67.9, 72.5, 69.5),
-    "mmvet": (31.1, 30.2, 36.1, 38.3),
-}
-_QUOTED: dict[str, dict[str, float]] = {
-    "UniCode 7B LoRA (quoted)": {"vqav2": 53.1, "vizwiz": 46.2, "sqa": 62.9, "pope": 71.8},
-    "plain VQ, Being-VL ablation (quoted)": {"vqav2": 54.3, "vizwiz": 45.0, "sqa": 57.8, "pope": 76.1, "mme": 1301.2, "mmbench": 38.2},
-}
 
 Answers = Mapping[str, Mapping[str, Any]]
 """Answer records by key, in the order of their file (see `read_answers`): `question_id`, `prompt`, `text` and what LLaVA adds."""
@@ -106,17 +86,12 @@ class Question:
 
 @dataclass(frozen=True)
 class NeededFile:
-    """A file or folder below the data folder, and where it comes from. `path` may name alternatives; the first that exists counts."""
+    """A file or folder below the data folder, and where it comes from. `paths` are alternatives; the first that exists counts."""
 
-    path: str | tuple[str, ...]
+    paths: Sequence[str]
     source: str  # what to download, from where
     to_ask: bool = True  # needed before a model can be asked
     to_score: bool = False  # without it the score is incomplete
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The alternatives."""
-        return (self.path,) if isinstance(self.path, str) else self.path
 
     def find(self, data: Path) -> Path | None:
         """Return the first of the alternatives that exists."""
@@ -191,27 +166,26 @@ class Score:
 class Benchmark(ABC):
     """One benchmark: which files it needs, how its questions are read, its answers scored. The objects hold no state.
 
-    By default the questions are the lines of LLaVA's question file, and a question is known by its id.
+    By default the questions are the lines of LLaVA's question file, and a question is known by its id. Title, unit, protocol, files and
+    published numbers come from benchmarks.json.
     """
 
     name: str
-    title: str
-    unit: str
-    protocol: str
-    max_new_tokens = SHORT_TOKENS
-    questions: NeededFile
-    images: NeededFile
-    answer_key: tuple[NeededFile, ...] = ()
 
-    @property
-    def published(self) -> Mapping[str, float]:
-        """Headline numbers of other models, by model, in `unit`."""
-        llava = dict(zip(_LLAVA, _LLAVA_SCORES[self.name], strict=True))
-        return llava | {model: scores[self.name] for model, scores in _QUOTED.items() if self.name in scores}
+    def __init__(self) -> None:
+        about = DATA["benchmarks"][self.name]
+        self.title: str = about["title"]
+        self.unit: str = about["unit"]  # of the headline
+        self.protocol: str = about["protocol"]
+        self.max_new_tokens: int = about.get("max_new_tokens", 128)  # LLaVA's limit for short answers; its other scripts allow 1024
+        self.published: Mapping[str, float] = about["published"]  # headline numbers of other models, by model, in `unit`
+        self.files: dict[str, NeededFile] = {}
+        for role, file in about["files"].items():
+            self.files[role] = NeededFile(**{**file, "source": DATA["sources"].get(file["source"], file["source"])})
 
     def needed_files(self, options: Options) -> list[NeededFile]:
         """All files and folders, with what to download: questions, images, what scoring reads beside them."""
-        return [self.questions, self.images, *self.answer_key]
+        return list(self.files.values())
 
     def missing_files(self, data: Path, options: Options, *, purpose: str) -> list[str]:
         """Return a message for each file that does not exist; `purpose` is "ask" or "score"."""
@@ -228,7 +202,7 @@ class Benchmark(ABC):
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return the questions in the order of their file. FileNotFoundError names the download, ValueError the damaged file."""
-        return read_question_file(self.questions.require(data), self.key_of)
+        return read_question_file(self.files["questions"].require(data), self.key_of)
 
     def score(self, data: Path, answers: Answers, options: Options) -> Score:
         """Score the answers. A missing answer key is no error: the score then has no headline, and a note.

@@ -14,12 +14,9 @@ from typing import Any
 from unicode.common.extras import require
 from unicode.common.files import read_json
 from unicode.metrics.benchmarks.base import (
-    EVAL_ARCHIVE,
-    LONG_TOKENS,
     OPTION_LETTER,
     Answers,
     Benchmark,
-    NeededFile,
     Options,
     Question,
     Score,
@@ -65,28 +62,20 @@ def first_letter(text: str, letters: Collection[str]) -> str | None:
 
 
 SQA_LETTERS = "ABCDE"
-SQA_SOURCE = "download data/scienceqa of the repository lupantech/ScienceQA"
 
 
 class Sqa(Benchmark):
     """ScienceQA: accuracy over all test ids, and over the answers whose recorded prompt has an image (the headline)."""
 
-    name, title, unit = "sqa", "ScienceQA-IMG", "% of questions with image"
-    protocol = "test ids; letter alone, 'B. ...' or one 'The answer is C.' (LLaVA, no random guess); accuracy of prompts with <image>"
-    max_new_tokens = LONG_TOKENS
-    questions = NeededFile("scienceqa/llava_test_CQM-A.json", EVAL_ARCHIVE)
-    images = NeededFile("scienceqa/images/test", "download the test images of ScienceQA (see its repository lupantech/ScienceQA)")
-    problems = NeededFile("scienceqa/problems.json", SQA_SOURCE, to_ask=False, to_score=True)
-    splits = NeededFile("scienceqa/pid_splits.json", SQA_SOURCE, to_ask=False, to_score=True)
-    answer_key = (problems, splits)
+    name = "sqa"
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return the first turn of each conversation; about half of them have no image."""
-        path = self.questions.require(data)
+        path = self.files["questions"].require(data)
         questions: dict[str, Question] = {}
         for number, record in enumerate(read_json(path), 1):
             where = f"{path}, record {number}"
-            with expect(f'{where} is not {{"id", "conversations", "image"}}', EVAL_ARCHIVE):
+            with expect(f'{where} is not {{"id", "conversations", "image"}}', self.files["questions"].source):
                 stem = record["conversations"][0]["value"].replace("<image>", "").strip()
                 text, image = f"{stem}\n{OPTION_LETTER}", record.get("image") or ""
                 prompt = f"<image>\n{text}" if image else text
@@ -95,14 +84,15 @@ class Sqa(Benchmark):
         return list(questions.values())
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
-        if score.note_missing_(data, *self.answer_key):
+        if score.note_missing_(data, self.files["problems"], self.files["splits"]):
             return
-        with expect(f"{self.problems.find(data)} and pid_splits.json do not belong together", SQA_SOURCE):
-            problems = read_json(self.problems.require(data))
-            choices = {str(name): problems[str(name)] for name in read_json(self.splits.require(data))["test"]}
+        path, splits = self.files["problems"].require(data), self.files["splits"].require(data)
+        with expect(f"{path} and pid_splits.json do not belong together", self.files["problems"].source):
+            problems = read_json(path)
+            choices = {str(name): problems[str(name)] for name in read_json(splits)["test"]}
             gold = {name: SQA_LETTERS[problem["answer"]] for name, problem in choices.items()}
             letters = {name: SQA_LETTERS[: len(problem["choices"])] for name, problem in choices.items()}
-        score.count_answers_(answers, gold, where=self.splits.find(data))
+        score.count_answers_(answers, gold, where=splits)
         self._match_questions(data, answers, options)
         texts = {key: answers[key]["text"] for key in gold if key in answers}
         with_image = {key for key in texts if "<image>" in str(answers[key].get("prompt", ""))}
@@ -131,25 +121,20 @@ def _sqa_rates(letters: Mapping[str, str | None], gold: Mapping[str, str], with_
 
 
 LETTERS = "ABCD"
-SEED_SOURCE = "download SEED-Bench.json of SEED-Bench (AILab-CVC/SEED-Bench, DATASET.md)"
 
 
 class Seed(Benchmark):
     """SEED-Bench: accuracy in total (the headline), of images, of videos and per type; a missing answer is wrong."""
 
-    name, title, unit = "seed", "SEED-Bench", "% of pictures and videos"
-    protocol = "the answer is exactly the gold letter, all questions"
-    questions = NeededFile(("seed_bench/llava-seed-bench.jsonl", "seed_bench/llava-seed-bench_1.jsonl"), EVAL_ARCHIVE)
-    images = NeededFile("seed_bench", "put SEED-Bench-image and SEED-Bench-video-image (middle frames) there, see SEED-Bench's DATASET.md")
-    gold = NeededFile("seed_bench/SEED-Bench.json", SEED_SOURCE, to_ask=False, to_score=True)
-    answer_key = (gold,)
+    name = "seed"
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         self._match_questions(data, answers, options)
-        if score.note_missing_(data, self.gold):
+        gold = self.files["gold"]
+        if score.note_missing_(data, gold):
             return
-        path = self.gold.require(data)
-        with expect(f"{path} is not SEED-Bench.json of the first SEED-Bench", SEED_SOURCE):
+        path = gold.require(data)
+        with expect(f"{path} is not SEED-Bench.json of the first SEED-Bench", gold.source):
             content = read_json(path)
             questions = {str(question["question_id"]): question for question in content["questions"]}
             names = {number: name for name, number in content["question_type"].items()}
@@ -254,7 +239,6 @@ def write_workbook(rows: Sequence[Row], predictions: Mapping[str, str]) -> bytes
 
 
 ROTATION_STEP = 1_000_000  # The server's tables hold rotations of a question under its index plus a multiple of this
-OPTION_LETTER_CN = "请直接回答选项字母。"
 
 
 class Mmbench(Benchmark):
@@ -263,21 +247,13 @@ class Mmbench(Benchmark):
     The headline is circular: a question is right if all its rotations are, those of the table and those that were asked.
     """
 
-    unit = "% of questions, first letter"
-    protocol = "first letter of the answer, all rotations of a question must be right (the server reads answers with an LLM instead)"
-    max_new_tokens = LONG_TOKENS
-
-    def __init__(self, name: str, *, title: str, tables: tuple[str, ...], suffix: str) -> None:
-        self.name, self.title, self.suffix = name, title, suffix
-        self.questions = NeededFile(tables, f"download {Path(tables[0]).name} of MMBench (OpenCompass)", to_score=True)
+    def __init__(self, name: str, *, suffix: str) -> None:
+        self.name, self.suffix = name, suffix
+        super().__init__()
 
     def image_folder(self, options: Options) -> str:
         """Where the images would lie if they were unpacked, named by index; the questions hold them too."""
         return f"{self.name}/images"
-
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Return the table, which has everything."""
-        return [self.questions]
 
     def key_of(self, record: Mapping[str, Any]) -> str:
         """Return the key of the question that an answer record belongs to: index and round."""
@@ -285,7 +261,7 @@ class Mmbench(Benchmark):
 
     def read_questions(self, data: Path, options: Options) -> list[Question]:
         """Return a question per row or, with `options.circular`, one per row and rotation of its options."""
-        path = self.questions.require(data)
+        path = self.files["questions"].require(data)
         images: dict[str, bytes] = {}
         questions = []
         for row in read_table(path):
@@ -311,9 +287,9 @@ class Mmbench(Benchmark):
         )
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
-        if score.note_missing_(data, self.questions):
+        if score.note_missing_(data, self.files["questions"]):
             return
-        path = self.questions.require(data)
+        path = self.files["questions"].require(data)
         rows = read_table(path)
         circular = options.circular or any(not key.endswith("#0") for key in answers)
         asked = {f"{row['index']}#{number}": (row, number) for row in rows for number in _rounds(row, circular)}
@@ -375,10 +351,5 @@ def _read_image(row: Row, earlier: Mapping[str, bytes], path: Path) -> bytes:
     return image
 
 
-MMBENCH = Mmbench("mmbench", title="MMBench", tables=("mmbench/mmbench_dev_20230712.tsv",), suffix=OPTION_LETTER)
-MMBENCH_CN = Mmbench(
-    "mmbench_cn",
-    title="MMBench-CN",
-    tables=("mmbench_cn/mmbench_dev_cn_20231003.tsv", "mmbench/mmbench_dev_cn_20231003.tsv"),
-    suffix=OPTION_LETTER_CN,
-)
+MMBENCH = Mmbench("mmbench", suffix=OPTION_LETTER)
+MMBENCH_CN = Mmbench("mmbench_cn", suffix="请直接回答选项字母。")

@@ -17,18 +17,7 @@ from urllib.parse import urlsplit
 from unicode.common.extras import require
 from unicode.common.files import open_append, read_json, read_jsonl
 from unicode.common.logging import get_logger
-from unicode.metrics.benchmarks.base import (
-    EVAL_ARCHIVE,
-    LONG_TOKENS,
-    Answers,
-    Benchmark,
-    NeededFile,
-    Options,
-    Score,
-    expect,
-    json_lines,
-    percent,
-)
+from unicode.metrics.benchmarks.base import DATA, Answers, Benchmark, Options, Score, expect, json_lines, percent
 
 log = get_logger(__name__)
 
@@ -45,17 +34,9 @@ class Rule:
     prompt: str
 
 
-_TASK = {
-    "conv": "The user asks about a picture that you cannot see; the context above describes it in a few sentences.",
-    "detail": "The user asks for a description of a picture that you cannot see; the context above says in a few sentences what is in it.",
-    "complex": "The user asks a question about a picture that takes reasoning; you cannot see it, the context above describes it.",
+DEFAULT_RULES: Mapping[str, Rule] = {
+    name: Rule("Assistant", f"{task} {DATA['grading_request']}") for name, task in DATA["grading_tasks"].items()
 }
-_REQUEST = (
-    "Two assistants have answered. Rate how helpful, relevant, accurate and detailed each answer is, with one number from 1 to 10 each, "
-    "higher for the better answer.\nOn the first line write only these two numbers, for Assistant 1 and then for Assistant 2, with a space "
-    "between them. From the second line on, explain your ratings; do not let the order of the answers or their length sway you."
-)
-DEFAULT_RULES: Mapping[str, Rule] = {name: Rule("Assistant", f"{task} {_REQUEST}") for name, task in _TASK.items()}
 """Our wording of the three rules, used where LLaVA's rule.json is not in the data folder."""
 
 
@@ -323,25 +304,20 @@ def _digest(request: Mapping[str, Any]) -> str:
 class Mmvet(Benchmark):
     """MM-Vet: a file for the official grader, {"v1_<question_id>": answer}."""
 
-    name, title, unit = "mmvet", "MM-Vet", "points of 100, GPT-4 as grader"
-    protocol = "answers for the official grader"
-    max_new_tokens = LONG_TOKENS
-    questions = NeededFile("mm-vet/llava-mm-vet.jsonl", EVAL_ARCHIVE, to_score=True)
-    images = NeededFile("mm-vet/images", "download mm-vet.zip (release v1 of yuweihao/MM-Vet) and put its images there")
+    name = "mmvet"
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         score.notes.append("grade mm-vet.json with the notebook or the Space of MM-Vet (yuweihao/MM-Vet)")
-        score.note_missing_(data, self.questions)
+        score.note_missing_(data, self.files["questions"])
         questions = self._match_questions(data, answers, options)
         if questions is not None:
-            score.count_answers_(answers, questions, where=self.questions.find(data))
+            score.count_answers_(answers, questions, where=self.files["questions"].find(data))
         known = answers if questions is None else questions
         results = {f"v1_{answers[key]['question_id']}": answers[key]["text"] for key in known if key in answers}
         score.files["mm-vet.json"] = json.dumps(results, indent=2)
 
 
-FOLDER = "llava-bench-in-the-wild"
-LLAVABENCH_SOURCE = "download the data set liuhaotian/llava-bench-in-the-wild and put its files there"
+LLAVABENCH_SOURCE = DATA["sources"]["llavabench"]
 SET_GRADER = "no grader: set OPENAI_BASE_URL (any OpenAI-compatible endpoint, up to /v1), JUDGE_MODEL and, if it wants one, OPENAI_API_KEY"
 
 
@@ -351,26 +327,17 @@ class Llavabench(Benchmark):
     Without a grader, or where it fails on the way, there is no headline.
     """
 
-    name, title = "llavabench", "LLaVA-Bench (in the wild)"
-    unit = "% of the reference, judge {grader}"
-    protocol = "judged by {grader} with {rules}, replies without two scores left out"
-    max_new_tokens = LONG_TOKENS
-    questions = NeededFile(f"{FOLDER}/questions.jsonl", LLAVABENCH_SOURCE, to_score=True)
-    images = NeededFile(f"{FOLDER}/images", LLAVABENCH_SOURCE)
-    context = NeededFile(f"{FOLDER}/context.jsonl", LLAVABENCH_SOURCE, to_ask=False, to_score=True)
-    references = NeededFile(f"{FOLDER}/answers_gpt4.jsonl", LLAVABENCH_SOURCE, to_ask=False, to_score=True)
-    rules = NeededFile(f"{FOLDER}/rule.json", "llava/eval/table/rule.json of haotian-liu/LLaVA", to_ask=False)
-    answer_key = (context, references, rules)
+    name = "llavabench"
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         rules, rules_name = self._read_rules(data)
         score.unit = self.unit.format(grader=options.grader_name or "none")
         score.protocol = self.protocol.format(grader=options.grader_name or "a judge", rules=rules_name)
-        if score.note_missing_(data, self.questions, self.context, self.references):
+        if score.note_missing_(data, self.files["questions"], self.files["context"], self.files["references"]):
             return
         questions = self._match_questions(data, answers, options)
         assert questions is not None
-        score.count_answers_(answers, questions, where=self.questions.find(data))
+        score.count_answers_(answers, questions, where=self.files["questions"].find(data))
         prompts = self.grading_prompts(data, answers, rules)
         score.values["requests"] = len(prompts)
         if options.grade is None:
@@ -402,10 +369,11 @@ class Llavabench(Benchmark):
         Raises ValueError: a question has no reference answer, no description of its image, or a category without a rule.
         """
         rules = self._read_rules(data)[0] if rules is None else rules
-        context = {record["image"]: _caption(record) for record in _read(self.context.require(data), ("image", "caption"))}
+        context = {record["image"]: _caption(record) for record in _read(self.files["context"].require(data), ("image", "caption"))}
         references = {
-            str(record["question_id"]): record["text"] for record in _read(self.references.require(data), ("question_id", "text"))
+            str(record["question_id"]): record["text"] for record in _read(self.files["references"].require(data), ("question_id", "text"))
         }
+        path = self.files["questions"].find(data)
         prompts = {}
         for question in self.read_questions(data, Options()):
             if question.key not in answers:
@@ -419,7 +387,7 @@ class Llavabench(Benchmark):
             for what, name, table in needed:
                 if name not in table:
                     raise ValueError(
-                        f"question {question.id} of {self.questions.find(data)} has no {what}: {name!r} is not there; {LLAVABENCH_SOURCE}"
+                        f"question {question.id} of {path} has no {what}: {name!r} is not there; {LLAVABENCH_SOURCE}"
                     )
             prompt = grading_prompt(
                 context=context[question.image],
@@ -432,10 +400,10 @@ class Llavabench(Benchmark):
         return prompts
 
     def _read_rules(self, data: Path) -> tuple[Mapping[str, Rule], str]:
-        path = self.rules.find(data)
+        path = self.files["rules"].find(data)
         if path is None:
             return DEFAULT_RULES, "our wording of the rules"
-        with expect(f"{path} has not the three llava_bench rules with role and prompt", f"remove it or take {self.rules.source}"):
+        with expect(f"{path} has not the three llava_bench rules with role and prompt", f"remove it or take {self.files['rules'].source}"):
             content = read_json(path)
             return {name: Rule(**content[f"llava_bench_{name}"]) for name in DEFAULT_RULES}, "LLaVA's rule.json"
 

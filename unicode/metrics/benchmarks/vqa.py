@@ -2,15 +2,16 @@
 
 import json
 import re
+from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unicode.common.files import read_json
 from unicode.metrics.benchmarks.base import (
-    EVAL_ARCHIVE,
+    DATA,
     SHORT_ANSWER,
     Answers,
     Benchmark,
@@ -35,17 +36,8 @@ NUMBER_WORDS = {"none": "0"} | {
     word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 
-_CONTRACTED = (
-    "'ow's'at 'twas I'd've I'm I've ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
-    "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've "
-    "mustn't needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll "
-    "somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've "
-    "there're there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's what've "
-    "when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't "
-    "wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've"
-)
 CONTRACTIONS = {
-    **{form[:at] + form[at + 1 :]: form for form in _CONTRACTED.split() for at, sign in enumerate(form) if sign == "'"},
+    **{form[:at] + form[at + 1 :]: form for form in DATA["contractions"] for at, sign in enumerate(form) if sign == "'"},
     "somebody'd": "somebodyd",
 }
 """Contractions that lack one apostrophe -> the spelling that counts. Those with capitals never match, for answers come in lower case."""
@@ -88,163 +80,112 @@ def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
     return sum(scores) / len(scores) if scores else 0.0
 
 
-UNIT = "% soft accuracy"
-UPLOAD_PROTOCOL = "submission file, answers normalised as EvalAI does"
-VAL_PROTOCOL = "val split, mean over leave-one-out annotators, EvalAI normalisation"
-ONLY_THE_SERVER = "only the server knows the answers: upload {file} to challenge {challenge}"
+class TwoSplits(Benchmark):
+    """LLaVA's test questions, whose answers only a server knows, or an official val split with published answers."""
 
+    challenge: str  # of EvalAI, which takes the submission file
+    id_field: str  # by which the submission file and the val annotations know a question: "question_id" or "image"
+    val_title: str  # of the file of val questions
 
-def is_val(name: str, options: Options) -> bool:
-    """Whether a benchmark is asked on val instead of LLaVA's test file. ValueError for any other split."""
-    if options.split not in ("", "val"):
-        raise ValueError(f"{name} has no split {options.split!r}; leave it out for LLaVA's question file, or give val, which has answers")
-    return options.split == "val"
+    @abstractmethod
+    def val_question(self, record: Mapping[str, Any]) -> tuple[str | int, str, str]:
+        """Return id, question and image of a record of the val file."""
 
+    def is_val(self, options: Options) -> bool:
+        """Whether val is asked instead of LLaVA's test file. ValueError for any other split."""
+        if options.split not in ("", "val"):
+            raise ValueError(
+                f"{self.name} has no split {options.split!r}; leave it out for LLaVA's question file, or give val, which has answers"
+            )
+        return options.split == "val"
 
-def _val_question(name: str | int, text: str, *, image: str) -> Question:
-    return Question(name, text, str(name), image=image, prompt=text)
+    def needed_files(self, options: Options) -> list[NeededFile]:
+        """The files of the split."""
+        val = self.is_val(options)
+        return [file for role, file in self.files.items() if role.startswith("val_") == val]
 
+    def read_questions(self, data: Path, options: Options) -> list[Question]:
+        """Return LLaVA's test questions, or those of the official val file with LLaVA's suffix."""
+        if not self.is_val(options):
+            return super().read_questions(data, options)
+        file = self.needed_files(options)[0]
+        path = file.require(data)
+        with expect(f"{path} is not {self.val_title}", file.source):
+            asked = [self.val_question(record) for record in _records(read_json(path), "questions")]
+        return [Question(name, text, str(name), image=image, prompt=text) for name, text, image in asked]
 
-def score_val_(
-    score: Score, data: Path, file: NeededFile, answers: Answers, *, by_key: Callable[[Any], Mapping[str, Mapping[str, Any]]]
-) -> None:
-    """Score a val split with published answers: soft accuracy in percent over all its questions and per `answer_type`.
+    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
+        if self.is_val(options):
+            self._score_val(score, data, answers)
+            return
+        file = f"{self.name}_upload.json"
+        score.notes.append(f"only the server knows the answers: upload {file} to challenge {self.challenge}")
+        asked = self._match_questions(data, answers, options)
+        upload = self.files.get("upload_ids", self.files["questions"])  # VQAv2's server wants more questions than test-dev has
+        path = upload.find(data)
+        listed = None if path is None else read_question_file(path, self.key_of)
+        known = asked if asked is not None else {question.key for question in listed or ()}
+        if asked is not None or listed is not None:
+            score.count_answers_(answers, known, where=self.files["questions"].find(data) or path)
+        if listed is None:
+            score.notes.append(f"no submission file: {upload.message(data)}")
+            return
+        texts = {key: normalize_answer(record["text"]) for key, record in answers.items()}
+        names = [question.image if self.id_field == "image" else question.id for question in listed]
+        rows = [{self.id_field: name, "answer": texts.get(question.key, "")} for name, question in zip(names, listed, strict=True)]
+        score.files[file] = json.dumps(rows)
+        score.values["uploaded"] = len(listed)
 
-    A question without an answer scores 0; without the annotation file there is no headline. `by_key`: content of the file -> {key:
-    {"answers": [{"answer": text}, ...], "answer_type": optional}}, as VQAv2 and VizWiz publish it. Raises ValueError: the file is another
-    one, or the answers are those of another split.
-    """
-    score.protocol = VAL_PROTOCOL
-    if score.note_missing_(data, file):
-        return
-    path = file.require(data)
-    with expect(f"{path} does not hold questions with answers", file.source):
-        references = {
-            key: (str(record.get("answer_type", "all")), [normalize_answer(str(reference["answer"])) for reference in record["answers"]])
-            for key, record in by_key(read_json(path)).items()
+    def _score_val(self, score: Score, data: Path, answers: Answers) -> None:
+        """Soft accuracy in percent over all questions and per `answer_type`; a question without an answer scores 0."""
+        score.protocol = "val split, mean over leave-one-out annotators, EvalAI normalisation"
+        file = self.files["val_annotations"]
+        if score.note_missing_(data, file):
+            return
+        path = file.require(data)
+        references = {}
+        with expect(f"{path} does not hold questions with answers", file.source):
+            for record in _records(read_json(path), "annotations"):
+                texts = [normalize_answer(str(reference["answer"])) for reference in record["answers"]]
+                references[str(record[self.id_field])] = str(record.get("answer_type", "all")), texts
+        score.count_answers_(answers, references, where=path)
+        by_type: dict[str, list[float]] = defaultdict(list)
+        for key, (kind, texts) in references.items():
+            by_type[kind].append(soft_accuracy(normalize_answer(answers[key]["text"]), texts) if key in answers else 0.0)
+        score.headline = percent(sum(map(sum, by_type.values())), len(references))
+        score.values = {
+            "accuracy": score.headline,
+            "per_answer_type": {kind: percent(sum(values), len(values)) for kind, values in sorted(by_type.items())},
         }
-    score.count_answers_(answers, references, where=path)
-    by_type: dict[str, list[float]] = {}
-    for key, (kind, texts) in references.items():
-        value = soft_accuracy(normalize_answer(answers[key]["text"]), texts) if key in answers else 0.0
-        by_type.setdefault(kind, []).append(value)
-    score.headline = percent(sum(map(sum, by_type.values())), len(references))
-    score.values = {
-        "accuracy": score.headline,
-        "per_answer_type": {kind: percent(sum(values), len(values)) for kind, values in sorted(by_type.items())},
-    }
 
 
-def _add_upload_(score: Score, answers: Answers, listed: Iterable[Question], *, row: Callable[[Question], dict[str, Any]]) -> None:
-    """Add the submission file of a test split: `row` and the normalized answer of each question, empty without one."""
-    texts = {key: normalize_answer(record["text"]) for key, record in answers.items()}
-    upload = [{**row(question), "answer": texts.get(question.key, "")} for question in listed]
-    score.values["uploaded"] = len(upload)
-    score.files[f"{score.name}_upload.json"] = json.dumps(upload)
+def _records(content: Any, name: str) -> Any:
+    """VQA v2 wraps its records in an object, VizWiz does not."""
+    return content[name] if isinstance(content, dict) else content
 
 
-VQAV2_SOURCE = "download the val questions and annotations of VQA v2 from visualqa.org and unpack them there"
-
-
-class Vqav2(Benchmark):
+class Vqav2(TwoSplits):
     """VQAv2: LLaVA's test-dev questions with a file for the server, or the official val split with a score."""
 
-    name, title, unit, protocol = "vqav2", "VQAv2", UNIT, UPLOAD_PROTOCOL
-    questions = NeededFile("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", EVAL_ARCHIVE)
-    images = NeededFile("vqav2/test2015", "download COCO's test2015 images")
-    upload_ids = NeededFile("vqav2/llava_vqav2_mscoco_test2015.jsonl", EVAL_ARCHIVE, to_ask=False, to_score=True)
-    val_questions = NeededFile("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", VQAV2_SOURCE)
-    val_images = NeededFile("vqav2/val2014", "download COCO's val2014 images")
-    val_annotations = NeededFile("vqav2/v2_mscoco_val2014_annotations.json", VQAV2_SOURCE, to_ask=False, to_score=True)
+    name, id_field = "vqav2", "question_id"
+    challenge, val_title = "830 of EvalAI, phase test-dev", "the official question file of VQA v2"
 
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions, images and the ids of the upload; the official files of the val split."""
-        if is_val(self.name, options):
-            return [self.val_questions, self.val_images, self.val_annotations]
-        return [self.questions, self.images, self.upload_ids]
-
-    def read_questions(self, data: Path, options: Options) -> list[Question]:
-        """Return LLaVA's test-dev questions, or those of the official val file with LLaVA's suffix."""
-        if not is_val(self.name, options):
-            return super().read_questions(data, options)
-        path = self.val_questions.require(data)
-        with expect(f"{path} is not the official question file of VQA v2", VQAV2_SOURCE):
-            return [
-                _val_question(
-                    record["question_id"],
-                    f"{record['question']}\n{SHORT_ANSWER}",
-                    image=f"COCO_val2014_{int(record['image_id']):012d}.jpg",
-                )
-                for record in read_json(path)["questions"]
-            ]
-
-    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
-        if is_val(self.name, options):
-            score_val_(score, data, self.val_annotations, answers, by_key=_by_id)
-            return
-        score.notes.append(ONLY_THE_SERVER.format(file="vqav2_upload.json", challenge="830 of EvalAI, phase test-dev"))
-        asked = self._match_questions(data, answers, options)
-        upload_path = self.upload_ids.find(data)
-        listed = None if upload_path is None else {q.key: q for q in read_question_file(upload_path, self.key_of)}
-        known = listed if asked is None else asked
-        if known is not None:
-            score.count_answers_(answers, known, where=self.questions.find(data) or upload_path)
-        if listed is None:
-            score.notes.append(f"no submission file: {self.upload_ids.message(data)}")
-        else:
-            _add_upload_(score, answers, listed.values(), row=lambda question: {"question_id": question.id})
+    def val_question(self, record: Mapping[str, Any]) -> tuple[str | int, str, str]:
+        image = f"COCO_val2014_{int(record['image_id']):012d}.jpg"
+        return record["question_id"], f"{record['question']}\n{SHORT_ANSWER}", image
 
 
-def _by_id(content: Any) -> dict[str, Any]:
-    return {str(record["question_id"]): record for record in content["annotations"]}
+class Vizwiz(TwoSplits):
+    """VizWiz: LLaVA's test questions with a file for the server, or the official val split with a score, its ids the images' names."""
+
+    name, id_field = "vizwiz", "image"
+    challenge, val_title = "2185 of EvalAI", "an annotation file of VizWiz-VQA"
+
+    def val_question(self, record: Mapping[str, Any]) -> tuple[str | int, str, str]:
+        suffix = "When the provided information is insufficient, respond with 'Unanswerable'."
+        return record["image"], f"{record['question']}\n{suffix}\n{SHORT_ANSWER}", record["image"]
 
 
-UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-VIZWIZ_SOURCE = "download the annotations (val.json) and val images of VizWiz-VQA from vizwiz.org and unpack them there"
-
-
-class Vizwiz(Benchmark):
-    """VizWiz: LLaVA's test questions with a file for the server, or the official val split with a score."""
-
-    name, title, unit, protocol = "vizwiz", "VizWiz", UNIT, UPLOAD_PROTOCOL
-    questions = NeededFile("vizwiz/llava_test.jsonl", EVAL_ARCHIVE, to_score=True)
-    images = NeededFile("vizwiz/test", "download the test images of VizWiz-VQA from vizwiz.org and unpack them there")
-    val_annotations = NeededFile("vizwiz/val.json", VIZWIZ_SOURCE, to_score=True)
-    val_images = NeededFile("vizwiz/val", VIZWIZ_SOURCE)
-
-    def needed_files(self, options: Options) -> list[NeededFile]:
-        """Questions and images; the official annotations of the val split."""
-        return [self.val_annotations, self.val_images] if is_val(self.name, options) else [self.questions, self.images]
-
-    def read_questions(self, data: Path, options: Options) -> list[Question]:
-        """Return LLaVA's test questions, or those of val.json with LLaVA's suffix; an id of val is the name of its image."""
-        if not is_val(self.name, options):
-            return super().read_questions(data, options)
-        path = self.val_annotations.require(data)
-        with expect(f"{path} is not an annotation file of VizWiz-VQA", VIZWIZ_SOURCE):
-            return [
-                _val_question(record["image"], f"{record['question']}\n{UNANSWERABLE}\n{SHORT_ANSWER}", image=record["image"])
-                for record in read_json(path)
-            ]
-
-    def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
-        if is_val(self.name, options):
-            score_val_(score, data, self.val_annotations, answers, by_key=_by_image)
-            return
-        score.notes.append(ONLY_THE_SERVER.format(file="vizwiz_upload.json", challenge="2185 of EvalAI"))
-        questions = self._match_questions(data, answers, options)
-        if questions is None:
-            score.notes.append(f"no submission file: {self.questions.message(data)}")
-            return
-        score.count_answers_(answers, questions, where=self.questions.find(data))
-        _add_upload_(score, answers, questions.values(), row=lambda question: {"image": question.image})
-
-
-def _by_image(content: Any) -> dict[str, Any]:
-    return {record["image"]: record for record in content}
-
-
-TEXTVQA_SOURCE = "download TextVQA_0.5.1_val.json (and train_val_images.zip, whose folder is train_images) of TextVQA"
 OCR_LINE, OCR_START = "Reference OCR token: ", "OCR tokens: "
 _OCR_FIRST = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
@@ -273,12 +214,7 @@ def question_of(prompt: str) -> str:
 class Textvqa(Benchmark):
     """TextVQA, val 0.5.1. `question_id` is the id of the image, so a key is that and the question."""
 
-    name, title, unit = "textvqa", "TextVQA", UNIT
-    protocol = "val 0.5.1, {ocr} OCR tokens in the prompt, mean over leave-one-out annotators, EvalAI normalisation"
-    questions = NeededFile("textvqa/llava_textvqa_val_v051_ocr.jsonl", EVAL_ARCHIVE)
-    images = NeededFile("textvqa/train_images", TEXTVQA_SOURCE)
-    annotations = NeededFile("textvqa/TextVQA_0.5.1_val.json", TEXTVQA_SOURCE, to_ask=False, to_score=True)
-    answer_key = (annotations,)
+    name = "textvqa"
 
     def key_of(self, record: Mapping[str, Any]) -> str:
         """Return the key of the question that an answer record belongs to. ValueError for a prompt of another benchmark."""
@@ -289,10 +225,11 @@ class Textvqa(Benchmark):
         prompts = [str(record.get("prompt", "")) for record in answers.values()]
         num_ocr = sum(OCR_LINE in prompt or prompt.startswith(OCR_START) for prompt in prompts)
         score.protocol = self.protocol.format(ocr="with" if 2 * num_ocr > len(answers) else "without")
-        if score.note_missing_(data, self.annotations):
+        file = self.files["annotations"]
+        if score.note_missing_(data, file):
             return
-        path = self.annotations.require(data)
-        with expect(f"{path} is not the annotation file of TextVQA", TEXTVQA_SOURCE):
+        path = file.require(data)
+        with expect(f"{path} is not the annotation file of TextVQA", file.source):
             records = read_json(path)["data"]
             keys = [f"{record['image_id']}#{record['question'].lower()}" for record in records]
             references = {key: record["answers"] for key, record in zip(keys, records, strict=True)}
@@ -313,7 +250,6 @@ class Textvqa(Benchmark):
         score.files["textvqa.json"] = result_text({"accuracy": score.headline})
 
 
-GQA_SOURCE = "download the questions and images of GQA (Stanford) and unpack them in gqa/data"
 NOT_A_STEP = ("exist", "query: name", "choose name")
 """Operations of a question's program that the official evaluation does not count as reasoning steps."""
 
@@ -326,17 +262,7 @@ def gqa_prediction(text: str) -> str:
 class Gqa(Benchmark):
     """GQA, testdev-balanced. A missing answer is wrong."""
 
-    name, title, unit = "gqa", "GQA", "% exact match"
-    protocol = "testdev-balanced, lower case, final full stops dropped, equality with the gold answer"
-    questions = NeededFile("gqa/llava_gqa_testdev_balanced.jsonl", EVAL_ARCHIVE)
-    images = NeededFile("gqa/data/images", GQA_SOURCE)
-    gold = NeededFile(
-        ("gqa/data/testdev_balanced_questions.json", "gqa/data/questions1.2/testdev_balanced_questions.json"),
-        GQA_SOURCE,
-        to_ask=False,
-        to_score=True,
-    )
-    answer_key = (gold,)
+    name = "gqa"
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         predictions = {key: gqa_prediction(record["text"]) for key, record in answers.items()}
@@ -344,12 +270,13 @@ class Gqa(Benchmark):
             [{"questionId": record["question_id"], "prediction": predictions[key]} for key, record in answers.items()]
         )
         asked = self._match_questions(data, answers, options)
-        if score.note_missing_(data, self.gold):
+        gold = self.files["gold"]
+        if score.note_missing_(data, gold):
             if asked is not None:
-                score.count_answers_(answers, asked, where=self.questions.find(data))
+                score.count_answers_(answers, asked, where=self.files["questions"].find(data))
             return
-        path = self.gold.require(data)
-        with expect(f"{path} is not a question file of GQA", GQA_SOURCE):
+        path = gold.require(data)
+        with expect(f"{path} is not a question file of GQA", gold.source):
             balanced = {key: question for key, question in read_json(path).items() if question["isBalanced"]}
             score.count_answers_(answers, balanced, where=path)
             score.values = evaluate_gqa(balanced, predictions)

@@ -5,21 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicode.common.files import read_jsonl
-from unicode.metrics.benchmarks.base import (
-    EVAL_ARCHIVE,
-    SHORT_ANSWER,
-    Answers,
-    Benchmark,
-    NeededFile,
-    Options,
-    Question,
-    Score,
-    ratio,
-    result_text,
-)
+from unicode.metrics.benchmarks.base import DATA, SHORT_ANSWER, Answers, Benchmark, Options, Question, Score, ratio, result_text
 
 CATEGORIES = ("random", "popular", "adversarial")
-POPE_SOURCE = "download output/coco of the repository AoiDragon/POPE at e3e39262 (its random file has 2,910 rows, as LLaVA's questions)"
+POPE_SOURCE = DATA["sources"]["pope"]
 PRINTED = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
@@ -39,22 +28,18 @@ def strict_answer(text: str) -> str | None:
 class Pope(Benchmark):
     """POPE: is the object there? F1 and other rates per category, the labels by the order of the questions."""
 
-    name, title, unit = "pope", "POPE", "% F1"
-    protocol = "no/not/No before the first full stop is no, anything else yes (LLaVA); labels by order; mean F1 of the categories"
-    questions = NeededFile("pope/llava_pope_test.jsonl", EVAL_ARCHIVE, to_score=True)
-    images = NeededFile("pope/val2014", "download COCO's val2014 images")
-    answer_key = tuple(NeededFile(f"pope/coco/coco_pope_{name}.json", POPE_SOURCE, to_ask=False, to_score=True) for name in CATEGORIES)
+    name = "pope"
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         """Rate as LLaVA does, which leaves out missing answers, and strictly: what is missing or cannot be read is wrong."""
-        score.note_missing_(data, self.questions, *self.answer_key)
+        score.note_missing_(data, self.files["questions"], *(self.files[category] for category in CATEGORIES))
         questions = self._match_questions(data, answers, options)
         if questions is None:
             return
-        score.count_answers_(answers, questions, where=self.questions.find(data))
+        score.count_answers_(answers, questions, where=self.files["questions"].find(data))
         rates, strict = {}, {}
-        for category, file in zip(CATEGORIES, self.answer_key, strict=True):
-            path = file.find(data)
+        for category in CATEGORIES:
+            path = self.files[category].find(data)
             if path is None:
                 continue
             asked = [question for question in questions.values() if question.fields.get("category") == category]
@@ -129,7 +114,7 @@ def _means(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 YES_NO = "Please answer yes or no."
-MME_SOURCE = "ask the authors of MME for MME_Benchmark_release_version, as their repository asks, and put it there"
+MME_SOURCE = DATA["sources"]["mme"]
 _BREAKS = str.maketrans("\t\r\n", "   ")
 
 
@@ -164,10 +149,7 @@ class Mme(Benchmark):
     Both questions about an image have its path as their id, so a key is that and the question.
     """
 
-    name, title, unit = "mme", "MME perception", "points of 2000"
-    protocol = "yes/no in the first four characters, 100 * accuracy + 100 * accuracy+ per task, sum over the perception tasks"
-    questions = NeededFile("MME/llava_mme.jsonl", EVAL_ARCHIVE)
-    images = NeededFile("MME/MME_Benchmark_release_version", MME_SOURCE, to_score=True)  # holds the answers too
+    name = "mme"
 
     def key_of(self, record: Mapping[str, Any]) -> str:
         """Return the key of the question that an answer record belongs to."""
@@ -175,9 +157,9 @@ class Mme(Benchmark):
         return _key(name.split("/")[0], name.split("/")[-1].split(".")[0] + ".txt", bare_question(str(record.get("prompt", ""))))
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
-        if score.note_missing_(data, self.images):
+        if score.note_missing_(data, self.files["images"]):
             return
-        folder = self.images.require(data)
+        folder = self.files["images"].require(data)
         gold = read_gold(folder)
         if not gold:
             score.notes.append(f"no questions with answers in {folder}; {MME_SOURCE}")
