@@ -1,6 +1,7 @@
 """Questions about images -> answers, in batches of prompts of similar length with shared prefixes."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -84,42 +85,24 @@ WINDOW = 1024  # Questions whose prompts and images are in memory at a time, and
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, or why there is none.
+    """An answer, or why there is none."""
 
-    Attributes:
-        text: its words; pictures in it as <vistok>...</vistok>.
-        num_tokens: tokens generated, the end token included.
-        finished: whether the model ended the answer itself, before the limit of tokens or of its context.
-        error: an image that cannot be read, a prompt longer than the context.
-        ids: its tokens without the end token.
-    """
-
-    text: str
-    num_tokens: int = 0
-    finished: bool = False
-    error: str = ""
-    ids: tuple[int, ...] = ()
+    text: str  # Its words; pictures in it as <vistok>...</vistok>
+    num_tokens: int = 0  # Tokens generated, the end token included
+    finished: bool = False  # Whether the model ended the answer itself, before the limit of tokens or of its context
+    error: str = ""  # An image that cannot be read, a prompt longer than the context
+    ids: tuple[int, ...] = ()  # Its tokens without the end token
 
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """How answers are generated.
+    """How answers are generated. Raises ValueError: a number out of range."""
 
-    Attributes:
-        batch_size: questions per batch.
-        max_new_tokens: longest answer in tokens; an answer also ends where the model's context does.
-        temperature: 0 takes the likeliest token (greedy); above 0 answers are sampled.
-        top_p: sample among the likeliest tokens that together have this probability.
-        seed: of sampling, together with the id of each question.
-
-    Raises ValueError: a number out of range.
-    """
-
-    batch_size: int = 16
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    batch_size: int = 16  # Questions per batch
+    max_new_tokens: int = 128  # Longest answer in tokens; an answer also ends where the model's context does
+    temperature: float = 0.0  # 0 takes the likeliest token (greedy); above 0 answers are sampled
+    top_p: float = 1.0  # Sample among the likeliest tokens that together have this probability
+    seed: int = 0  # Of sampling, together with the id of each question
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_new_tokens < 1:
@@ -157,13 +140,10 @@ def answer_questions(
     answered.
     """
     config, decoder = config or AnswerConfig(), decoder or CachedDecoder(model.causal)
-    if images is None:
-        with ImageReader(model) as images:
-            yield from answer_questions(model, questions, config=config, images=images, decoder=decoder, progress=progress)
-        return
-    with tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main())) as bar:
-        for start, window in _windows(questions, images):
-            prompts, failed = _make_prompts(model, window, images)
+    bar = tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main()))
+    with bar, nullcontext(images) if images else ImageReader(model) as reader:
+        for start, window in _windows(questions, reader):
+            prompts, failed = _make_prompts(model, window, reader)
             for place, answer in failed.items():
                 yield start + place, answer
             bar.update(len(failed))

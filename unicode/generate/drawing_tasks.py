@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +16,7 @@ from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAG
 from unicode.common.distributed import is_main, rank, world_size
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
-from unicode.generate.images import (
-    CAPTION_TEMPLATE,
-    FREE_QUESTION,
-    NOTHING,
-    Drawing,
-    DrawRequest,
-    ImageSampler,
-    caption_request,
-    decode_pictures,
-)
+from unicode.generate.images import CAPTION_TEMPLATE, FREE_QUESTION, Drawing, DrawRequest, ImageSampler, caption_request, decode_pictures
 from unicode.generate.jobs import OutputSlot, Record, ResultFile, save_picture
 from unicode.ids.store import check_key
 from unicode.ids.text import OPEN, write_run
@@ -42,25 +32,15 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class DrawPrompt:
-    """One line of a prompt file.
+    """One line of a prompt file."""
 
-    Attributes:
-        id: of the prompt; names its picture.
-        text: the words as they stand in the file.
-        where: names the line in messages.
-        whole: whether the words are the whole request; otherwise they go into a template.
-        seed: of its picture; None: drawn from the seed of the run and the id.
-        reference: key of the scene or image that the words describe.
-        error: what is wrong with the line.
-    """
-
-    id: str
-    text: str
-    where: str
-    whole: bool = False
-    seed: int | None = None
-    reference: str = ""
-    error: str = ""
+    id: str  # Names its picture
+    text: str  # The words as they stand in the file
+    where: str  # Names the line in messages
+    whole: bool = False  # Whether the words are the whole request; otherwise they go into a template
+    seed: int | None = None  # Of its picture; None: drawn from the seed of the run and the id
+    reference: str = ""  # Key of the scene or image that the words describe
+    error: str = ""  # What is wrong with the line
 
     def request(self, *, seed: int, sample: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
         """Return what to ask the model.
@@ -144,25 +124,20 @@ def _conversations(path: Path) -> Iterator[DrawPrompt]:
         name = str(record.get("id", f"{number:06d}")) if isinstance(record, dict) else f"{number:06d}"
         where = f"{path}, record {number} (id '{name}')"
         try:
-            yield _conversation(record, name, where)
+            read = read_record(record, form="written")
         except RefusedError as error:
             yield DrawPrompt(name, "", where, error=f"no conversation: {error}")
-
-
-def _conversation(record: Any, name: str, where: str) -> DrawPrompt:
-    """Return the prompt of a record: the answer describes its image, or the question asks for one."""
-    read = read_record(record, form="written")
-    if read.task not in ("", TEXT_TO_IMAGE, UNCONDITIONAL):
-        known = "an unknown task" if read.task not in TASKS else "not drawn from words alone"
-        return DrawPrompt(name, "", where, error=f"task '{read.task}' is {known}; give records of {TEXT_TO_IMAGE} or {UNCONDITIONAL}")
-    question, answer = read.turns[0].strip(), read.turns[1]
-    reference = read.keys[0] if read.keys else ""
-    if IMAGE_TAG in question and OPEN not in answer:
-        words = " ".join(answer.split())
-        return DrawPrompt(name, words, where, reference=reference, error="" if words else "the caption is empty")
-    if IMAGE_TAG in question or OPEN in question:
-        return DrawPrompt(name, "", where, error="the question holds an image; give --reference for conversations with pictures")
-    return DrawPrompt(name, question, where, whole=True, reference=reference)
+            continue
+        words, answer, whole, fault = read.turns[0].strip(), read.turns[1], True, ""
+        if read.task not in ("", TEXT_TO_IMAGE, UNCONDITIONAL):
+            known = "an unknown task" if read.task not in TASKS else "not drawn from words alone"
+            fault = f"task '{read.task}' is {known}; give records of {TEXT_TO_IMAGE} or {UNCONDITIONAL}"
+        elif IMAGE_TAG in words and OPEN not in answer:  # the answer describes the image; otherwise the question asks for one
+            words, whole = " ".join(answer.split()), False
+            fault = "" if words else "the caption is empty"
+        elif IMAGE_TAG in words or OPEN in words:
+            fault = "the question holds an image; give --reference for conversations with pictures"
+        yield DrawPrompt(name, "" if fault else words, where, whole, reference=read.keys[0] if read.keys else "", error=fault)
 
 
 def _unique(prompts: Iterator[DrawPrompt]) -> Iterator[DrawPrompt]:
@@ -186,31 +161,18 @@ Compare = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) uint8 -> (B,), 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture to draw.
+    """One picture to draw."""
 
-    Attributes:
-        where: names it in messages.
-        request: what to ask the model; None where it cannot be asked.
-        record: keys of its line that are known before it is drawn.
-        error: why it cannot be asked.
-        original: (3, H, W) uint8, the picture that it should become, and
-        original_ids: (n,) its ids.
-    """
-
-    where: str
-    request: DrawRequest | None
-    record: Record
-    error: str = ""
-    original: Tensor | None = None
-    original_ids: np.ndarray | None = None
+    where: str  # Names it in messages
+    request: DrawRequest | None  # What to ask the model; None where it cannot be asked
+    record: Record  # Keys of its line that are known before it is drawn
+    error: str = ""  # Why it cannot be asked
+    original: Tensor | None = None  # (3, H, W) uint8, the picture that it should become
+    original_ids: np.ndarray | None = None  # (n,) ids of `original`
 
 
 class PromptTask:
-    """Pictures of prompts.
-
-    Attributes:
-        ids: of the prompts, in order.
-    """
+    """Pictures of prompts, whose `ids` stand in their order."""
 
     def __init__(self, prompts: Sequence[DrawPrompt], *, seed: int, template: str = CAPTION_TEMPLATE) -> None:
         self.ids = [prompt.id for prompt in prompts]
@@ -236,16 +198,12 @@ class ImageTask:
 
     Args:
         model: to encode the pictures with.
-        dataset: the pictures.
+        dataset: the pictures; `ids` are their keys, in order.
         rows: how many rows of coarse cells to keep; None: decompress.
         caption: words about every picture, for completion; "": those of the shapes world, else none.
         seed: as of prompts.
 
-    Attributes:
-        ids: keys of the given pictures, in order.
-
-    Raises:
-        ValueError: more rows than leave something to draw.
+    Raises ValueError: more rows than leave something to draw.
     """
 
     def __init__(
@@ -265,17 +223,17 @@ class ImageTask:
         """Return what to draw for some pictures; encodes them."""
         found = {slot.id: self._dataset.pixels(self._index[slot.id]) for slot in slots}
         pixels = {key: one for key, one in found.items() if isinstance(one, Tensor)}
-        ids: dict[str, np.ndarray] = {}
-        if pixels:
-            encoded = self._model.image_ids(to_float(torch.stack(list(pixels.values())))).cpu().numpy()
-            ids = dict(zip(pixels, encoded, strict=True))
-        return [self._job(slot, found[slot.id], ids.get(slot.id, NOTHING)) for slot in slots]
+        encoded = self._model.image_ids(to_float(torch.stack(list(pixels.values())))).cpu().numpy() if pixels else ()
+        ids = dict(zip(pixels, encoded, strict=True))
+        return [self._job(slot, found[slot.id], ids) for slot in slots]
 
-    def _job(self, slot: OutputSlot, pixels: Tensor | Skipped, ids: np.ndarray) -> Job:
-        words = self._prompt(slot)
+    def _job(self, slot: OutputSlot, pixels: Tensor | Skipped, encoded: dict[str, np.ndarray]) -> Job:
+        words = self._caption
+        if self._given is not None and not words and isinstance(self._dataset, ShapesImages):
+            words = scene_caption(self._dataset.scene(self._index[slot.id]))
         if isinstance(pixels, Skipped):
             return Job(slot.id, None, {"prompt": words}, pixels.reason)
-        seed = draw(2**31, self._seed, "picture", slot.id, str(slot.sample))
+        ids, seed = encoded[slot.id], draw(2**31, self._seed, "picture", slot.id, str(slot.sample))
         if self._given is None:
             question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(ids))
             request = DrawRequest(question, seed=seed, compressed=True)
@@ -283,12 +241,6 @@ class ImageTask:
             question = caption_request(words, template=self._template).question if words else FREE_QUESTION
             request = DrawRequest(question, seed=seed, given=ids[: self._given])
         return Job(slot.id, request, {"prompt": words, "seed": seed}, original=pixels, original_ids=ids)
-
-    def _prompt(self, slot: OutputSlot) -> str:
-        """Return the words about a picture."""
-        if self._given is None or self._caption or not isinstance(self._dataset, ShapesImages):
-            return self._caption
-        return scene_caption(self._dataset.scene(self._index[slot.id]))
 
 
 def run_task(
@@ -299,6 +251,7 @@ def run_task(
     `slots`: all pictures, whose keys are those of `file`. `compare`: how near an original and its copy are, for the key "psnr". Returns the
     lines of all pictures, drawn now or before. Raises OSError: the disk is full.
     """
+    several = any(slot.sample for slot in slots)
     batches = [slots[start : start + batch_size] for start in range(0, len(slots), batch_size)]
     missing = [batch for batch in batches if not all(file.has(slot.key) for slot in batch)][rank() :: world_size()]
     with tqdm(total=sum(map(len, missing)), desc="drawing", unit=" pictures", disable=not is_main()) as bar:
@@ -311,7 +264,7 @@ def run_task(
             pictures = dict(zip(drawn, pixels, strict=True))
             for place, (slot, job) in enumerate(zip(batch, jobs, strict=True)):
                 if not file.has(slot.key):
-                    _write(file, slot, job, drawings.get(place), pictures.get(place), compare, several=any(one.sample for one in slots))
+                    _write(file, slot, job, drawings.get(place), pictures.get(place), compare, several=several)
             bar.update(len(batch))
     file.finish()
     return list(file.records().values())
@@ -320,7 +273,6 @@ def run_task(
 def _write(
     file: ResultFile, slot: OutputSlot, job: Job, drawing: Drawing | None, picture: np.ndarray | None, compare: Compare, *, several: bool
 ) -> None:
-    """Write a picture, its original and its line, or a line with the error."""
     out, record = file.path.parent, {"id": slot.id, **({"sample": slot.sample} if several else {}), **job.record}
     if drawing is None or picture is None:
         reason = job.error if drawing is None else drawing.error

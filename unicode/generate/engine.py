@@ -64,17 +64,11 @@ def reserved_cache(config: Any, capacity: int) -> DynamicCache:
 
 @dataclass(frozen=True)
 class HeadRows:
-    """The rows of an output head that belong to some ids.
+    """The rows of an output head that belong to some ids."""
 
-    Attributes:
-        ids: (K,) int64 vocabulary ids.
-        weight: (K, D), None where the model's logits are needed (it scales or caps them).
-        bias: (K,) or None.
-    """
-
-    ids: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
+    ids: Tensor  # (K,) int64 vocabulary ids
+    weight: Tensor | None  # (K, D); None where the model's logits are needed because it scales or caps them
+    bias: Tensor | None  # (K,)
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (R, D) of `CachedDecoder` -> (R, K) float32."""
@@ -93,12 +87,8 @@ class CachedDecoder:
         compiled: compile the step; needs the static cache. The first batch then takes long.
         num_batches: how many batches will follow, for "auto".
 
-    Attributes:
-        can_select: whether `select` may be used: not with a static cache, nor with a sliding window, which padding between positions
-            would fill.
-
-    Raises:
-        ValueError: an unknown cache, compiling without the static one, or a static one for a model with a sliding window.
+    `can_select` is whether `select` may be used: not with a static cache, nor with a sliding window, which padding between positions
+    would fill. Raises ValueError: an unknown cache, compiling without the static one, or a static one for a model with a sliding window.
     """
 
     def __init__(self, lm: Any, *, cache: str = "dynamic", compiled: bool = False, num_batches: int = 1) -> None:
@@ -112,6 +102,7 @@ class CachedDecoder:
         self.embedding: nn.Module = self.causal.get_input_embeddings()
         self.device = next(self.embedding.parameters()).device
         self._body: Any = self.causal.get_decoder()
+        self.vocab_size = int(self.config.vocab_size)  # rows of the embedding table
         self._plain_head = self._head_is_all()
         windows = "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
         kinds = set(getattr(self.config, "layer_types", None) or [windows])
@@ -121,34 +112,22 @@ class CachedDecoder:
             worthwhile = self.device.type == "cuda" and self._own_mask and num_batches >= _WORTH_COMPILING
             cache, compiled = "static" if worthwhile or compiled else "dynamic", worthwhile or compiled
         if cache == "static" and not sees_all:
-            found = ", ".join(sorted(kinds))
-            raise ValueError(f"the static cache needs attention to all of the past; this model has {found}; take dynamic")
+            raise ValueError(f"the static cache needs attention to the whole past; this model has {', '.join(sorted(kinds))}; take dynamic")
         self._static, self.can_select = cache == "static", sees_all and cache == "dynamic"
-        self._compiled = torch.compile(self._step, mode="reduce-overhead", dynamic=False) if compiled else None
+        self._compiled = torch.compile(self._forward, mode="reduce-overhead", dynamic=False) if compiled else None
         self._cache: Any = None
         self._shape = (0, 0)  # rows and positions of a static cache
         self._batch = 0
         self._visible = self._additive = self._positions = torch.empty(0)
         self._filled = 0
 
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding table."""
-        return int(self.config.vocab_size)
-
     @torch.no_grad()
     def start(
         self, attention_mask: Tensor, *, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, max_new: int
     ) -> Tensor:
-        """Read a batch of prompts.
+        """Read a batch of prompts, `input_ids` (R, T) int64 or `inputs_embeds` (R, T, D); returns (R, D) features after each prompt.
 
-        Args:
-            attention_mask: (R, T), 0 for padding, which stands on the left.
-            input_ids: (R, T) int64, or
-            inputs_embeds: (R, T, D).
-            max_new: how many positions follow at most.
-
-        Returns (R, D) features after each prompt.
+        `attention_mask`: (R, T), 0 for padding, which stands on the left. `max_new`: how many positions follow at most.
         """
         self._batch, length = attention_mask.shape
         rows, capacity = self._new_cache(self._batch, length + max_new)
@@ -191,8 +170,7 @@ class CachedDecoder:
         else:
             self._visible[:, self._filled] = 1
             mask = self._visible[:, : self._filled + 1]
-        tokens = F.pad(tokens, (0, len(self._visible) - len(tokens)))
-        features = self._run_step(tokens[:, None], mask, self._positions)
+        features = self._run_step(F.pad(tokens, (0, len(self._visible) - len(tokens)))[:, None], None, mask, self._positions)
         self._positions = self._positions + 1
         self._filled += 1
         return features[: self._batch]
@@ -216,19 +194,16 @@ class CachedDecoder:
         weight = torch.cat([self.head(part)[:, ids] - bias for part in identity]).T.contiguous()
         return HeadRows(ids, weight, bias[0] if bool(bias.any()) else None)
 
-    def _run_step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _run_step(self, *given: Tensor | None) -> Tensor:
         if self._compiled is not None:
             try:
-                return self._compiled(tokens, mask, positions)
+                return self._compiled(*given)
             except torch._dynamo.exc.TorchDynamoException as error:  # no compiler on this machine, or a model that cannot be compiled
                 log.warning("the decoding step cannot be compiled and runs as it is, more slowly (%s)", str(error).split("\n", 1)[0][:200])
                 self._compiled = None
-        return self._step(tokens, mask, positions)
+        return self._forward(*given)
 
-    def _step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return self._forward(tokens, None, mask, positions)
-
-    def _forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         if self._plain_head:
@@ -252,7 +227,6 @@ class CachedDecoder:
 
     @torch.no_grad()
     def _head_is_all(self) -> bool:
-        """Whether the model's logits are its head on its last hidden state, not scaled or capped afterwards."""
         if self.head is None or any(getattr(self.config, name, None) not in (None, 1.0) for name in _CHANGED_LOGITS):
             return False
         tokens = torch.linspace(0, self.vocab_size - 1, 8, device=self.device).long()[None]  # ask it, for what its config does not say
@@ -273,8 +247,16 @@ class ImageHead:
     """
 
     def __init__(self, decoder: CachedDecoder, row_ids: Tensor | Sequence[Tensor], layout: Layout, *, markers: Markers) -> None:
-        given = [row_ids] if isinstance(row_ids, Tensor) else list(row_ids)
-        _check_image_ids(given, layout, markers=markers, vocab_size=decoder.vocab_size)
+        given, top = [row_ids] if isinstance(row_ids, Tensor) else list(row_ids), decoder.vocab_size - 1
+        if len(given) not in (1, layout.num_levels):
+            raise ValueError(f"{len(given)} sets of image ids were given; {layout.describe()} has {layout.num_levels} levels")
+        for ids in given:
+            if not len(ids) or int(ids.min()) < 0 or int(ids.max()) > top:
+                found = f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
+                raise ValueError(f"image ids range from {found}; the language model has ids 0 to {top}; is it another model?")
+            if clash := set(markers.ids()) & set(ids.tolist()):
+                reason = f"id {min(clash)} is a marker and an image id"
+                raise ValueError(f"{reason}; export the codebook table again, which leaves special tokens out")
         self.num_ids, self.markers = layout.num_codes, markers
         self.rows = decoder.rows(torch.cat(given).unique())
         levels = layout.levels() if len(given) > 1 else torch.zeros(self.num_ids, dtype=torch.int64)
@@ -287,23 +269,11 @@ class ImageHead:
         return logits if len(self.masks) == 1 else logits + self.masks[self.levels[places.clamp_max(self.num_ids - 1)]]
 
 
-def _check_image_ids(given: Sequence[Tensor], layout: Layout, *, markers: Markers, vocab_size: int) -> None:
-    if len(given) not in (1, layout.num_levels):
-        raise ValueError(f"{len(given)} sets of image ids were given; {layout.describe()} has {layout.num_levels} levels")
-    for ids in given:
-        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
-            found = f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
-            raise ValueError(f"image ids range from {found}; the language model has ids 0 to {vocab_size - 1}; is it another model?")
-        clash = [marker for marker in markers.ids() if bool((ids == marker).any())]
-        if clash:
-            raise ValueError(f"id {clash[0]} is a marker and an image id; export the codebook table again, which leaves special tokens out")
-
-
 @torch.no_grad()
 def sample_image_tokens(
     decoder: CachedDecoder, features: Tensor, head: ImageHead, *, places: Tensor, count: int, sampling: Sampling, seeds: Tensor, step: int
 ) -> Tensor:
-    """Sample the next ids of images that every row is inside of.
+    """Sample the next ids of images that every row is inside of: (B, count) int64; the last is not in the cache yet.
 
     Args:
         decoder: with the prompts in its cache; twice as many rows where `sampling` is guided, the unconditional ones below.
@@ -312,8 +282,6 @@ def sample_image_tokens(
         count: how many ids to sample for each row.
         seeds: (B,) int64.
         step: number of the first of these ids for the noise.
-
-    Returns (B, count) int64 ids; the last is not in the cache yet.
     """
     sampled: list[Tensor] = []
     for number in range(count):
@@ -339,8 +307,7 @@ class ImageConstraint:
         num_tokens: longest answer; an image that would not fit does not begin.
         max_images: how many images may begin in one answer.
 
-    Attributes:
-        step: (B,) number of the image id that comes next; the number of ids of an image: the end marker; TEXT: text.
+    `step` (B,) is the number of the image id that comes next; the number of ids of an image: the end marker; TEXT: text.
     """
 
     def __init__(self, head: ImageHead, *, vocab_size: int, rows: int, num_tokens: int, max_images: int = 1) -> None:
@@ -379,15 +346,10 @@ class ImageConstraint:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Answers of a batch.
+    """Answers of a batch."""
 
-    Attributes:
-        ids: of each row the tokens without the end token.
-        ended: of each row whether an end token ended it.
-    """
-
-    ids: list[list[int]]
-    ended: list[bool]
+    ids: list[list[int]]  # Of each row the tokens without the end token
+    ended: list[bool]  # Of each row whether an end token ended it
 
 
 @torch.no_grad()
@@ -421,10 +383,13 @@ def decode_answers(
     if words.guided or images.guided:
         raise ValueError(f"guidance {images.guidance} was asked for, but only a picture drawn by itself can be guided; set it to 1")
     everything = torch.arange(decoder.vocab_size, device=features.device)
-    answers = _Answers(features.device, limits, end_ids, constraint, has_stopped)
+    longest, ends = (torch.tensor(list(values), device=features.device) for values in (limits, end_ids))
+    lengths = torch.zeros_like(longest)
+    finished = ended = torch.zeros_like(longest, dtype=torch.bool)
+    tokens: list[Tensor] = []
     certain = 0
     while True:
-        step = len(answers.tokens)
+        step = len(tokens)
         if constraint is not None and certain:
             places, count = constraint.step.clamp_min(0), min(certain, max(limits) - step)
             sampled = sample_image_tokens(
@@ -433,55 +398,23 @@ def decode_answers(
         else:
             logits = decoder.logits(features)
             sampled = _sample_token(logits, everything, constraint, words, images, seeds=seeds, step=step)[:, None]
-        for tokens in sampled.unbind(1):
-            answers.take(tokens)
-        done, certain = answers.survey()
+        for column in sampled.unbind(1):
+            tokens.append(torch.where(finished, ends[0], column))
+            lengths = lengths + ~finished
+            at_end = torch.isin(tokens[-1], ends)
+            if constraint is not None:
+                constraint.advance(tokens[-1])
+                at_end = at_end & (constraint.step < 0)
+            ended = ended | (at_end & ~finished)
+            finished = finished | at_end | (lengths >= longest)
+            if has_stopped is not None:
+                finished = finished | has_stopped(torch.stack(tokens, 1))
+        inside = torch.zeros_like(lengths[0]) if constraint is None else constraint.certain(finished)
+        done, certain = torch.stack([finished.all().long(), inside]).tolist()  # the one wait for the device
         if done:
-            return answers.result()
-        features = decoder.step(answers.tokens[-1])
-
-
-class _Answers:
-    """The tokens so far, and which rows have ended."""
-
-    def __init__(
-        self, device: torch.device, limits: Sequence[int], end_ids: Sequence[int], constraint: ImageConstraint | None,
-        has_stopped: Callable[[Tensor], Tensor] | None,
-    ) -> None:  # fmt: skip
-        self.tokens: list[Tensor] = []
-        self._limits, self._ends = torch.tensor(list(limits), device=device), torch.tensor(list(end_ids), device=device)
-        self._lengths = torch.zeros_like(self._limits)
-        self._finished = torch.zeros_like(self._limits, dtype=torch.bool)
-        self._ended = self._finished.clone()
-        self._constraint, self._has_stopped = constraint, has_stopped
-
-    def take(self, tokens: Tensor) -> None:
-        """Add the next token of each row, (B,); a row that is finished gets an end token instead."""
-        tokens = torch.where(self._finished, self._ends[0], tokens)
-        self.tokens.append(tokens)
-        self._lengths = self._lengths + ~self._finished
-        ends = torch.isin(tokens, self._ends)
-        if self._constraint is not None:
-            self._constraint.advance(tokens)
-            ends = ends & (self._constraint.step < 0)
-        self._ended = self._ended | (ends & ~self._finished)
-        self._finished = self._finished | ends | (self._lengths >= self._limits)
-        if self._has_stopped is not None:
-            self._finished = self._finished | self._has_stopped(torch.stack(self.tokens, 1))
-
-    def survey(self) -> tuple[bool, int]:
-        """Return whether all rows are finished, and for how many steps all others are certain to need image ids; waits for the device."""
-        done = self._finished.all().long()
-        if self._constraint is None:
-            return bool(done), 0
-        done, certain = torch.stack([done, self._constraint.certain(self._finished)]).tolist()
-        return bool(done), int(certain)
-
-    def result(self) -> Decoded:
-        """Return the answers, each up to its own end."""
-        ended = self._ended.tolist()
-        rows = zip(torch.stack(self.tokens, 1).tolist(), self._lengths.tolist(), ended, strict=True)
-        return Decoded([row[: length - end] for row, length, end in rows], ended)
+            rows = zip(torch.stack(tokens, 1).tolist(), lengths.tolist(), ended.tolist(), strict=True)
+            return Decoded([row[: length - end] for row, length, end in rows], ended.tolist())
+        features = decoder.step(tokens[-1])
 
 
 def _sample_token(

@@ -23,21 +23,12 @@ FREE_QUESTION = TEMPLATES[UNCONDITIONAL][0]  # The prompt of the unconditional b
 
 @dataclass(frozen=True, eq=False)
 class DrawRequest:
-    """One picture to draw.
+    """One picture to draw. Raises ValueError: the question is empty."""
 
-    Attributes:
-        question: what the user says, in full; runs of ids may stand in it.
-        seed: of the sampling; the same seed and question give the same picture in every batch.
-        given: (n,) the first ids of the answer, in whole rows: they are kept as they are.
-        compressed: whether runs in the question are read as compressed images, one position per cell.
-
-    Raises ValueError: the question is empty.
-    """
-
-    question: str
-    seed: int = 0
-    given: np.ndarray = field(default_factory=lambda: NOTHING)
-    compressed: bool = False
+    question: str  # What the user says, in full; runs of ids may stand in it
+    seed: int = 0  # Of the sampling; the same seed and question give the same picture in every batch
+    given: np.ndarray = field(default_factory=lambda: NOTHING)  # (n,) first ids of the answer, in whole rows; they are kept
+    compressed: bool = False  # Whether runs in the question are read as compressed images, one position per cell
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -46,17 +37,11 @@ class DrawRequest:
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A drawn picture, or why there is none.
+    """A drawn picture, or why there is none."""
 
-    Attributes:
-        ids: (n,) int64 ids in id order, given ones included; empty where there is an error.
-        seconds: of the batch, divided by its pictures.
-        error: why there is none.
-    """
-
-    ids: np.ndarray
-    seconds: float
-    error: str = ""
+    ids: np.ndarray  # (n,) int64 in id order, given ones included; empty where there is an error
+    seconds: float  # Of the batch, divided by its pictures
+    error: str = ""  # Why there is none
 
 
 def caption_request(caption: str, *, seed: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
@@ -110,11 +95,10 @@ class ImageSampler:
         count = self.layout.num_codes - len(request.given)
         if count < 1:
             raise ValueError(f"{len(request.given)} ids are given, which is the whole image; nothing is left to draw")
-        example = self._open_answer(request)
-        room = self.model.context - count
-        if len(example) > room:
-            reason = f"the prompt has {len(example)} tokens; with {count} ids to draw, {room} fit into the model's context"
-            raise ValueError(f"{reason} of {self.model.context}; shorten it")
+        example, context = self._open_answer(request), self.model.context
+        if len(example) > context - count:
+            room = f"with {count} ids to draw, {context - count} fit into the model's context of {context}"
+            raise ValueError(f"the prompt has {len(example)} tokens; {room}; shorten it")
         return example
 
     def draw(self, requests: Sequence[DrawRequest]) -> list[Drawing]:
@@ -134,7 +118,6 @@ class ImageSampler:
         return [drawings[place] for place in range(len(requests))]
 
     def _draw(self, requests: Sequence[DrawRequest], examples: list[Example]) -> list[Drawing]:
-        """Draw requests with one number of given ids."""
         start, given = time.perf_counter(), len(requests[0].given)
         if self.sampling.guided:
             examples = examples + [self._open_answer(replace(request, question=FREE_QUESTION)) for request in requests]
@@ -150,7 +133,6 @@ class ImageSampler:
         return [Drawing(np.concatenate([request.given, row]), seconds) for request, row in zip(requests, rows, strict=True)]
 
     def _open_answer(self, request: DrawRequest) -> Example:
-        """Return the conversation up to where the next id is written."""
         mode = "sum" if request.compressed else self.model.card.input_mode
         return self._builder.build([request.question], [request.given], input_mode=mode, open_image=True)
 

@@ -20,7 +20,7 @@ from unicode.common.files import atomic_write, read_jsonl, write_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import printable
 from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
-from unicode.generate.images import decode_pictures
+from unicode.generate.images import check_can_draw, decode_pictures
 from unicode.generate.questions import ImageError, ImageReader
 from unicode.generate.sampling import GREEDY, Sampling
 from unicode.ids.text import split_runs
@@ -52,22 +52,18 @@ class ChatSampler:
         max_pictures: int = 4,
         decoder: CachedDecoder | None = None,
     ) -> None:
-        if model.reads_pixels or model.layout is None or model.markers is None:
-            raise ValueError("this model writes no pictures; ask it with python -m unicode.run.answer, or train one that draws")
+        check_can_draw(model)
+        assert model.layout is not None and model.markers is not None
         self.model, self.words, self.pictures = model, words, pictures or Sampling()
         self.num_tokens, self.max_pictures = num_tokens, max_pictures
         self.decoder = decoder or CachedDecoder(model.causal)
         self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers)
 
     def answer(self, turns: Sequence[Sequence[str]], contents: Sequence[Sequence[Content]], *, seeds: Sequence[int]) -> list[str]:
-        """Answer the last questions of a batch of conversations.
+        """Answer the last questions of a batch of conversations. `seeds`: one for each.
 
-        Args:
-            turns: of each conversation question, answer, ..., question.
-            contents: of each what is read for its <image> tags.
-            seeds: one for each.
-
-        Raises ValueError: a prompt that leaves no room for an answer, or guidance was asked for.
+        `turns`: of each conversation question, answer, ..., question. `contents`: of each what is read for its <image> tags. Raises
+        ValueError: a prompt that leaves no room for an answer, or guidance was asked for.
         """
         model = self.model
         prompts = [model.prompt(list(one), list(seen)) for one, seen in zip(turns, contents, strict=True)]
@@ -88,23 +84,14 @@ class ChatSampler:
 
 @dataclass(eq=False)
 class Dialogue:
-    """A conversation to hold, and how far it has come.
-
-    Attributes:
-        id: its name.
-        questions: the user's turns in order; <image> tags stand for `images` in order.
-        references: what was answered by somebody else, "" where nothing is known.
-        images: keys of the images.
-        turns: questions and the model's answers so far.
-        error: why it could not start or continue.
-    """
+    """A conversation to hold, and how far it has come."""
 
     id: str
-    questions: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    turns: list[str] = field(default_factory=list)
-    error: str = ""
+    questions: tuple[str, ...] = ()  # The user's turns in order; <image> tags stand for `images` in order
+    references: tuple[str, ...] = ()  # The answers of the file, "" where nothing is known
+    images: tuple[str, ...] = ()  # Keys of the images
+    turns: list[str] = field(default_factory=list)  # Questions and the model's answers so far
+    error: str = ""  # Why it could not start or continue
 
 
 def read_conversations(path: Path, *, limit: int = 0) -> list[Dialogue]:

@@ -3,11 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -30,19 +29,12 @@ RESULTS, PICTURES, SETTINGS, PARTS = "results.jsonl", "pictures", "settings.json
 
 @dataclass(frozen=True)
 class Summary:
-    """What a result file holds in the end.
+    """What a result file holds in the end."""
 
-    Attributes:
-        total: keys.
-        done: keys with a result.
-        errors: keys without one -> why. The same command tries them again.
-        damaged: lines that could not be read, as a killed process leaves them; their keys were tried again.
-    """
-
-    total: int
-    done: int
-    errors: dict[Key, str]
-    damaged: int
+    total: int  # Keys
+    done: int  # Keys with a result
+    errors: dict[Key, str]  # Keys without one -> why. The same command tries them again
+    damaged: int  # Lines that could not be read, as a killed process leaves them; their keys were tried again
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -72,11 +64,11 @@ def check_unique(keys: Iterable[Key], path: str | Path) -> None:
         seen.add(key)
 
 
-class ResultFile:
+class ResultFile(AbstractContextManager["ResultFile"]):
     """Results under a list of keys, filled by all ranks of a job and resumed key by key.
 
     Every rank opens it with the same arguments, puts results of its share, and calls `finish()`: opening and finishing wait for all
-    ranks. While it is open no other process can open it.
+    ranks. While it is open no other process can open it. `missing` lists the places of the keys that have no result yet.
 
     Args:
         path: the file.
@@ -85,11 +77,7 @@ class ResultFile:
         drawings: whether the lines belong to pictures in the folder of `path`. They are described by SETTINGS in that folder; lines of
             answers instead carry the digest of `made_by`.
 
-    Attributes:
-        missing: places of the keys that have no result yet.
-
-    Raises:
-        ValueError: the file holds results of other settings or other keys, or another process fills it.
+    Raises ValueError: the file holds results of other settings or other keys, or another process fills it.
     """
 
     def __init__(self, path: str | Path, keys: Sequence[Key], *, made_by: Mapping[str, Any], drawings: bool = False) -> None:
@@ -113,10 +101,7 @@ class ResultFile:
         if is_main() and self.missing:
             write_json(self._settings, self.made_by)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def share(self) -> list[int]:
@@ -145,7 +130,6 @@ class ResultFile:
         """Close this rank's part and let other processes open the file."""
         if self._part is not None:
             self._part.close()
-            self._part = None
         self._lock.close()
         with suppress(OSError):  # not empty: the next start reads the parts
             self.parts.rmdir()
@@ -154,7 +138,6 @@ class ResultFile:
         """Merge the parts in the order of the keys and close the file; called by every rank when its share is done."""
         if self._part is not None:
             self._part.close()
-            self._part = None
         barrier()
         self._records, _ = self._read()
         parts = list(self.parts.glob("*.jsonl"))
@@ -173,10 +156,7 @@ class ResultFile:
         return {key: self._records[key] for key in self._keys if key in self._records}
 
     def _read(self) -> tuple[dict[Key, Record], int]:
-        """Return key -> line of everything there, the file first, then its parts, and the number of damaged lines.
-
-        A result is never replaced by an error.
-        """
+        """Return key -> line, and the number of damaged lines. Later lines count, but no error replaces a result."""
         found: dict[Key, Record] = {}
         damaged = 0
         for file in [self.path, *sorted(self.parts.glob("*.jsonl"))]:
@@ -197,7 +177,6 @@ class ResultFile:
         return "give another --out, or delete this folder" if self.drawings else f"give another file for the answers, or delete {names}"
 
     def _check(self, file: Path, key: Key, record: Record) -> None:
-        """Raise ValueError for a line of another run, or under a key that is not asked for."""
         metadata = record.get("metadata")
         run = metadata.get(RUN, "") if isinstance(metadata, dict) else ""
         if not self.drawings and run != self.run:
@@ -208,7 +187,6 @@ class ResultFile:
             raise ValueError(f"{file} has a result of '{key[0]}' ({key[2]!r:.80}), which is not among those asked now; {self._remedy}")
 
     def _check_settings(self) -> None:
-        """Raise ValueError for drawings of other settings."""
         before = read_json(self._settings) if self._settings.is_file() else {}
         if self.drawings and before and before != self.made_by:
             raise ValueError(f"{self.path.parent} holds pictures of {self._difference(before)}; {self._remedy}")
@@ -240,10 +218,8 @@ def answer_line(
 ) -> Record:
     """Return the line of an answer as LLaVA writes it.
 
-    Args:
-        head: question_id, prompt, and further keys of the line such as round_id, options, option_char.
-        metadata: plain values.
-        error: why there is no answer.
+    `head`: question_id, prompt, and further keys of the line such as round_id, options, option_char. `metadata`: plain values.
+    `error`: why there is no answer.
     """
     answer_id = hashlib.sha256(json.dumps([file.run, *key_of(head)]).encode()).hexdigest()[:22]
     first = {"question_id": head["question_id"], "prompt": head["prompt"], "text": text, "answer_id": answer_id, "model_id": model_id}

@@ -7,10 +7,10 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,21 +36,13 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question for the model.
+    """A question for the model."""
 
-    Attributes:
-        text: its words, with an <image> tag for each image or without any: then the images go in front, as LLaVA has them.
-        images: in the order of the tags.
-        id: decides, with the seed, how its answer is sampled.
-        history: earlier turns of the conversation: question, answer, question, answer; <image> tags in them take the first images.
-        fields: all other keys of its line in a question file, such as category.
-    """
-
-    text: str
-    images: tuple[ImageLike, ...] = ()
-    id: Any = 0
-    history: tuple[str, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    text: str  # Its words, with an <image> tag for each image or without any: then the images go in front, as LLaVA has them
+    images: tuple[ImageLike, ...] = ()  # In the order of the tags
+    id: Any = 0  # Decides, with the seed, how its answer is sampled
+    history: tuple[str, ...] = ()  # Earlier questions and answers by turns; <image> tags in them take the first images
+    fields: Mapping[str, Any] = field(default_factory=dict)  # All other keys of its line in a question file, such as category
 
     @property
     def key(self) -> Key:
@@ -72,7 +64,11 @@ def read_questions(path: str | Path) -> list[AskedQuestion]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     questions = []
     for number, line in enumerate(lines, 1):
-        question = _parse_question(line if is_list else _parse_line(line))
+        record = line
+        if not is_list:
+            with suppress(ValueError):
+                record = json.loads(line)
+        question = _parse_question(record)
         if question is not None:
             questions.append(question)
         elif is_list or line.strip():
@@ -81,13 +77,6 @@ def read_questions(path: str | Path) -> list[AskedQuestion]:
         raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')
     check_unique((question.key for question in questions), path)
     return questions
-
-
-def _parse_line(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _parse_question(record: Any) -> AskedQuestion | None:
@@ -113,7 +102,7 @@ class ImageError(Exception):
     """An image that cannot be read; the message names it and the reason."""
 
 
-class ImageReader:
+class ImageReader(AbstractContextManager["ImageReader"]):
     """Looks images up, decodes them ahead and has the model read them in batches. A context manager: it owns threads.
 
     Args:
@@ -145,10 +134,7 @@ class ImageReader:
         self._decoding: dict[Any, Future[Tensor]] = {}
         self._known: OrderedDict[Any, Content] = OrderedDict()  # ids of the images used last
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
     def prefetch(self, images: Iterable[ImageLike]) -> None:
@@ -205,20 +191,17 @@ class ImageReader:
         return contents  # type: ignore[return-value]
 
     def _find(self, image: ImageLike) -> np.ndarray | None:
-        """Return ids that need no model."""
         if isinstance(image, Tensor | np.ndarray):
             return np.asarray(image.cpu() if isinstance(image, Tensor) else image)
         stores = self.stores if isinstance(image, str) else ()
         return next((ids for store in stores if (ids := store.get(str(image))) is not None), None)
 
     def _decode(self, image: ImageLike) -> Tensor:
-        """Runs in a thread."""
         if isinstance(image, str | Path):
             image = read_bytes(image) if isinstance(image, Path) else self.pictures.read(image)
         return self.model.picture(image)  # type: ignore[arg-type]
 
     def _blank(self) -> Content:
-        """Return what the model reads for a picture of one value, or nothing where there is to be no image."""
         value = BLANKS[self.blank]
         if value is None:
             return np.empty(0, dtype=np.int64)
