@@ -1,4 +1,4 @@
-"""Data sets by name: one config -> a map-style data set of square pictures in [-1, 1], each with its key."""
+"""Data sets by name: one config -> square pictures of one size by index, each with its key."""
 
 import math
 import os
@@ -23,7 +23,6 @@ from unicode.images.decode import (
     eval_transform,
     make_square,
     seeded,
-    to_float,
     train_transform,
 )
 from unicode.images.listing import LAYOUTS, Files, PackedStrings, is_held_out
@@ -130,14 +129,6 @@ class AugmentedIndex:
 
 
 @dataclass(frozen=True)
-class ImageSample:
-    """One picture."""
-
-    image: Tensor  # (3, H, W) float32 in [-1, 1]
-    key: str
-
-
-@dataclass(frozen=True)
 class Skipped:
     """One picture that could not be used."""
 
@@ -160,11 +151,6 @@ class ImageDataset(ABC):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    def __getitem__(self, index: int) -> ImageSample | Skipped:
-        """Return picture `index` with its key, or why there is none."""
-        pixels = self.pixels(index)
-        return pixels if isinstance(pixels, Skipped) else ImageSample(to_float(pixels), self.key(index))
 
     def key(self, index: int) -> str:
         """Return the key of picture `index`: its path relative to the image root, with forward slashes."""
@@ -237,13 +223,10 @@ def open_images(
 ) -> ImageDataset:
     """Find the pictures that `--images` of a command means.
 
-    Args:
-        path: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, or "shapes:SPLIT".
-        root: the folder that the paths in a list or annotation file start from; the file's own folder if empty.
-        config: settings that are not about which pictures (resize, crop, draft, limit, the world of shapes).
-        train: give an `AugmentedIndex` the training transform, as in `build_dataset`.
-
-    Raises FileNotFoundError: the path does not exist. Raises ValueError: it holds no images, or is of no known kind.
+    `path`: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, or "shapes:SPLIT". `root`: the folder
+    that the paths in a list or annotation file start from; the file's own folder if empty. `config`: settings that are not about which
+    pictures (resize, crop, draft, limit, the world of shapes). `train`: as in `build_dataset`. Raises FileNotFoundError: the path does not
+    exist. Raises ValueError: it holds no images, or is of no known kind.
     """
     base, text = config or DataConfig(), str(path)
     names = {".txt": "list", ".json": "llava", ".tar": "webdataset"}

@@ -12,8 +12,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 ORIENTATION = 0x0112  # the EXIF tag
-
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder runs: Pillow opens EPS with Ghostscript
 
 
@@ -115,11 +113,8 @@ def to_uint8(images: Tensor) -> Tensor:
 def train_transform(image_size: int, *, crop: str = "random", flip: bool = False, resize: str = "bicubic") -> PictureTransform:
     """Return the training transform; it draws from torch's CPU generator (see `seeded`).
 
-    Args:
-        crop: "random" = shorter side to `image_size`, then a random square; "resized" = a random square of 75 to 100 % of the
-            area, resized; "center" = shorter side to `image_size`, then the middle.
-        flip: mirror half of the pictures.
-        resize: the kernel, one of RESIZES; always antialiased.
+    `crop`: "random" = shorter side to `image_size`, then a random square; "resized" = a random square of 75 to 100 % of the area, resized;
+    "center" = shorter side to `image_size`, then the middle. `flip`: mirror half. `resize`: the kernel, one of RESIZES; always antialiased.
     """
     kernel = InterpolationMode(resize)
     if crop == "resized":

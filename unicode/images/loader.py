@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,11 +44,8 @@ def build_loader(
 ) -> "ImageLoader":
     """Return an iterable of batches, one per list of `batches`, in order.
 
-    Args:
-        batches: lists of int (evaluation: what cannot be read is left out) or of AugmentedIndex (training: it is replaced by
-            another picture that this index alone determines). Iterated anew for every pass.
-        num_workers: processes that read and decode; 0: this one does.
-        device: where the images go.
+    `batches`: lists of int (evaluation: what cannot be read is left out) or of AugmentedIndex (training: it is replaced by another picture
+    that this index alone determines), iterated anew for every pass. `num_workers`: processes that read and decode; 0: this one does.
     """
     device = torch.device(device)
     context = None
@@ -59,7 +56,6 @@ def build_loader(
         _Fetcher(dataset),
         sampler=cast(Iterable[int], batches),  # each "index" is a whole list
         batch_size=None,
-        collate_fn=cast(Any, _same),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         multiprocessing_context=context,
@@ -103,7 +99,8 @@ class _Fetcher(Dataset[Batch]):
                     what = f"the last: {fetched.key} ({fetched.reason})"
                     error = f"{tries} images in a row could not be read, {what}; look at the data under data.root"
                     return Batch(torch.empty(0), [], [], skipped, error)
-                item = _another(item, tries, len(self._dataset))
+                digest = hashlib.blake2b(f"{item.index}/{item.seed}/{tries}".encode(), digest_size=8).digest()
+                item = AugmentedIndex(int.from_bytes(digest, "little") % len(self._dataset), item.seed)
                 fetched = self._dataset.pixels(item)
                 tries += 1
             if isinstance(fetched, Tensor):
@@ -112,16 +109,6 @@ class _Fetcher(Dataset[Batch]):
         size = self._dataset.image_size
         images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
         return Batch(images, [self._dataset.key(index) for index in indices], indices, skipped)
-
-
-def _another(item: AugmentedIndex, tries: int, total: int) -> AugmentedIndex:
-    """Return the picture to take instead of an unreadable one: a function of the request alone."""
-    digest = hashlib.blake2b(f"{item.index}/{item.seed}/{tries}".encode(), digest_size=8).digest()
-    return AugmentedIndex(int.from_bytes(digest, "little") % total, item.seed)
-
-
-def _same(batch: Batch) -> Batch:
-    return batch
 
 
 class SkipReport:

@@ -2,7 +2,6 @@
 
 import math
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -42,12 +41,9 @@ def square_pixels(image: Image.Image | bytes, *, transform: PictureTransform, si
 class ImageLookup:
     """Pictures by key, in several sources that are searched in order. Worker processes get it pickled.
 
-    Args:
-        names: folders, LMDB folders, tar shards (*.tar) and the generated world ("shapes" or "shapes:SPLIT"; a key names its split).
-        side: side of the world's pictures in pixels; 0: the world's own.
-        world: settings of the world that differ from the default ones, as "colours=8".
-
-    Raises FileNotFoundError: a source does not exist. Raises ValueError: an archive without images, or unknown settings of the world.
+    `names`: folders, LMDB folders, tar shards (*.tar) and the generated world ("shapes" or "shapes:SPLIT"; a key names its split). `side`:
+    side of the world's pictures in pixels; 0: the world's own. `world`: settings of the world that differ from the default ones, as
+    "colours=8". Raises FileNotFoundError: a source does not exist. Raises ValueError: an archive without images, or unknown settings.
     """
 
     def __init__(self, names: Sequence[str | Path], *, side: int = 0, world: Sequence[str] = ()) -> None:
@@ -110,7 +106,7 @@ def _is_relative(key: str) -> bool:
     return bool(key) and "\0" not in key and not key.startswith("/") and ".." not in key.split("/")
 
 
-def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> "_Source":
+def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> "_Folder | _Archive | _World":
     if is_world(name):
         return _World(config)
     if os.path.isdir(name):
@@ -121,21 +117,7 @@ def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> "_Source":
     raise FileNotFoundError(f"no pictures at '{name}'; --images and vision.images take {kinds}")
 
 
-class _Source(ABC):
-    @abstractmethod
-    def holds(self, key: str) -> bool:
-        """Whether there is a picture of this key."""
-
-    @abstractmethod
-    def read(self, key: str) -> Image.Image | bytes:
-        """Return a picture or the content of its file; UnreadableImageError if it cannot be read."""
-
-    def caption(self, key: str) -> str:
-        """Return the words about a picture, or ""."""
-        return ""
-
-
-class _Folder(_Source):
+class _Folder:
     """Files below a folder. A link may lead only into one of `roots`, the resolved folders of the look-up."""
 
     def __init__(self, root: str, roots: tuple[str, ...]) -> None:
@@ -158,7 +140,7 @@ class _Folder(_Source):
             return file.readline().strip()
 
 
-class _Archive(_Source):
+class _Archive:
     def __init__(self, source: TarShards | Lmdb) -> None:
         self._source = source
         self._rows = {key: row for row, key in enumerate(source.keys)}
@@ -169,8 +151,11 @@ class _Archive(_Source):
     def read(self, key: str) -> bytes:
         return self._source.read(self._rows[key])
 
+    def caption(self, key: str) -> str:
+        return ""
 
-class _World(_Source):
+
+class _World:
     def __init__(self, config: ShapesConfig) -> None:
         self._config = config
 

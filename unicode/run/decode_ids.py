@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s: %s", args.ids, layout.describe())
         return 0
     settings = {"levels": args.levels, "batch_size": args.batch_size, "limit": args.limit}
-    report = decode_runs(tokenizer, runs, args.out, layout=layout, total=total, **settings)
-    partial = f", {report.partial} runs of ids are no whole picture and were left out" if report.partial else ""
-    log.info("%s: %d pictures%s", args.out, report.pictures, partial)
+    pictures, partial = decode_runs(tokenizer, runs, args.out, layout=layout, total=total, **settings)
+    left_out = f", {partial} runs of ids are no whole picture and were left out" if partial else ""
+    log.info("%s: %d pictures%s", args.out, pictures, left_out)
     return 0
 
 

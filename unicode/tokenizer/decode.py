@@ -1,8 +1,7 @@
 """Decoding: runs of ids, of a store or an annotation file -> PNG files."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -33,14 +32,6 @@ def store_runs(store: Store, tokenizer: ImageTokenizer, *, view: int = 0) -> Ite
     return ((key, store.ids(key, view=view)) for key in store)
 
 
-@dataclass(frozen=True)
-class DecodeReport:
-    """What `decode_runs` did, summed over the ranks."""
-
-    pictures: int
-    partial: int  # Runs of ids that are not a whole picture
-
-
 def decode_runs(
     tokenizer: ImageTokenizer,
     runs: Runs,
@@ -51,17 +42,13 @@ def decode_runs(
     batch_size: int = 16,
     limit: int = 0,
     total: int | None = None,
-) -> DecodeReport:
-    """Write every run that is a whole picture to `out`, at the path of its key; called by every rank of a job, which share the pictures.
+) -> tuple[int, int]:
+    """Write every run that is a whole picture of `layout` to `out`, at the path of its key; all ranks of a job call it and share them.
 
-    A key that does not end in .png gets that ending after its own, so that a.jpg and a.png stay two pictures. Raises ValueError: a key
-    outside `out`, an id that the tokenizer does not have, or a number of levels that it does not have. Raises OSError: the disk is full.
-
-    Args:
-        layout: of a whole picture.
-        levels: decode the first so many levels only; 1 is the coarse picture.
-        limit: stop after so many pictures; 0: all.
-        total: number of runs where it is known, for the progress bar.
+    Returns how many pictures all ranks wrote, and how many runs are no whole picture. A key that does not end in .png gets that ending
+    after its own, so that a.jpg and a.png stay two pictures. `levels`: decode the first so many only; 1 is the coarse picture. `limit`:
+    stop after so many pictures; 0: all. `total`: number of runs where it is known, for the progress bar. Raises ValueError: a key outside
+    `out`, an id that the tokenizer does not have, or a number of levels that it does not have. Raises OSError: the disk is full.
     """
     if batch_size < 1 or limit < 0:
         raise ValueError(f"batch size {batch_size} or limit {limit} is too small")
@@ -80,16 +67,17 @@ def decode_runs(
     pictures = islice(whole(), limit or None)
     bar = tqdm(total=total and min(total, limit or total), desc="decoding", unit=" images", disable=not is_main())
     with ThreadPoolExecutor(WRITERS) as pool, inference_precision("float32", tokenizer.device), bar as progress:
-        pending: list[Future[None]] = []
+        pending: Iterator[None] = iter(())
         for number, batch in enumerate(iter(lambda: list(islice(pictures, batch_size)), [])):
             progress.update(len(batch))
             if number % world_size() != rank():
                 continue
-            _wait(pending)
-            pending = [pool.submit(_write_picture, path, pixels) for path, pixels in _decode(tokenizer, layout, batch, Path(out), levels)]
+            paths, pixels = [picture_path(Path(out), key) for key, _ in batch], _decode(tokenizer, layout, batch, levels)
+            list(pending)  # waits for the batch before, and raises its errors
+            pending = pool.map(_write_picture, paths, pixels)
             written += len(batch)
-        _wait(pending)
-    return DecodeReport(int(all_reduce_sum_(torch.tensor(written))), partial)
+        list(pending)
+    return int(all_reduce_sum_(torch.tensor(written))), partial
 
 
 def picture_path(folder: Path, key: str) -> Path:
@@ -98,24 +86,16 @@ def picture_path(folder: Path, key: str) -> Path:
     return folder / (key if key.endswith(".png") else f"{key}.png")
 
 
-def _decode(
-    tokenizer: ImageTokenizer, layout: Layout, batch: Iterable[tuple[str, np.ndarray]], folder: Path, levels: int | None
-) -> list[tuple[Path, np.ndarray]]:
-    """(path, ids) pairs -> (path, (H, W, 3) uint8) pairs."""
+def _decode(tokenizer: ImageTokenizer, layout: Layout, batch: Runs, levels: int | None) -> np.ndarray:
+    """Return the pictures (B, H, W, 3) uint8 of some runs."""
     keys, ids = zip(*batch, strict=True)
     try:
         codes = tokenizer.from_ids(torch.from_numpy(np.stack(ids)).to(tokenizer.device), layout=layout)
     except ValueError as error:
         raise ValueError(f"'{keys[0]}' to '{keys[-1]}': {error}") from error
-    pixels = to_uint8(tokenizer.decode(codes, levels=levels, layout=layout)).permute(0, 2, 3, 1).cpu().numpy()
-    return [(picture_path(folder, key), image) for key, image in zip(keys, pixels, strict=True)]
+    return to_uint8(tokenizer.decode(codes, levels=levels, layout=layout)).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
     with atomic_write(path, "wb") as file:
         Image.fromarray(pixels).save(file, "PNG")
-
-
-def _wait(pending: Iterable[Future[None]]) -> None:
-    for future in pending:
-        future.result()

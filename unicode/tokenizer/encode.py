@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
+from unicode.common.distributed import barrier, is_main, on_main, rank, world_size
 from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.ids.store import PRECISIONS, StoreSpec, check_keys, hash_keys
@@ -94,7 +94,7 @@ def encode_images(
     spec = describe_store(tokenizer, dataset, config)
     start = time.perf_counter()
     with StoreWriter(out, spec) as writer:
-        _prepare(writer, dataset)
+        on_main(lambda: writer.prepare(dataset.keys))
         missing = writer.missing()
         barrier()  # all ranks list the missing shards before one writes, so all deal the same shards
         images = sum(len(spec.shard_rows(shard)) for shard in missing)
@@ -103,7 +103,7 @@ def encode_images(
         _encode_shards(tokenizer, dataset, writer, missing[rank() :: world_size()], config=config, device=torch.device(device))
         writer.close()
         barrier()
-        skipped = int(all_reduce_sum_(torch.tensor(writer.finish(dataset.keys).skipped if is_main() else 0)))
+        skipped = on_main(lambda: writer.finish(dataset.keys).skipped)
     if skipped == spec.num_images:
         raise ValueError(f"none of the {skipped} images could be read; {Path(out) / 'skipped.jsonl'} has the reasons")
     return EncodeReport(images, spec.num_images - images, skipped, time.perf_counter() - start)
@@ -113,18 +113,6 @@ def choose_shard_size(num_images: int) -> int:
     """Images per shard: 64 shards, in steps of 64 images, so that ranks have shares and a stopped run loses little."""
     steps = -(-num_images // (64 * SMALLEST_SHARD))
     return min(LARGEST_SHARD, max(1, steps) * SMALLEST_SHARD)
-
-
-def _prepare(writer: StoreWriter, dataset: ImageDataset) -> None:
-    """Let the main rank take the folder; when it cannot, every rank ends with an error instead of waiting for it."""
-    error: Exception | None = None
-    if is_main():
-        try:
-            writer.prepare(dataset.keys)
-        except (ValueError, OSError) as caught:
-            error = caught
-    if int(all_reduce_sum_(torch.tensor(int(error is not None)))):
-        raise error or ValueError("the first rank could not lock or check the folder of the store; see its message")
 
 
 def _encode_shards(
@@ -174,11 +162,8 @@ def _fill_(
 
 
 class _ViewedImages(ImageDataset):
-    """The pictures that the views are made of: item `row * views + source` is the picture of a row that the view `source` encodes.
-
-    "whole" and "flip" share the evaluation picture, each "crop" has a source of its own. An unreadable picture is left out, where a
-    `AugmentedIndex` asked of the loader itself would be replaced by another one.
-    """
+    """Item `row * views + source` is the picture of a row that the view `source` encodes. "whole" and "flip" share one, each "crop" has
+    its own. An unreadable picture is left out; the loader would replace that of an `AugmentedIndex` by another one."""
 
     def __init__(self, dataset: ImageDataset, views: tuple[str, ...]) -> None:
         super().__init__([], image_size=dataset.image_size, protocol=dataset.protocol)
@@ -191,11 +176,9 @@ class _ViewedImages(ImageDataset):
         return len(self._dataset) * len(self._views)
 
     def key(self, index: int) -> str:
-        """Key of the row that item `index` belongs to."""
         return self._dataset.key(index // len(self._views))
 
-    def pixels(self, item: int | AugmentedIndex) -> torch.Tensor | Skipped:
-        """(3, H, W) uint8 of one item, or why there is none; `Skipped.index` is the row."""
+    def pixels(self, item: int | AugmentedIndex) -> torch.Tensor | Skipped:  # `Skipped.index` is the row
         assert isinstance(item, int), item
         row, source = divmod(item, len(self._views))
         # the number of the item is the seed: torch keeps 32 bits of it, so views must differ in the low ones

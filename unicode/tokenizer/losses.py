@@ -57,13 +57,10 @@ class PerceptualLoss(nn.Module):
 def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setting: str = "path") -> PerceptualLoss:
     """Build LPIPS on the trunk "vgg" or "alex".
 
-    Args:
-        path: a file with torchvision's state dict of the trunk; empty = torchvision's cache folder, else its download.
-        random: random weights, the same on every rank; nothing is read. The global random state stays as it is.
-        setting: what the caller's user sets to give `path`, for the error messages.
-
-    Raises FileNotFoundError: the weights are neither at `path` nor in the cache, and cannot be downloaded. Raises ValueError: the `lpips`
-    package is not installed, or the file holds something else.
+    `path`: a file with torchvision's state dict of the trunk; empty = torchvision's cache folder, else its download. `random`: random
+    weights, the same on every rank; nothing is read. The global random state stays as it is. `setting`: what the user sets to give `path`,
+    for the messages. Raises FileNotFoundError: the weights are neither at `path` nor in the cache, and cannot be downloaded. Raises
+    ValueError: the `lpips` package is not installed, or the file holds something else.
     """
     try:
         import lpips  # an optional dependency that takes seconds to import
@@ -125,14 +122,6 @@ class ObjectiveConfig:
             raise ValueError(f"objective.{given} must be 0 or more, and l1 or l2 above 0")
 
 
-@dataclass
-class Losses:
-    """The generator's loss of a batch."""
-
-    surrogate: torch.Tensor  # scalar whose gradient, not whose value, is that of the loss: <images, dL/d images> + codebook losses
-    parts: dict[str, torch.Tensor]  # detached scalars to be logged; `loss` is the whole
-
-
 class Objective(nn.Module):
     """The generator's loss of a reconstruction; `entropy_weight` is that of the codebook's entropy term."""
 
@@ -151,13 +140,13 @@ class Objective(nn.Module):
         discriminator: nn.Module | None,
         adversarial_weight: float,
         last_layer: nn.Conv2d,
-    ) -> Losses:
-        """Return the losses of (B, 3, H, W) images in [-1, 1].
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a surrogate of the loss of (B, 3, H, W) images in [-1, 1], and its parts, detached scalars for the log; `loss` is all.
 
-        The gradients of the reconstruction loss and of the adversarial loss are taken at the images, once each. The adaptive weight follows
-        from both at the decoder's last layer, and one backward of `surrogate` sends their sum through the decoder. `discriminator`: with
-        parameters frozen by the caller; may be None when the weight is 0. `adversarial_weight`: scheduled weight of the adversarial loss;
-        at 0 the discriminator is not called.
+        The surrogate is a scalar whose gradient, not whose value, is that of the loss: <images, dL/d images> + codebook losses. The
+        gradients of the reconstruction loss and of the adversarial loss are taken at the images, once each; the adaptive weight follows
+        from both at the decoder's last layer. `discriminator`: with parameters frozen by the caller; may be None when the weight is 0.
+        `adversarial_weight`: scheduled weight of the adversarial loss; at 0 the discriminator is not called.
         """
         config, made = self.config, reconstruction.images.float()
         pixels = made.detach().requires_grad_()
@@ -184,7 +173,7 @@ class Objective(nn.Module):
             parts["entropy"] = reconstruction.entropy
             codebooks = codebooks + self.entropy_weight * reconstruction.entropy
         parts["loss"] = total + codebooks
-        return Losses((made * gradient).sum() + codebooks, {name: part.detach() for name, part in parts.items()})
+        return (made * gradient).sum() + codebooks, {name: part.detach() for name, part in parts.items()}
 
 
 def _gradient_at_(pixels: Tensor, loss: Tensor) -> Tensor:

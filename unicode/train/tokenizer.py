@@ -213,9 +213,9 @@ class TokenizerTrainer:
         with self.accelerator.autocast():
             made = self.generator(images)
             last = self.tokenizer.decoder.conv_out
-            losses = self.objective(made, images, discriminator=self.discriminator, adversarial_weight=weight, last_layer=last)
-        self.accelerator.backward(losses.surrogate / self.accumulation)
-        self.monitor.add(losses.parts)
+            loss, parts = self.objective(made, images, discriminator=self.discriminator, adversarial_weight=weight, last_layer=last)
+        self.accelerator.backward(loss / self.accumulation)
+        self.monitor.add(parts)
         if self.discriminator is not None:
             self.discriminator.requires_grad_(True)
         return made.images.detach()  # type: ignore[no-any-return]
