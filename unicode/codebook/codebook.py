@@ -194,25 +194,17 @@ class RowAverages(nn.Module):
         """Add latents (N, E) and their codes (N,) to the sums and counts of this step."""
         latents = latents.float()
         if not self.pending:
-            candidates = min(len(self.count), MAX_CANDIDATES) if self.restart_threshold > 0 else 0
-            self.pending = [torch.zeros_like(self.average), torch.zeros_like(self.count), latents.new_zeros(candidates, latents.shape[1])]
-        sums, counts, candidate_rows = self.pending
+            room = min(len(self.count), MAX_CANDIDATES) if self.restart_threshold > 0 else 0
+            self.pending = [torch.zeros_like(self.average), torch.zeros_like(self.count), latents.new_zeros(room, latents.shape[1])]
+        sums, counts, candidates = self.pending
         sums.index_add_(0, codes, latents)
         counts.index_add_(0, codes, torch.ones_like(latents[:, 0]))
         self.calls += 1
-        self._fill_(candidate_rows, latents)
-
-    def _fill_(self, candidates: torch.Tensor, latents: torch.Tensor) -> None:
-        """Put latents of the global batch at random places of `candidates`; each rank fills in its own latents.
-
-        The choice depends on the step alone, so the sum over the ranks is the same table of candidates everywhere, and the
-        same as one rank with the whole batch would choose. The c-th call of a step replaces every c-th candidate, so that each
-        level that shares the rows contributes.
-        """
+        # Latents of the global batch become candidates, chosen by the step alone; each rank fills in its own, so the sum over the ranks is
+        # what one rank with the whole batch would choose. The c-th call replaces every c-th, so each level that shares rows contributes.
         candidates = candidates[:: self.calls]
         generator = torch.Generator().manual_seed(self.steps * 1009 + self.calls)
-        chosen = torch.randint(len(latents) * world_size(), (len(candidates),), generator=generator)
-        chosen = chosen.to(latents.device, non_blocking=True)
+        chosen = torch.randint(len(latents) * world_size(), (len(candidates),), generator=generator).to(latents.device, non_blocking=True)
         own = chosen // len(latents) == rank()
         candidates.copy_(torch.where(own[:, None], latents[chosen % len(latents)], 0.0))
 
@@ -308,34 +300,27 @@ class ProjectedCodebook(Codebook):
 
 
 def build_codebooks(config: CodebookConfig, table: LanguageTable | None, *, channels: Sequence[int]) -> list[Codebook]:
-    """Build the codebooks of a stack for training; they share the language model's rows.
+    """Build the codebooks of a stack for training; they share the rows of the language model's table, which only mode `free` does without.
 
-    Args:
-        config: mode and numbers.
-        table: the language model's table; None for mode `free`.
-        channels: width of the latents of each codebook, taken by `free` when the config names no width.
-
-    Raises ValueError: no table, too few eligible rows, or a width that the table does not have.
+    `channels`: width of the latents of each codebook, taken by `free` when the config names no width. Raises ValueError: no table, too few
+    eligible rows, or a width that the table does not have.
     """
     if config.mode == "free":
         row_ids = torch.arange(config.num_rows)
         starts = (torch.randn(config.num_rows, width) / math.sqrt(width) for width in (config.width or each for each in channels))
         return [EMACodebook(rows, row_ids, config, target=None) for rows in starts]
     if table is None:
-        raise ValueError(
-            f"model.codebook.mode {config.mode} needs the embedding table of a language model: "
-            "set model.codebook.table to a file made by python -m unicode.run.export_codebook --model HF_DIR --out FILE"
-        )
+        remedy = "set model.codebook.table to a file made by python -m unicode.run.export_codebook --model HF_DIR --out FILE"
+        raise ValueError(f"model.codebook.mode {config.mode} needs the embedding table of a language model: {remedy}")
     row_ids = table.select_ids(config.num_rows)
     rows = table.rows[row_ids]
     if config.mode == "projected":
         standardized = FixedRows((rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-6))
         return [ProjectedCodebook(standardized, row_ids, config) for _ in channels]
     if config.width not in (0, rows.shape[1]):
-        raise ValueError(
-            f"model.codebook.width {config.width} differs from the width {rows.shape[1]} of the table of {table.model}; "
-            "set model.codebook.width=0, or use model.codebook.mode=projected, which may have any width"
-        )
+        remedy = "set model.codebook.width=0, or use model.codebook.mode=projected, which may have any width"
+        found = f"model.codebook.width {config.width} differs from the width {rows.shape[1]} of the table of {table.model}"
+        raise ValueError(f"{found}; {remedy}")
     if config.mode == "frozen":
         return [Codebook(rows, row_ids, config, learn_scale=True) for _ in channels]
     target = FixedRows(rows)

@@ -30,13 +30,9 @@ class LanguageTable:
         allowed[self.excluded_ids] = False
         eligible = allowed.nonzero().flatten()
         if count > len(eligible):
-            raise ValueError(
-                f"the table of {self.model} has {len(eligible)} eligible rows of {len(self.rows)}, but {count} were asked for; "
-                f"set model.codebook.num_rows to at most {len(eligible)}, or to 0 for all of them"
-            )
-        if count == 0:
-            return eligible
-        return eligible[torch.linspace(0, len(eligible) - 1, count).round().long()]
+            found = f"the table of {self.model} has {len(eligible)} eligible rows of {len(self.rows)}, but {count} were asked for"
+            raise ValueError(f"{found}; set model.codebook.num_rows to at most {len(eligible)}, or to 0 for all of them")
+        return eligible[torch.linspace(0, len(eligible) - 1, count).round().long()] if count else eligible
 
 
 def row_digest(rows: torch.Tensor) -> str:

@@ -1,6 +1,7 @@
 """Stacked quantizers (HQ, RQ) with straight-through gradients: latent maps -> codes and quantized maps."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -27,12 +28,8 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor, *, strength: torch.Tensor | None = None) -> torch.Tensor:
     """Return `quantized` with the gradient of `latents` (van den Oord et al. 2017, section 3.2).
 
-    Unlike `z + (q - z).detach()` the value is `quantized` exactly, so that decoding codes equals the forward pass bit for bit.
-
-    Args:
-        latents: (..., E) from the encoder.
-        quantized: (..., E) the rows chosen for them.
-        strength: scalar in [0, 1]; the value moves from `latents` (0) to `quantized` (1), for fading quantization in.
+    Unlike `z + (q - z).detach()` the value is `quantized` exactly, so that decoding codes equals the forward pass bit for bit. Both are
+    (..., E). `strength`: scalar in [0, 1]; the value moves from `latents` (0) to `quantized` (1), for fading quantization in.
     """
     if strength is not None:
         quantized = torch.lerp(latents.detach().float(), quantized.detach().float(), strength)
@@ -64,22 +61,9 @@ class Stacked:
 class Stack(nn.Module):
     """Codebooks, one per level or one for all levels, and the normalizations before their search; subclasses chain the levels."""
 
-    codebooks: nn.ModuleList
-    norms: nn.ModuleList
-    out_channels: int
-    num_levels: int
-
     def __init__(self, codebooks: list[Codebook], norms: list[LatentNorm]) -> None:
         super().__init__()
         self.codebooks, self.norms = nn.ModuleList(codebooks), nn.ModuleList(norms)
-
-    def forward(self, latents: torch.Tensor) -> Stacked:
-        """Quantize a map of latents (B, C, H, W)."""
-        raise NotImplementedError
-
-    def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
-        """Return the features (B, out_channels, H, W) of codes (B, n) per level; missing last levels add nothing."""
-        raise NotImplementedError
 
     def codebook(self, level: int) -> Codebook:
         return self.codebooks[level % len(self.codebooks)]  # type: ignore[return-value]
@@ -149,14 +133,9 @@ def level_channels(channels: int, levels: int, *, resample: str) -> list[int]:
 class HierarchicalQuantizer(Stack):
     """A codebook per level, coarse to fine; each level quantizes what the coarser ones leave.
 
-    `into` and `out`, the projections to and from the codebooks' width, keep these names in saved weights.
-
-    Args:
-        channels: channels C of the map that enters.
-        codebooks: one per level, coarse to fine.
-        norms: one per level.
-        resample: how grids are made coarser and finer, see `RESAMPLINGS`.
-        combine: `concat` gives the decoder the levels side by side (out_channels = L C), `sum` their sum (C).
+    `into` and `out`, the projections to and from the codebooks' width, keep these names in saved weights. `channels`: C of the map that
+    enters. `resample`: how grids are made coarser and finer, see `RESAMPLINGS`. `combine`: `concat` gives the decoder the levels side by
+    side (out_channels = L C), `sum` their sum (C).
     """
 
     def __init__(self, channels: int, codebooks: list[Codebook], norms: list[LatentNorm], *, resample: str, combine: str) -> None:
@@ -239,8 +218,5 @@ class ResidualQuantizer(Stack):
 
     def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
         """Return the features (B, C, h, w) of codes (B, n) per pass; missing last passes add nothing."""
-        vectors = [self.codebook(level).lookup(level_codes) for level, level_codes in enumerate(codes)]
-        total = vectors[0]
-        for part in vectors[1:]:
-            total = total + part
-        return self.out(to_map(total, grids[0]))  # type: ignore[no-any-return]
+        vectors = (self.codebook(level).lookup(level_codes) for level, level_codes in enumerate(codes))
+        return self.out(to_map(reduce(torch.add, vectors), grids[0]))  # type: ignore[no-any-return]

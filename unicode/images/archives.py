@@ -7,7 +7,7 @@ import tarfile
 from functools import cache
 from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from unicode.common.logging import get_logger
 from unicode.images.decode import UnreadableImageError
 from unicode.images.listing import EXTENSIONS, LAYOUTS, PackedStrings, check_folder
 
-MAX_OPEN = 64  # shards that one process keeps open
 log = get_logger(__name__)
 
 
@@ -44,33 +43,18 @@ class TarShards:
             self._members = np.array(list(found.values()), np.int64)  # (N, 3): shard, offset, size
         except OverflowError as error:
             raise ValueError(f"a shard of {pattern} is damaged: it has a member of more than 2^63 bytes; leave it out") from error
-        self._open: dict[int, BinaryIO] = {}
-        self._pid = os.getpid()
 
     def read(self, index: int) -> bytes:
         """Return the bytes of image `index`; UnreadableImageError if the shard ends before it does."""
         shard, offset, size = (int(value) for value in self._members[index])
         try:
-            data = os.pread(self._file(shard).fileno(), size, offset)
+            with open(self._paths[shard], "rb") as file:
+                data = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise UnreadableImageError(f"unreadable shard: {self._paths[shard]}: {error.strerror}") from error
         if len(data) < size:
             raise UnreadableImageError(f"truncated shard: {self._paths[shard]}")
         return data
-
-    def _file(self, shard: int) -> BinaryIO:
-        if self._pid != os.getpid():  # a forked worker opens its own
-            self._open, self._pid = {}, os.getpid()
-        file = self._open.pop(shard, None)
-        if file is None:
-            if len(self._open) >= MAX_OPEN:
-                self._open.pop(next(iter(self._open))).close()
-            file = open(self._paths[shard], "rb")  # noqa: SIM115, it stays open for the next image
-        self._open[shard] = file  # the last one used stands last
-        return file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_pid": -1}
 
 
 def find_shards(pattern: str, root: str = "") -> list[str]:
@@ -143,18 +127,15 @@ class Lmdb:
 
     def read(self, index: int) -> bytes:
         """Return the bytes of image `index`; UnreadableImageError if the file has lost it."""
-        with self._begin() as transaction:
+        with _environment(os.path.realpath(self._path), os.getpid()).begin() as transaction:
             data = transaction.get(_lmdb_key(self._names[index]))
         if data is None:
             raise UnreadableImageError("missing record")
         return data
 
-    def _begin(self) -> Any:
-        return _environment(os.path.realpath(self._path), os.getpid()).begin()
-
     def _list_keys(self) -> list[str]:
         cache = f"{self._path.rstrip('/')}.keys.txt"
-        with self._begin() as transaction:
+        with _environment(os.path.realpath(self._path), os.getpid()).begin() as transaction:
             entries = transaction.stat()["entries"]
             if os.path.isfile(cache):
                 names = read_list(cache)

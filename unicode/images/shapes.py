@@ -123,9 +123,8 @@ class Scene:
         for thing in self.things:
             y, x = config.corner(thing.place)
             dy, dx = (int(shift) for shift in random.integers(-config.jitter, config.jitter + 1, 2)) if random is not None else (0, 0)
-            mask = stencils.masks[stencils.rows[thing.shape, thing.size, dy, dx]]
             patch = canvas[:, y : y + config.cell, x : x + config.cell]
-            patch += mask * (np.array(COLOURS[thing.colour], np.float32)[:, None, None] - patch)
+            patch += stencils[thing.shape, thing.size, dy, dx] * (np.array(COLOURS[thing.colour], np.float32)[:, None, None] - patch)
         return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
@@ -143,12 +142,12 @@ def parse_scene(pixels: np.ndarray, config: ShapesConfig) -> Scene:
     corners = [config.corner(place) for place in config.place_names]
     scaled = (np.asarray(pixels, np.float32) + 1) * 127.5 - BACKGROUND[:, None, None]
     patches = np.stack([scaled[:, y : y + cell, x : x + cell] for y, x in corners]).reshape(len(corners), 3, -1)
-    masks = stencils.masks.reshape(len(stencils.masks), -1)  # (T, cell * cell)
+    masks = np.stack(list(stencils.values())).reshape(len(stencils), -1)  # (T, cell * cell)
     paints = np.array([COLOURS[name] for name in config.colour_names], np.float32) - BACKGROUND  # (K, 3)
     # |d - m v|^2 = |d|^2 - (2 <d, m v> - |m|^2 |v|^2): the stencil with the largest bracket is the nearest
     overlap = np.einsum("pct,kc->ptk", patches @ masks.T, paints)
     gain = 2 * overlap - (masks**2).sum(1)[:, None] * (paints**2).sum(1)
-    things, kinds = [], list(stencils.rows)
+    things, kinds = [], list(stencils)
     for place, scores in zip(config.place_names, gain, strict=True):
         stencil, colour = np.unravel_index(int(scores.argmax()), scores.shape)
         if scores[stencil, colour] > 0:
@@ -157,15 +156,9 @@ def parse_scene(pixels: np.ndarray, config: ShapesConfig) -> Scene:
     return Scene(tuple(things), config)
 
 
-class Stencils(NamedTuple):
-    """Masks of every shape, size and shift in a place of `cell` pixels."""
-
-    masks: np.ndarray  # (T, cell, cell) float32, the share of each pixel that the object covers
-    rows: dict[tuple[str, str, int, int], int]  # shape, size, dy and dx of each mask -> its row
-
-
 @lru_cache(maxsize=16)
-def _stencils(cell: int, shapes: tuple[str, ...], sizes: tuple[str, ...], jitter: int) -> Stencils:
+def _stencils(cell: int, shapes: tuple[str, ...], sizes: tuple[str, ...], jitter: int) -> dict[tuple[str, str, int, int], np.ndarray]:
+    """Return the mask (cell, cell) float32, the share of each pixel that is covered, of every shape, size, dy and dx in a place."""
     widest = cell - 2 * max(1, cell // 8, jitter)  # a shifted object still lies in its place
     widths = {name: 2 * round(widest / 2 * share) for name, share in zip(sizes, SIZE_SHARES[len(sizes)], strict=True)}
     shifts = range(-jitter, jitter + 1)
@@ -178,7 +171,7 @@ def _stencils(cell: int, shapes: tuple[str, ...], sizes: tuple[str, ...], jitter
     if distances[looks[:, None] != looks].min() < LEAST_DISTANCE:
         advice = "use a larger image_size, or fewer shapes, sizes or places"
         raise ValueError(f"places of {cell} px are too small to tell these shapes and sizes apart; {advice}")
-    return Stencils(masks, {kind: row for row, kind in enumerate(kinds)})
+    return dict(zip(kinds, masks, strict=True))
 
 
 def _mask(shape: str, cell: int, width: int, dy: int, dx: int) -> np.ndarray:

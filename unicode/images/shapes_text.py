@@ -33,11 +33,9 @@ def scene_caption(scene: Scene, rng: Random | None = None) -> str:
     if rng is not None:
         rng.shuffle(ordered)
         template = rng.choice(CAPTIONS)
-    return template([(with_article(_noun(thing, scene.config)), f"the {thing.place}") for thing in ordered])
-
-
-def _noun(thing: Thing, config: ShapesConfig) -> str:
-    return f"{thing.size} {thing.colour} {thing.shape}" if config.sizes > 1 else f"{thing.colour} {thing.shape}"
+    sized = scene.config.sizes > 1
+    nouns = [f"{thing.size} {thing.colour} {thing.shape}" if sized else f"{thing.colour} {thing.shape}" for thing in ordered]
+    return template([(with_article(noun), f"the {thing.place}") for noun, thing in zip(nouns, ordered, strict=True)])
 
 
 def with_article(noun: str) -> str:
@@ -130,7 +128,7 @@ class _QuestionMaker:
         every = self.rng.choice(["How many objects are there?", "How many objects does the picture show?"])
         return [
             SceneQuestion(every, str(len(self.things)), "count"),
-            SceneQuestion(f"How many {_plural(shape)} are there?", str(self._number(shape=shape)), "count"),
+            SceneQuestion(f"How many {shape}{'es' if shape.endswith('s') else 's'} are there?", str(self._number(shape=shape)), "count"),
             SceneQuestion(f"How many {colour} objects are there?", str(self._number(colour=colour)), "count"),
         ]
 
@@ -179,10 +177,6 @@ class _QuestionMaker:
 
     def _only(self, **properties: str) -> bool:
         return self._number(**properties) == 1
-
-
-def _plural(noun: str) -> str:
-    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
 def fact(config: ShapesConfig, rng: Random) -> str:

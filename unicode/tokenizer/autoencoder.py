@@ -54,17 +54,6 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)  # type: ignore[no-any-return]
 
 
-def downsample(channels: int) -> nn.Module:
-    """Return a layer that halves the sides by a strided convolution, padded on the right and at the bottom only."""
-    return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2)))
-
-
-def upsample(channels: int) -> nn.Module:
-    """Return a layer that doubles the sides by repetition, then a convolution."""
-    repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
-    return nn.Sequential(OrderedDict(repeat=repeat, conv=nn.Conv2d(channels, channels, 3, padding=1)))
-
-
 @dataclass
 class AutoencoderConfig:
     """Widths and depths of encoder and decoder."""
@@ -128,11 +117,8 @@ class Stage(nn.Module):
 
 def middle(channels: int, *, dropout: float) -> nn.Module:
     """Return block, attention, block of the coarsest resolution."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["block_1"] = ResBlock(channels, channels, dropout=dropout)
-    layers["attn_1"] = AttnBlock(channels)
-    layers["block_2"] = ResBlock(channels, channels, dropout=dropout)
-    return nn.Sequential(layers)
+    before, attention = ResBlock(channels, channels, dropout=dropout), AttnBlock(channels)
+    return nn.Sequential(OrderedDict(block_1=before, attn_1=attention, block_2=ResBlock(channels, channels, dropout=dropout)))
 
 
 class Encoder(nn.Module):
@@ -148,7 +134,9 @@ class Encoder(nn.Module):
         for level, (before, width) in enumerate(pairwise([config.channels, *widths])):
             attend = config.side(self.tile or image_size, level) in config.encoder_attention
             stage = Stage(before, width, config.num_res_blocks, attend=attend, dropout=dropout)
-            stage.downsample = downsample(width) if level < len(widths) - 1 else None
+            if level < len(widths) - 1:  # halves the sides, padded on the right and at the bottom only
+                halve = nn.Conv2d(width, width, 3, stride=2)
+                stage.downsample = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=halve))
             self.down.append(stage)
         self.mid = middle(widths[-1], dropout=dropout)
         self.norm_out = group_norm(widths[-1])
@@ -179,7 +167,9 @@ class Decoder(nn.Module):
         for level, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
             attend = config.side(image_size, level) in config.decoder_attention
             stage = Stage(before, width, config.num_res_blocks + 1, attend=attend, dropout=dropout)
-            stage.upsample = upsample(width) if level > 0 or config.downsample_input else None
+            if level > 0 or config.downsample_input:
+                repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
+                stage.upsample = nn.Sequential(OrderedDict(repeat=repeat, conv=nn.Conv2d(width, width, 3, padding=1)))
             self.up.append(stage)
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)

@@ -18,7 +18,7 @@ from torch import nn
 
 from unicode.codebook.codebook import Codebook, build_codebooks
 from unicode.codebook.embedding_table import LanguageTable
-from unicode.codebook.quantizers import HierarchicalQuantizer, ResidualQuantizer, Stack, level_channels
+from unicode.codebook.quantizers import HierarchicalQuantizer, ResidualQuantizer, level_channels
 from unicode.codebook.search import LatentNorm
 from unicode.common.files import atomic_write, read_json, write_json
 from unicode.ids.layout import Layout
@@ -32,7 +32,9 @@ TRAINING_ONLY = (".ema.",)  # parts of state-dict names that a saved tokenizer d
 NOT_IN_FINGERPRINT = (".projection", ".steps", ".scale_steps", ".ratio", ".strength")  # ends of names that no code depends on
 
 
-def build_stack(config: TokenizerConfig, table: LanguageTable | None, *, widths: list[int] | None) -> Stack:
+def build_stack(
+    config: TokenizerConfig, table: LanguageTable | None, *, widths: list[int] | None
+) -> HierarchicalQuantizer | ResidualQuantizer:
     """Build the stacked quantizer of a tokenizer: for training, or where `widths` of the codebooks' rows are given, for saved weights.
 
     Raises ValueError: see `build_codebooks`; or another number of widths than of codebooks.
@@ -82,7 +84,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.encoder = Encoder(config.autoencoder, image_size=config.image_size)
         self.quant_conv = nn.Conv2d(config.autoencoder.latent_channels, config.map_channels, 1)
-        self.stack: Stack = build_stack(config, table, widths=widths)
+        self.stack = build_stack(config, table, widths=widths)
         self.post_quant_conv = nn.Conv2d(self.stack.out_channels, config.autoencoder.latent_channels, 1)
         self.decoder = Decoder(config.autoencoder, image_size=config.image_size)
         # The saved config has the number of rows and no path of this machine.
@@ -190,7 +192,7 @@ class ImageTokenizer(nn.Module):
         """
         with atomic_write(Path(path) / WEIGHTS_FILE, "wb") as file:
             file.write(save(self.inference_state(), {"format": "pt"}))
-        content: dict[str, Any] = {
+        content = {
             "format": FORMAT,
             "tokenizer": dataclasses.asdict(self.config),
             "widths": [codebook.width for codebook in self.codebooks],
