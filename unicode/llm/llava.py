@@ -83,12 +83,12 @@ def read_projector(path: str | Path) -> dict[str, torch.Tensor]:
 
 def pick_projector(tensors: dict[str, torch.Tensor], *, source: str) -> dict[str, torch.Tensor]:
     """Return the projector among tensors with LLaVA's names, float32; ValueError naming `source` if there is none."""
-    matches = {name: _LLAVA_NAME.fullmatch(name) for name in (tensors if isinstance(tensors, dict) else ())}
-    names = {name: match[1] for name, match in matches.items() if match}
-    if not names:
+    matches = [(_LLAVA_NAME.fullmatch(name), tensor) for name, tensor in (tensors.items() if isinstance(tensors, dict) else ())]
+    state = {match[1]: tensor.float() for match, tensor in matches if match}
+    if not state:
         raise ValueError(f"{source} holds no projector; names with mm_projector in them are expected")
     # a linear projector of LLaVA is no Sequential, so its names have no number
-    return {inner if inner[0].isdigit() else f"0.{inner}": tensors[name].float() for name, inner in names.items()}
+    return {name if name[0].isdigit() else f"0.{name}": tensor for name, tensor in state.items()}
 
 
 def describe_projector(state: dict[str, torch.Tensor]) -> tuple[str, int, int]:
@@ -139,14 +139,12 @@ class VisionSettings:
     """Settings of the generated world of "shapes" that differ from the default one, as colours=8."""
 
     def __post_init__(self) -> None:
-        """Reject unknown and contradictory values."""
         if self.kind not in TOWERS:
             raise ValueError(f"vision.kind is '{self.kind}'; choose one of {', '.join(TOWERS)}")
         for name, allowed in (("feature", ("", *FEATURES[self.kind])), ("fit", FITS), ("dtype", DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"vision.{name} is '{getattr(self, name)}'; with vision.kind={self.kind} one of {', '.join(filter(None, allowed))}"
-                )
+            if (value := getattr(self, name)) not in allowed:
+                choices = ", ".join(filter(None, allowed))
+                raise ValueError(f"vision.{name} is '{value}'; with vision.kind={self.kind} one of {choices}")
         if self.enabled and not self.path:
             raise ValueError(f"vision.enabled=true needs vision.path, the folder of the {self.kind} tower")
         if self.projector_only and not self.enabled:
@@ -196,7 +194,6 @@ class Tower(nn.Module, ABC):
             self.to(device, dtype=(torch.bfloat16 if half else torch.float32) if self.auto_dtype else None)
 
     def train(self, mode: bool = True) -> "Tower":
-        """Stay in evaluation mode."""
         return super().train(False)
 
 
@@ -225,7 +222,6 @@ class VisionModelTower(Tower):
         self.fingerprint = digest_weights(self.model, repr((config.to_dict().get("model_type"), self.mean, self.std)))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """See `Tower.features`."""
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         hidden = self.model(pixel_values=((pixels + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states[self.layer]
         patches = hidden[:, -self.num_patches :]  # behind a class token and registers, where the model has them
@@ -254,7 +250,6 @@ class TokenizerTower(Tower):
         self.fingerprint = tokenizer.fingerprint
 
     def features(self, pixels: Tensor) -> Tensor:
-        """See `Tower.features`."""
         latents = self.quant_conv(self.encoder(pixels))
         return rearrange(latents if self.stack is None else self.stack(latents).features, "b c h w -> b (h w) c")
 
@@ -276,9 +271,7 @@ def build_tower(settings: VisionSettings) -> Tower:
     tower.auto_dtype = settings.dtype == "auto" and settings.kind == "clip"
     if settings.dtype != "auto":
         tower.to(getattr(torch, settings.dtype))
-    tower.requires_grad_(False)
-    tower.train(False)
-    return tower
+    return tower.requires_grad_(False).eval()
 
 
 def square_transform(image_size: int, *, fit: str, colour: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
@@ -322,9 +315,8 @@ def _open_vision_model(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not hasattr(getattr(config, "vision_config", config), "patch_size"):
             raise TypeError(f"a {config.model_type} model does not read images")
-        loaded, found = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
-        )
+        options = {"dtype": torch.float32, "output_loading_info": True}
+        loaded, found = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers fails in many ways on a folder of another model
         raise ValueError(f"vision.path '{folder}' holds no vision model that opens ({first_line(error)})") from error
     prefix = "vision_model." if hasattr(loaded, "vision_model") else ""
@@ -371,20 +363,15 @@ class LlavaModel(nn.Module):
             pixels = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=embeddings.device)
             image_at = torch.zeros(0, dtype=torch.long, device=embeddings.device)
         assert image_at is not None, "pixels without image_at"
-        features = self.project(tower(pixels)).flatten(0, 1)
+        features = self.projector(tower(pixels).to(next(self.projector.parameters()).dtype)).flatten(0, 1)
         assert len(image_at) in (0, len(features)), f"{len(image_at)} placeholders for {len(features)} features"
         used = features[: len(image_at)].to(embeddings.dtype)
         return embeddings.flatten(0, 1).index_copy(0, image_at, used).view_as(embeddings)
 
-    def project(self, features: Tensor) -> Tensor:
-        """(m, n, width) -> (m, n, D) through the projector, in its own dtype."""
-        return self.projector(features.to(next(self.projector.parameters()).dtype))  # type: ignore[no-any-return]
-
     def forward(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None, **kwargs: Any) -> Any:
-        """Run the language model on a batch; returns what it returns (`loss` if labels are given, `logits`, `past_key_values`).
+        """Run the language model on a batch, see `embed`; `kwargs` are for it: attention_mask, position_ids, labels, ...
 
-        `input_ids, pixels, image_at`: see `embed`. `kwargs`: for the language model: attention_mask, position_ids, labels,
-        num_items_in_batch, .
+        Returns what it returns (`loss` if labels are given, `logits`, `past_key_values`).
         """
         return self.lm(inputs_embeds=self.embed(input_ids, pixels=pixels, image_at=image_at), **kwargs)
 
@@ -392,25 +379,20 @@ class LlavaModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The language model's config."""
         return self.lm.config
 
     @property
     def device(self) -> torch.device:
-        """Where the language model is."""
         return self.lm.device  # type: ignore[return-value]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the language model."""
         return self.lm.dtype  # type: ignore[return-value]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's embedding layer."""
         return self.lm.get_input_embeddings()  # type: ignore[operator, no-any-return]
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's head."""
         return self.lm.get_output_embeddings()  # type: ignore[operator, no-any-return]
 
     def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:

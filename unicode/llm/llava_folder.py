@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,7 +28,7 @@ from unicode.llm.llava import (
     describe_projector,
     pick_projector,
 )
-from unicode.llm.model import choose_attention, open_base
+from unicode.llm.model import add_adapter, choose_attention, open_base
 from unicode.llm.vocabulary import first_line, open_text_tokenizer, weight_files
 
 ADAPTER_CONFIG, LORA_REST = "adapter_config.json", "non_lora_trainables.bin"
@@ -91,13 +90,13 @@ def vision_settings(config: dict[str, Any], folder: Path, *, tower: str = "") ->
     if config.get("mm_use_im_start_end"):
         raise ValueError(f"{folder}: mm_use_im_start_end puts tokens of its own around images, which is not supported")
     if config.get("mm_use_mlp") is False:
-        way = "without a projector, as vectors of its codebook"
-        raise ValueError(f"{folder} reads images {way} (mm_use_mlp false); encode them into ids instead: unicode.run.encode_images")
+        reason = "reads images without a projector, as vectors of its codebook (mm_use_mlp false)"
+        raise ValueError(f"{folder} {reason}; encode them into ids instead: unicode.run.encode_images")
     named = tower or str(config.get("mm_vision_tower") or "")
     path = _find_model(named, folder)
     if path is None:
-        wanted = f"vision tower '{named}' is no folder with a model"
-        raise FileNotFoundError(f"{folder}: its {wanted}; download it (hf download) and give the folder with --image-tokenizer DIR")
+        reason = f"its vision tower '{named}' is no folder with a model; download it"
+        raise FileNotFoundError(f"{folder}: {reason} (hf download) and give the folder with --image-tokenizer DIR")
     kind = "clip" if "model_type" in read_json(path / "config.json") else "tokenizer"
     feature = config.get("mm_vision_select_feature", "patch") if kind == "clip" else "quantized"
     if feature not in FEATURES[kind]:
@@ -111,9 +110,7 @@ def vision_settings(config: dict[str, Any], folder: Path, *, tower: str = "") ->
     return VisionSettings(enabled=True, kind=kind, path=str(path), feature=feature, layer=layer, fit=fit)
 
 
-def _open_language_model(
-    folder: Path, config: dict[str, Any], base: str, options: dict[str, Any]
-) -> tuple[Any, Any, Path, dict[str, Tensor]]:
+def _open_language_model(folder: Path, config: dict[str, Any], base: str, options: dict[str, Any]) -> tuple[Any, Any, Path, Any]:
     """Return the language model with all trained weights, its text tokenizer, the folder of the base model, and the projector."""
     lora = (folder / ADAPTER_CONFIG).is_file()
     if lora or (folder / LLAVA_FILE).is_file():
@@ -128,16 +125,12 @@ def _open_language_model(
         state = read_tensors(file, wanted="LLaVA's projector")
         projector = pick_projector(state, source=str(file))
         _load_weights_(lm, {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}, source=str(file))
-        return _merge_adapter(lm, folder, source) if lora else lm, text, source, projector
-    return *_open_complete(folder, config, options), folder, _read_projector(folder)
-
-
-def _merge_adapter(lm: Any, folder: Path, source: Path) -> Any:
-    try:
-        return PeftModel.from_pretrained(lm, str(folder), local_files_only=True).merge_and_unload()
-    except Exception as error:  # peft and torch have errors of their own for damaged files and wrong shapes
-        reason = first_line(error, limit=300)
-        raise ValueError(f"the adapter of {folder} does not fit {source} ({reason}); give its base model with --base DIR") from error
+        return add_adapter(lm, folder, merge=True) if lora else lm, text, source, projector
+    state = {}
+    lm, text = _open_complete(folder, config, options)
+    for file in sorted({file for name, file in weight_files(folder).items() if "mm_projector." in name}):
+        state |= load_file(file) if file.suffix == ".safetensors" else read_tensors(file, wanted="weights of a LLaVA model")
+    return lm, text, folder, pick_projector(state, source=str(folder))
 
 
 def _open_complete(folder: Path, config: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
@@ -160,14 +153,6 @@ def _open_complete(folder: Path, config: dict[str, Any], options: dict[str, Any]
     lm, found = opened
     _check_names(str(folder), unknown=found["unexpected_keys"], missing=found["missing_keys"])
     return lm.eval(), text
-
-
-def _read_projector(folder: Path) -> dict[str, Tensor]:
-    """Return the projector of a folder with all weights; only the files that hold a part of it are read."""
-    state: dict[str, Tensor] = {}
-    for file in sorted({file for name, file in weight_files(folder).items() if "mm_projector." in name}):
-        state |= load_file(file) if file.suffix == ".safetensors" else read_tensors(file, wanted="weights of a LLaVA model")
-    return pick_projector(state, source=str(folder))
 
 
 def _load_weights_(lm: Any, state: dict[str, Tensor], *, source: str) -> None:

@@ -5,9 +5,8 @@ and a projector. The difference is confined to `read_pictures`, `prompt` and `in
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.model import choose_device, context_length, fit_embeddings_, inference_dtype, open_base, table_rows
+from unicode.llm.model import add_adapter, choose_device, context_length, fit_embeddings_, inference_dtype, open_base, table_rows
 from unicode.llm.template import CHAT, Template, get_template, text_encoder
-from unicode.llm.vocabulary import Markers, choose_markers, first_line, open_text_tokenizer
+from unicode.llm.vocabulary import Markers, choose_markers, open_text_tokenizer
 from unicode.tokenizer.load import load_tokenizer
 from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
@@ -42,15 +41,10 @@ Content = np.ndarray | Tensor  # What is read for one image: ids (n,) int64, or 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation whose last answer is to be written.
-
-    Attributes:
-        example: its tokens.
-        pixels: (m, 3, S, S) uint8, the images at its placeholders, where the model reads pixels.
-    """
+    """The tokens of a conversation whose last answer is to be written."""
 
     example: Example
-    pixels: Tensor | None = None
+    pixels: Tensor | None = None  # (m, 3, S, S) uint8, the images at the placeholders, where the model reads pixels
 
     def __len__(self) -> int:
         return len(self.example)
@@ -133,8 +127,7 @@ class LanguageModel:
             raise FileNotFoundError(f"no image tokenizer {self.tokenizer_path}, with which the model was trained; give --image-tokenizer")
         tokenizer = load_tokenizer(self.tokenizer_path).to(self.device)
         check_tokenizer(self.card, fingerprint=tokenizer.fingerprint, layout=tokenizer.layout, path=self.tokenizer_path)
-        top = int(tokenizer.row_ids.max())
-        if top >= self.vocab_size:
+        if (top := int(tokenizer.row_ids.max())) >= self.vocab_size:
             reason = f"writes ids up to {top}, but the language model has {self.vocab_size} tokens"
             raise ValueError(f"{self.tokenizer_path} {reason}; take the tokenizer whose codebook was made from this model")
         return tokenizer
@@ -204,8 +197,8 @@ class LanguageModel:
         Returns attention_mask (B, T) with input_ids (B, T), or with inputs_embeds (B, T, D) where something other than rows of the table is
         read; in that case `generate` returns the new tokens alone.
         """
-        batch = collate([prompt.example for prompt in prompts], pad_id=self.pad_id, side="left")
-        batch = {name: value.to(self.device) for name, value in batch.items()}
+        laid = collate([prompt.example for prompt in prompts], pad_id=self.pad_id, side="left")
+        batch = {name: value.to(self.device) for name, value in laid.items()}
         pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
         with torch.no_grad():
             if pixels:
@@ -220,7 +213,7 @@ class LanguageModel:
     def read_text(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's tokens: images in it as <vistok>...</vistok>, other special tokens left out."""
         encoder = text_encoder(self.text)
-        start, end = (self.markers.image_start, self.markers.image_end) if self.markers is not None else (-1, -1)
+        start, end = self.markers.ids()[:2] if self.markers is not None else (-1, -1)
         parts: list[str] = []
         words: list[int] = []
         image: list[int] | None = None
@@ -276,11 +269,12 @@ def open_model(
         tokenizer_path = ""
     else:
         lm, text, card = _open_plain(folder, image_tokenizer=image_tokenizer, options=options)
-    _reset_generation_config_(lm)
+    causal: Any = lm.lm if isinstance(lm, LlavaModel) else lm
+    for part in (causal, causal.get_base_model() if hasattr(causal, "peft_config") else causal):
+        part.generation_config = GenerationConfig()  # sampling depends on the arguments of a call, not on defaults of the base model
     if not getattr(lm, "is_quantized", False):
         lm = lm.to(chosen)
-    plain = card.base == str(folder)
-    fingerprint = digest_folder(folder, "" if plain else card.base_fingerprint)
+    fingerprint = digest_folder(folder, "" if card.base == str(folder) else card.base_fingerprint)
     return LanguageModel(card, lm.eval(), text, device=chosen, fingerprint=fingerprint, tokenizer_path=tokenizer_path)
 
 
@@ -309,7 +303,10 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
     if own_weights:
         model, _ = open_base(folder, **options)
     elif has_adapter or card.kind == "llava":
-        source = _find_base(folder, card, base)
+        candidates = [Path(base)] if base else [Path(card.base), folder / card.base]
+        source = next((candidate for candidate in candidates if candidate.exists()), None)
+        if source is None:
+            raise FileNotFoundError(f"no base model {candidates[0]}, on which {folder} was trained; give its folder with --base DIR")
         check_base(card, source)
         model, _ = open_base(source, **options)
         if card.markers is not None:
@@ -320,32 +317,9 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
     if card.markers is not None and max(card.markers.ids()) >= rows:
         reason = f"the markers of {CARD_FILE} reach id {max(card.markers.ids())}, but the model has {rows} embedding rows"
         raise ValueError(f"{folder}: {reason}; it is another base model, or its table was not grown for the markers")
-    return _add_adapter(model, folder, merge=merge) if has_adapter else model, open_text_tokenizer(folder)
-
-
-def _find_base(folder: Path, card: Card, base: str) -> Path:
-    """Return the base model of an adapter: `base`, else the path in the card, as written or relative to the run folder."""
-    candidates = [Path(base)] if base else [Path(card.base), folder / card.base]
-    found = next((candidate for candidate in candidates if candidate.exists()), None)
-    if found is None:
-        raise FileNotFoundError(f"no base model {candidates[0]}, on which {folder} was trained; give its folder with --base DIR")
-    return found
-
-
-def _add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
-    """Put the adapter of a folder on a base model; with `merge` add it to the weights and return the plain model."""
-    from peft import PeftModel
-
-    if not (folder / ADAPTER_FILE).is_file():
+    if has_adapter and not (folder / ADAPTER_FILE).is_file():
         raise FileNotFoundError(f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_FILE}; the copy is incomplete")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers deprecates
-            # an adapter that is merged keeps float32, so that the sum is rounded once
-            adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=merge, local_files_only=True)
-    except Exception as error:  # peft and safetensors have errors of their own for damaged files and wrong shapes
-        raise ValueError(f"the adapter of {folder} does not fit its base model ({first_line(error, limit=300)})") from error
-    return adapted.merge_and_unload() if merge else adapted.to(model.dtype)
+    return add_adapter(model, folder, merge=merge) if has_adapter else model, open_text_tokenizer(folder)
 
 
 def _add_vision(lm: Any, vision: dict[str, Any], folder: Path, *, tower: str) -> LlavaModel:
@@ -372,17 +346,8 @@ def _open_plain(folder: Path, *, image_tokenizer: str, options: dict[str, Any]) 
     markers = choose_markers(text, table_rows=table_rows(model))
     fit_embeddings_(model, markers)
     template = CHAT if getattr(text, "chat_template", None) else "vicuna_v1"
-    card = Card("full", str(folder), fingerprint_base(folder), template, markers=markers)
-    if image_tokenizer:
-        card = replace(card, layout=load_tokenizer(image_tokenizer).layout)
-    return model, text, card
-
-
-def _reset_generation_config_(lm: Any) -> None:
-    """Reset `generation_config`: sampling depends on the arguments of a call, not on the defaults of the base model."""
-    causal: Any = lm.lm if isinstance(lm, LlavaModel) else lm
-    for part in (causal, causal.get_base_model() if hasattr(causal, "peft_config") else causal):
-        part.generation_config = GenerationConfig()
+    layout = load_tokenizer(image_tokenizer).layout if image_tokenizer else None
+    return model, text, Card("full", str(folder), fingerprint_base(folder), template, markers=markers, layout=layout)
 
 
 def digest_folder(folder: Path, base_fingerprint: str = "") -> str:

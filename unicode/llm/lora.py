@@ -29,7 +29,6 @@ class LoraSettings:
     where single rows of a split table cannot be trained on every device."""
 
     def __post_init__(self) -> None:
-        """Reject values out of range."""
         self.train_markers = {"True": "on", "False": "off"}.get(self.train_markers, self.train_markers)  # YAML reads on and off as booleans
         if self.r < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ValueError(f"lora.r {self.r} must be at least 1, alpha {self.alpha} positive and dropout {self.dropout} in [0, 1)")

@@ -1,6 +1,7 @@
 """Base language models: a Hugging Face folder or a GGUF file -> model and text tokenizer, for training and inference."""
 
 import sys
+import warnings
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,24 @@ def open_base(
             if hasattr(owner, name):
                 delattr(owner, name)
     return model.eval(), text_tokenizer
+
+
+def add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
+    """Put the adapter of a folder on its base model; with `merge` add it to the weights and return the plain model.
+
+    Raises ValueError: it is damaged or does not fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers deprecates
+            # an adapter that is merged keeps float32, so that the sum is rounded once
+            adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=merge, local_files_only=True)
+            return adapted.merge_and_unload() if merge else adapted.to(model.dtype)  # type: ignore[operator]
+    except Exception as error:  # peft, torch and safetensors have errors of their own for damaged files and wrong shapes
+        reason = first_line(error, limit=300)
+        raise ValueError(f"the adapter of {folder} does not fit its base model ({reason}); give the right one with --base DIR") from error
 
 
 def open_description(path: str | Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

@@ -92,14 +92,9 @@ def without_prefix_space(state: Any) -> Any:
         return [without_prefix_space(part) for part in state if not _only_adds_space(part)]
     if not isinstance(state, dict):
         return state
-    kept = {}
-    for key, value in state.items():
-        if key in ("normalizer", "pre_tokenizer", "decoder"):
-            kept[key] = None if _only_adds_space(value) else without_prefix_space(value)
-        elif key in ("normalizers", "pretokenizers", "decoders"):
-            kept[key] = without_prefix_space(value)
-        else:
-            kept[key] = {"prepend_scheme": "never", "add_prefix_space": False}.get(key, value)
+    kept = {key: {"prepend_scheme": "never", "add_prefix_space": False}.get(key, value) for key, value in state.items()}
+    for key in state.keys() & {"normalizer", "normalizers", "pre_tokenizer", "pretokenizers", "decoder", "decoders"}:
+        kept[key] = None if _only_adds_space(state[key]) else without_prefix_space(state[key])
     return kept
 
 
@@ -195,7 +190,6 @@ class ChatTemplate(Template):
         return ChatTemplate, (self._tokenizer,)
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
-        """As `Template.render`."""
         pairs = rounds(turns)
         scaffold = self._scaffold(len(pairs))
         parts: list[Part] = []
@@ -213,14 +207,11 @@ class ChatTemplate(Template):
         return [part for part in parts if part.text]
 
     def end_id(self, text_tokenizer: Any) -> int:
-        """As `Template.end_id`: the token that the chat template ends an answer with."""
         return int(text_tokenizer.convert_tokens_to_ids(self._end))
 
     def _apply(self, question: str, answer: str, count: int) -> str:
-        messages = []
-        for number in range(count):
-            messages.append({"role": "user", "content": question.format(number)})
-            messages.append({"role": "assistant", "content": answer.format(number)})
+        turns = [(role, text.format(number)) for number in range(count) for role, text in (("user", question), ("assistant", answer))]
+        messages = [{"role": role, "content": text} for role, text in turns]
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as error:  # a template may raise anything
@@ -228,22 +219,17 @@ class ChatTemplate(Template):
 
     def _render_scaffold(self, count: int) -> list[str]:
         """Return the 2 * count + 1 texts before, between and behind the turns of a conversation of `count` rounds."""
-        rest, texts = self._apply(_QUESTION, _ANSWER, count), []
-        for number in range(count):
-            for place in (_QUESTION.format(number), _ANSWER.format(number)):
-                text, found, rest = rest.partition(place)
-                if not found or place in rest:
-                    raise ValueError("the text tokenizer's chat template does not print every turn once; choose vicuna_v1 or another")
-                texts.append(text)
-        return [*texts, rest]
+        pieces = re.split("(\ue000[qa][0-9]+\ue001)", self._apply(_QUESTION, _ANSWER, count))
+        if pieces[1::2] != [place.format(number) for number in range(count) for place in (_QUESTION, _ANSWER)]:
+            raise ValueError("the text tokenizer's chat template does not print every turn once; choose vicuna_v1 or another")
+        return pieces[::2]
 
     def _split_tail(self, tail: str) -> tuple[str, str, str]:
         """Split what follows an answer into the text before the end token, the end token, and the rest."""
         found = min((token for token in self._specials if token in tail), key=tail.find, default=None)  # the longest of equal places
         if found is None:
             raise ValueError(f"the text tokenizer's chat template ends an answer with no special token, but {tail!r}; choose vicuna_v1")
-        words, token, rest = tail.partition(found)
-        return words, token, rest
+        return tail.partition(found)
 
 
 def _turn(before: str, words: str, *, learned: bool = False) -> list[Part]:
@@ -276,7 +262,6 @@ class RoundTemplate(Template):
     restart: bool = False  # Whether the start token is printed again before each later question
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
-        """As `Template.render`."""
         parts: list[Part] = []
         for number, (question, answer) in enumerate(rounds(turns)):
             if number and self.restart:
@@ -296,7 +281,6 @@ class PlainTemplate(Template):
     name, stop = "plain", "\n"
 
     def render(self, turns: Sequence[str | None]) -> list[Part]:
-        """As `Template.render`."""
         parts: list[Part] = []
         for question, answer in rounds(turns):
             parts.append(Part("".join(IMAGE.findall(question)) or question))

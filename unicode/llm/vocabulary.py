@@ -56,9 +56,8 @@ def spells_bytes(tokens: Iterable[str]) -> bool:
 
 def is_raw_byte(token: str, *, byte_level: bool) -> bool:
     """Whether a token is one byte outside printable ASCII: a byte-fallback token, a control character, a space, part of a character."""
-    if FALLBACK_BYTE.fullmatch(token) or not token or token.isspace() or token == "▁":
-        return True
-    return byte_level and len(token) == 1 and not "!" <= token <= "~"
+    blank = not token.strip() or token == "▁"
+    return blank or bool(FALLBACK_BYTE.fullmatch(token)) or (byte_level and len(token) == 1 and not "!" <= token <= "~")
 
 
 def first_line(error: BaseException, *, limit: int = 160) -> str:
@@ -85,10 +84,9 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 
 
 def open_text_tokenizer(path: str | Path, **options: Any) -> Any:
-    """Open the text tokenizer of a folder, without the network and without code from the folder.
+    """Open the text tokenizer of a folder, without the network and without code from the folder; `options` as `from_pretrained`.
 
-    `path`: the folder. `options`: for `AutoTokenizer.from_pretrained`. Raises ValueError: the folder holds no tokenizer that transformers
-    can open.
+    Raises ValueError: the folder holds no tokenizer that transformers can open.
     """
     from transformers import AutoTokenizer
 
@@ -155,12 +153,15 @@ class Markers:
 def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
     """Find four tokens for the markers: those of their names, else reserved tokens of the vocabulary, else new ones.
 
-    New tokens are added to `text_tokenizer`. The same tokenizer always gives the same markers. `text_tokenizer`: a tokenizer of
-    transformers; changed where tokens are added. `table_rows`: rows of the model's embedding table. Markers beyond it are in
-    `Markers.added`; the table has to grow for them.
+    Reserved tokens are taken in ascending order, without padding, tokens of another role and tokens of the chat template. New tokens are
+    added to `text_tokenizer`, a tokenizer of transformers. The same tokenizer always gives the same markers. `table_rows`: rows of the
+    model's embedding table. Markers beyond it are in `Markers.added`; the table has to grow for them.
     """
     vocabulary: dict[str, int] = text_tokenizer.get_vocab()
-    spare = iter(reserved_tokens(text_tokenizer, table_rows=table_rows))
+    roles = {getattr(text_tokenizer, role, None) for role in _ROLES}
+    template = str(getattr(text_tokenizer, "chat_template", None) or "")
+    reserved = {index: token for token, index in vocabulary.items() if RESERVED_NAME.fullmatch(token) and "pad" not in token.lower()}
+    spare = iter(sorted(i for i, token in reserved.items() if i < table_rows and i not in roles and token not in template))
     chosen: list[int] = []
     for name in NAMES:
         index = vocabulary[name] if name in vocabulary else next(spare, -1)
@@ -172,26 +173,14 @@ def choose_markers(text_tokenizer: Any, *, table_rows: int) -> Markers:
     return Markers(start, end, compressed_start, compressed_end, added=tuple(index for index in chosen if index >= table_rows))
 
 
-def reserved_tokens(text_tokenizer: Any, *, table_rows: int) -> list[int]:
-    """Return the ids of reserved tokens, ascending, without padding, tokens of another role and tokens of the chat template."""
-    roles = {getattr(text_tokenizer, role, None) for role in _ROLES}
-    template = str(getattr(text_tokenizer, "chat_template", None) or "")
-    vocabulary = text_tokenizer.get_vocab().items()
-    reserved = {index: token for token, index in vocabulary if RESERVED_NAME.fullmatch(token) and "pad" not in token.lower()}
-    return sorted(i for i, token in reserved.items() if i < table_rows and i not in roles and token not in template)
-
-
 NO_TOKEN = "row without a token"
 NEAR_ZERO = "row near zero"
 REPEATED = "row equal to another"
-
-# a row this much shorter than the median row was never trained
-NEAR_ZERO_NORM = 0.01
+NEAR_ZERO_NORM = 0.01  # a row this much shorter than the median row was never trained
 
 # names of the table in published architectures
 TABLE_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 GGUF_TABLE = "token_embd.weight"
-
 # the weights of a folder are one file, or several with an index
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -205,7 +194,7 @@ class Embedding:
         model: name of the folder or file.
         rows: (V, E) float32.
         tokens: id -> token, as far as the tokenizer has one.
-        excluded: reason -> ids below V that must not stand for a piece of an image; no id appears twice.
+        excluded: reason -> ids below V that must not stand for a piece of an image, each under the first reason that applies.
     """
 
     model: str
@@ -228,9 +217,19 @@ def load_embedding(path: str | Path) -> Embedding:
     rows = read_rows(path)
     if not torch.isfinite(rows).all():
         raise ValueError(f"the embedding table of {path} holds values that are not finite; the weights are damaged")
-    vocabulary = read_vocabulary(path)
+    vocabulary, norms = read_vocabulary(path), rows.norm(dim=1)
+    by_reason = vocabulary.unfit() | {
+        NO_TOKEN: [index for index in range(len(rows)) if index not in vocabulary.tokens],
+        NEAR_ZERO: (norms <= NEAR_ZERO_NORM * norms.median()).nonzero().flatten().tolist(),
+        REPEATED: repeated_rows(rows),
+    }
+    seen: set[int] = set()
+    excluded = {}
+    for reason, ids in by_reason.items():
+        excluded[reason] = [index for index in ids if index < len(rows) and index not in seen]
+        seen.update(ids)
     name = path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
-    return Embedding(name, rows, vocabulary.tokens, find_excluded(rows, vocabulary))
+    return Embedding(name, rows, vocabulary.tokens, excluded)
 
 
 def find_model(path: str | Path) -> Path:
@@ -284,45 +283,23 @@ def weight_files(path: Path) -> dict[str, Path]:
                 if not file.is_file():
                     raise FileNotFoundError(f"no file {file}, which {path / name} names; the download is not complete")
             return files
-    for name in SINGLE_FILES:
-        file = path / name
-        if not file.is_file():
-            continue
-        if file.suffix == ".bin":
-            return dict.fromkeys(read_tensors(file, wanted="the weights of a language model"), file)
-        try:
-            with safe_open(str(file), "pt") as content:
-                return dict.fromkeys(content.keys(), file)
-        except Exception as error:  # safetensors has an error type of its own
-            raise ValueError(f"{file} is damaged or not a safetensors file ({first_line(error)}); download it again") from error
-    return {}
+    file = next((path / name for name in SINGLE_FILES if (path / name).is_file()), None)
+    if file is None:
+        return {}
+    if file.suffix == ".bin":
+        return dict.fromkeys(read_tensors(file, wanted="the weights of a language model"), file)
+    try:
+        with safe_open(str(file), "pt") as content:
+            return dict.fromkeys(content.keys(), file)
+    except Exception as error:  # safetensors has an error type of its own
+        raise ValueError(f"{file} is damaged or not a safetensors file ({first_line(error)}); download it again") from error
 
 
 def table_name(names: list[str]) -> str | None:
     """Return the tensor among `names` that is the input-embedding table: the known name nearest to the root, None if unclear."""
     known = sorted((name.count("."), name) for name in names if any(f".{name}".endswith(f".{end}") for end in TABLE_NAMES))
-    if not known or (len(known) > 1 and known[0][0] == known[1][0]):
-        return None
-    return known[0][1]
-
-
-def find_excluded(rows: torch.Tensor, vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """Return reason -> ids that must not stand for a piece of an image; an id appears under the first reason that applies.
-
-    `rows`: (V, E) float32. `vocabulary`: its tokens; ids from V up have no row and are left out.
-    """
-    norms = rows.norm(dim=1)
-    by_reason = vocabulary.unfit() | {
-        NO_TOKEN: [index for index in range(len(rows)) if index not in vocabulary.tokens],
-        NEAR_ZERO: (norms <= NEAR_ZERO_NORM * norms.median()).nonzero().flatten().tolist(),
-        REPEATED: repeated_rows(rows),
-    }
-    seen: set[int] = set()
-    excluded = {}
-    for reason, ids in by_reason.items():
-        excluded[reason] = [index for index in ids if index < len(rows) and index not in seen]
-        seen.update(ids)
-    return excluded
+    clear = len(known) == 1 or (len(known) > 1 and known[0][0] < known[1][0])
+    return known[0][1] if clear else None
 
 
 def repeated_rows(rows: torch.Tensor) -> list[int]:
