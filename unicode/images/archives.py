@@ -120,15 +120,15 @@ class Lmdb:
         check_folder(path)
         if not Path(path, "data.mdb").is_file():
             raise FileNotFoundError(f"there is no data.mdb in {path}; set data.path to the ..._lmdb folder, {LAYOUTS}")
-        self._names = PackedStrings(self._list_keys())
-        if not len(self._names):
+        self.keys = PackedStrings(f"{Path(path).name}/{name}" for name in self._list_keys())
+        if not len(self.keys):
             raise ValueError(f"{path} holds no image; {LAYOUTS}")
-        self.keys = PackedStrings(f"{Path(path).name}/{name}" for name in self._names)
 
     def read(self, index: int) -> bytes:
         """Return the bytes of image `index`; UnreadableImageError if the file has lost it."""
         with _environment(os.path.realpath(self._path), os.getpid()).begin() as transaction:
-            data = transaction.get(_lmdb_key(self._names[index]))
+            name = self.keys[index].rpartition("/")[2]
+            data = transaction.get(bytes.fromhex(name[4:]) if name.startswith("hex.") else name.encode("ascii"))
         if data is None:
             raise UnreadableImageError("missing record")
         return data
@@ -141,7 +141,8 @@ class Lmdb:
                 names = read_list(cache)
                 if len(names) == entries:
                     return names
-            names = [_lmdb_name(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+            keys = [(key.decode("ascii", "replace"), key) for key in transaction.cursor().iternext(keys=True, values=False)]
+        names = [name if re.fullmatch(r"(?!hex\.)[\w.-]+", name, re.ASCII) else f"hex.{key.hex()}" for name, key in keys]
         try:
             write_list(cache, names)
         except OSError:
@@ -157,12 +158,3 @@ def _environment(path: str, _pid: int) -> Any:
         return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1024)
     except lmdb.Error as error:
         raise ValueError(f"{path} is not an LMDB: {error}") from error
-
-
-def _lmdb_name(key: bytes) -> str:
-    text = key.decode("ascii", "replace")
-    return text if re.fullmatch(r"[\w.-]+", text, re.ASCII) and not text.startswith("hex.") else f"hex.{key.hex()}"
-
-
-def _lmdb_key(name: str) -> bytes:
-    return bytes.fromhex(name[4:]) if name.startswith("hex.") else name.encode("ascii")

@@ -158,10 +158,8 @@ def check_files(files: Files, number: int, source: str) -> None:
     missing = [files.keys[index] for index in looked if not os.path.exists(files.root / files.keys[index])]
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(looked)} files looked for, of the {total} that {source} names, are not in {files.root}: {names}; "
-            "set data.root to the folder that they start from, or data.check_files=0 to skip what is missing"
-        )
+        found = f"{len(missing)} of {len(looked)} files looked for, of the {total} that {source} names, are not in {files.root}: {names}"
+        raise FileNotFoundError(f"{found}; set data.root to the folder that they start from, or data.check_files=0 to skip what is missing")
 
 
 def check_folder(folder: str | Path) -> None:

@@ -1,8 +1,4 @@
-"""A data set and lists of indices -> batches on a device, made by worker processes, and a report of skipped pictures.
-
-Workers hand over uint8, a quarter of the bytes of float32; the batch becomes float where it is used. A batch
-depends on its list alone, not on the number of workers or on earlier batches.
-"""
+"""A data set and lists of indices -> batches on a device, made by worker processes, and a report of skipped pictures."""
 
 import hashlib
 import multiprocessing
@@ -42,7 +38,7 @@ class Batch:
 def build_loader(
     dataset: ImageDataset, batches: Iterable[Request], *, num_workers: int, device: str | torch.device = "cpu"
 ) -> "ImageLoader":
-    """Return an iterable of batches, one per list of `batches`, in order.
+    """Return an iterable of batches, one per list of `batches`, in order; each depends on its list alone, not on the number of workers.
 
     `batches`: lists of int (evaluation: what cannot be read is left out) or of AugmentedIndex (training: it is replaced by another picture
     that this index alone determines), iterated anew for every pass. `num_workers`: processes that read and decode; 0: this one does.

@@ -58,9 +58,8 @@ class TokenizerConfig:
         for side in (height, width):
             if side < self.stride or side % self.stride:
                 nearest = max(self.stride, round(side / self.stride) * self.stride)
-                raise ValueError(
-                    f"an image side of {side} pixels is not a multiple of this tokenizer's stride {self.stride}; the nearest is {nearest}"
-                )
+                found = f"an image side of {side} pixels is not a multiple of this tokenizer's stride {self.stride}"
+                raise ValueError(f"{found}; the nearest is {nearest}")
         fine = (height // self.autoencoder.stride, width // self.autoencoder.stride)
         if self.type == "rqvae":
             return Layout(kind="residual", grids=(fine,), depth=self.depth, order=self.order)

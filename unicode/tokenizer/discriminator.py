@@ -1,8 +1,4 @@
-"""The adversarial part of tokenizer training: PatchGAN, hinge losses, LeCam, the adaptive weight and its schedule.
-
-Images (B, 3, H, W) in [-1, 1] enter, one logit per overlapping patch (B, 1, h, w) leaves. The discriminator first trains
-alone, then its weight in the generator's loss rises from 0: at full weight from the start it ruins a good generator.
-"""
+"""The adversarial part of tokenizer training: PatchGAN, hinge losses, LeCam, the adaptive weight and its schedule."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +16,10 @@ NORMS = ("group", "none")
 
 @dataclass
 class DiscriminatorConfig:
-    """Architecture and schedule of the discriminator. Steps are optimizer steps of the generator."""
+    """Architecture and schedule of the discriminator. Steps are optimizer steps of the generator.
+
+    The discriminator first trains alone, then its weight rises from 0: at full weight from the start it ruins a good generator.
+    """
 
     enabled: bool = True  # False: reconstruction losses only, no discriminator is built
     start: int = 10000  # first step at which the discriminator itself trains
@@ -69,22 +68,15 @@ class PatchDiscriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
-        self.apply(_init_weights_)
+        for layer in layers:  # normal weights of deviation 0.02, as in PatchGAN
+            if isinstance(layer, nn.Conv2d | nn.GroupNorm):
+                nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.GroupNorm) else 0.0, 0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]; high for real images. 256 px and two layers give 62 x 62."""
         return self.main(images)
-
-
-def _init_weights_(module: nn.Module) -> None:
-    """Normal weights of deviation 0.02, as in PatchGAN."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.GroupNorm):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

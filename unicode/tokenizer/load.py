@@ -39,19 +39,16 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     if not folder.is_dir():
         remedy = f"train a tokenizer with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}"
         raise FileNotFoundError(f"no folder '{folder}'; {remedy}")
-    if (folder / CONFIG_FILE).is_file():
-        return ImageTokenizer.from_pretrained(folder)
-    if (folder / TOKENIZER_FOLDER / CONFIG_FILE).is_file():
-        return ImageTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)
+    for saved in (folder, folder / TOKENIZER_FOLDER):
+        if (saved / CONFIG_FILE).is_file():
+            return ImageTokenizer.from_pretrained(saved)
     if find_published(folder) is not None:
         return load_published(folder)
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         return ImageTokenizer.from_pretrained(checkpoint / TOKENIZER_FOLDER)
-    raise FileNotFoundError(
-        f"'{folder}' holds no tokenizer: neither {CONFIG_FILE}, nor undamaged checkpoints in checkpoints/, nor a published layout "
-        "(config.yaml with ckpt/last.ckpt, ckpt/state_dict.ckpt or model.pt)"
-    )
+    places = f"neither {CONFIG_FILE}, nor undamaged checkpoints in checkpoints/, nor a published layout"
+    raise FileNotFoundError(f"'{folder}' holds no tokenizer: {places} (config.yaml with one of {', '.join(CHECKPOINTS)})")
 
 
 def find_published(folder: str | Path) -> Path | None:
@@ -108,15 +105,14 @@ def _autoencoder(values: dict[str, Any], *, halves_first: bool) -> AutoencoderCo
     if values.get("double_z") or not values.get("use_mid_block", True) or not values.get("use_attn", True):
         raise ValueError("double_z, or an encoder without middle block or attention, is in no published model and not supported")
     attention = [int(side) for side in values["attn_resolutions"]]
-    # Their encoder counts resolutions from the image's, also when its first convolution has halved it already.
-    encoder_attention = [side // 2 for side in attention] if halves_first else attention
     return AutoencoderConfig(
         channels=values["ch"],
         multipliers=list(values["ch_mult"]),
         num_res_blocks=values["num_res_blocks"],
         latent_channels=values["z_channels"],
         downsample_input=halves_first,
-        encoder_attention=encoder_attention,
+        # Their encoder counts resolutions from the image's, also when its first convolution has halved it already.
+        encoder_attention=[side // 2 for side in attention] if halves_first else attention,
         decoder_attention=attention,
     )
 

@@ -88,10 +88,8 @@ def _read_trunk(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor]
     try:
         return TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error}); "
-            f"put the file at {place} or name it in {setting}"
-        ) from error
+        fault = f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error})"
+        raise FileNotFoundError(f"{fault}; put the file at {place} or name it in {setting}") from error
 
 
 def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
