@@ -14,7 +14,7 @@ from transformers import StopStringCriteria
 from unicode.annotations.records import IMAGE_TAG
 from unicode.common.distributed import is_main
 from unicode.generate.engine import CachedDecoder, decode_answers
-from unicode.generate.questions import AskedQuestion, ImageError, ImageReader
+from unicode.generate.questions import AskedQuestion, ImageReader
 from unicode.generate.sampling import Sampling
 from unicode.llm.load import LanguageModel, Prompt
 
@@ -56,18 +56,15 @@ def read_prompts(
 
     `beginnings`: `beginning` of each. Returns (B, D) features after each prompt.
     """
-    rows: dict[bytes, int] = {}
-    for number, (_, name) in enumerate(beginnings):
-        if name:
-            rows.setdefault(name, number)
-    if not decoder.can_select or len(rows) == sum(bool(name) for _, name in beginnings):
+    names = [name for _, name in beginnings]
+    shared = list(dict.fromkeys(filter(None, names)))
+    if not decoder.can_select or len(shared) == sum(map(bool, names)):
         return decoder.start(**model.inputs(prompts), max_new=max_new)
-    first = model.inputs([_cut(prompts[number], 0, beginnings[number][0]) for number in rows.values()])
+    first = model.inputs([_cut(prompts[row], 0, beginnings[row][0]) for row in map(names.index, shared)])
     rest = model.inputs([_cut(prompt, length, len(prompt)) for prompt, (length, _) in zip(prompts, beginnings, strict=True)])
     decoder.start(**first, max_new=rest["attention_mask"].shape[1] + max_new)
-    order = {name: place for place, name in enumerate(rows)}
-    chosen = torch.tensor([order.get(name, 0) for _, name in beginnings], device=decoder.device)
-    decoder.select(chosen, torch.tensor([bool(name) for _, name in beginnings], device=decoder.device))
+    chosen = torch.tensor([shared.index(name) if name else 0 for name in names], device=decoder.device)
+    decoder.select(chosen, torch.tensor([bool(name) for name in names], device=decoder.device))
     return decoder.extend(**rest)
 
 
@@ -209,7 +206,7 @@ def _make_prompts(model: LanguageModel, window: list[AskedQuestion], images: Ima
             if len(prompt) >= model.context:
                 raise ValueError(f"the prompt has {len(prompt)} tokens, the model's context {model.context}; shorten the question")
             prompts[place] = prompt
-        except (ImageError, ValueError) as error:
+        except ValueError as error:
             failed[place] = Answer("", error=str(error))
     return prompts, failed
 

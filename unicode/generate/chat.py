@@ -15,10 +15,9 @@ from unicode.common.logging import printable
 from unicode.generate.answers import AnswerConfig, answer_questions
 from unicode.generate.engine import CachedDecoder
 from unicode.generate.images import Drawing, GenerationConfig, ImageSampler, caption_request, decode_pictures
-from unicode.generate.interleaved import ChatSampler, picture_ids
+from unicode.generate.interleaved import ChatSampler, answer_parts
 from unicode.generate.questions import AskedQuestion, ImageLike
 from unicode.generate.sampling import Sampling
-from unicode.ids.text import split_runs
 from unicode.images.decode import UnreadableImageError, read_bytes
 from unicode.images.listing import EXTENSIONS
 from unicode.llm.load import Content, LanguageModel, open_model
@@ -27,14 +26,8 @@ from unicode.llm.load import Content, LanguageModel, open_model
 class Chat:
     """A conversation in progress.
 
-    Args:
-        model: one that writes image ids.
-        config: sampling of the pictures; guidance counts for /draw alone.
-        out: folder of the pictures that the model draws.
-        num_tokens: longest answer, pictures included.
-        word_temperature: of the words; 0 is greedy.
-
-    Raises ValueError, FileNotFoundError: as `ImageSampler`.
+    `config`: sampling of the pictures; guidance counts for /draw alone. `out`: folder of the pictures that the model draws. `num_tokens`:
+    longest answer, pictures included. `word_temperature`: of the words; 0 is greedy. Errors are those of `ImageSampler`.
     """
 
     def __init__(self, model: LanguageModel, config: GenerationConfig, *, out: Path, num_tokens: int, word_temperature: float) -> None:
@@ -63,7 +56,6 @@ class Chat:
         return self.show(answer)
 
     def read(self, path: Path) -> Content:
-        """Return what the model reads for an image file."""
         try:
             return self.model.read_pictures(self.model.picture(read_bytes(path))[None])[0]
         except UnreadableImageError as error:
@@ -71,11 +63,8 @@ class Chat:
 
     def show(self, answer: str) -> str:
         """Return a printable answer with the names of the saved pictures in place of their ids."""
-        parts = []
-        for piece in split_runs(answer, where="answer", allow_empty=True):
-            ids = None if piece.ids is None else picture_ids(piece.ids, self.model)
-            parts.append(piece.text if piece.ids is None else "[a broken picture]" if ids is None else f"[{self.save(ids)}]")
-        return printable("".join(parts))
+        parts = answer_parts(answer, self.model)
+        return printable("".join(part if isinstance(part, str) else f"[{self.save(part)}]" for part in parts))
 
     def save(self, ids: np.ndarray) -> str:
         """Write a picture under the next free number and return its path; a file of another process is never replaced."""
@@ -145,13 +134,9 @@ class Assistant:
     ) -> Image.Image:
         """Draw one image for a caption; `unicode.generate.images.ImageSampler` draws in batches.
 
-        Args:
-            seed: the same seed and caption give the same picture.
-            guidance: above 1 the caption counts for more, at twice the work.
-            temperature, top_k, top_p: see `Sampling`.
-
-        Raises ValueError: an empty caption or one longer than the context, or a model that writes no image ids. Raises FileNotFoundError:
-        the image tokenizer is not where the training had it.
+        The same seed and caption give the same picture. With `guidance` above 1 the caption counts for more, at twice the work. Raises
+        ValueError: an empty caption or one longer than the context, or a model that writes no image ids. Raises FileNotFoundError: the
+        image tokenizer is not where the training had it.
         """
         sampling = Sampling(temperature, top_k, top_p, guidance)
         if sampling not in self._samplers:

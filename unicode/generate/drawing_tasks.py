@@ -181,16 +181,16 @@ class PromptTask:
 
     def jobs(self, slots: Sequence[OutputSlot]) -> list[Job]:
         """Return what to draw for some pictures."""
-        return [self._job(slot) for slot in slots]
-
-    def _job(self, slot: OutputSlot) -> Job:
-        prompt = self._prompts[slot.id]
-        about = {"reference": prompt.reference} if prompt.reference else {}
-        try:
-            request = prompt.request(seed=self._seed, sample=slot.sample, template=self._template)
-        except ValueError as error:
-            return Job(prompt.where, None, {"prompt": prompt.text, **about}, str(error))
-        return Job(prompt.where, request, {"prompt": prompt.text, "seed": request.seed, **about})
+        found = []
+        for slot in slots:
+            prompt = self._prompts[slot.id]
+            about = {"reference": prompt.reference} if prompt.reference else {}
+            try:
+                request = prompt.request(seed=self._seed, sample=slot.sample, template=self._template)
+                found.append(Job(prompt.where, request, {"prompt": prompt.text, "seed": request.seed, **about}))
+            except ValueError as error:
+                found.append(Job(prompt.where, None, {"prompt": prompt.text, **about}, str(error)))
+        return found
 
 
 class ImageTask:

@@ -300,14 +300,9 @@ TEXT = -1
 class ImageConstraint:
     """Lets an answer hold images only as complete blocks: start marker, all ids of an image on their levels, end marker.
 
-    Args:
-        head: the ids of images.
-        vocab_size: V, the width of the logits.
-        rows: B, answers of the batch; all begin in text.
-        num_tokens: longest answer; an image that would not fit does not begin.
-        max_images: how many images may begin in one answer.
-
-    `step` (B,) is the number of the image id that comes next; the number of ids of an image: the end marker; TEXT: text.
+    All `rows` (B) begin in text; logits have width `vocab_size` (V). An image begins only if it fits into `num_tokens`, the longest answer,
+    and at most `max_images` begin in one answer. `step` (B,) is the number of the image id that comes next; the number of ids of an image:
+    the end marker; TEXT: text.
     """
 
     def __init__(self, head: ImageHead, *, vocab_size: int, rows: int, num_tokens: int, max_images: int = 1) -> None:
@@ -315,13 +310,12 @@ class ImageConstraint:
         self.head, self.markers = head, head.markers
         self._room, self._images_left = num_tokens, torch.full((rows,), max_images, device=device)
         self.step = torch.full((rows,), TEXT, device=device)
-        text = torch.zeros(2, vocab_size, device=device)  # without and with the start marker
-        text[:, list(self.markers.ids())] = -torch.inf
-        text[1, self.markers.image_start] = 0
-        inside = torch.full((1 + len(head.masks), vocab_size), -torch.inf, device=device)  # the end marker, then the levels
-        inside[0, self.markers.image_end] = 0
-        inside[1:, head.rows.ids] = head.masks
-        self._text, self._inside = text, inside
+        self._table = torch.full((3 + len(head.masks), vocab_size), -torch.inf, device=device)
+        self._table[:2] = 0
+        self._table[:2, list(self.markers.ids())] = -torch.inf
+        self._table[1, self.markers.image_start] = 0  # rows: text, text or a start marker, the end marker, the levels
+        self._table[2, self.markers.image_end] = 0
+        self._table[3:, head.rows.ids] = head.masks
 
     def advance(self, tokens: Tensor) -> None:
         """Take the next token of each row, (B,), into the state."""
@@ -334,10 +328,10 @@ class ImageConstraint:
     def mask(self, logits: Tensor) -> Tensor:
         """Logits (B, V) of the next token -> the same with -inf wherever a token may not come."""
         fits = self._room >= self.head.num_ids + 2
-        text = self._text[((self._images_left > 0) & fits).long()]
-        levels = self.head.levels[self.step.clamp(0, self.head.num_ids - 1)] + 1
-        inside = self._inside[torch.where(self.step == self.head.num_ids, 0, levels)]
-        return logits + torch.where(self.step[:, None] >= 0, inside, text).to(logits.dtype)
+        levels = self.head.levels[self.step.clamp(0, self.head.num_ids - 1)] + 3
+        inside = torch.where(self.step == self.head.num_ids, 2, levels)
+        text = ((self._images_left > 0) & fits).long()
+        return logits + self._table[torch.where(self.step >= 0, inside, text)].to(logits.dtype)
 
     def certain(self, finished: Tensor) -> Tensor:
         """() how many steps all rows that are not finished, (B,) bool, are certain to need image ids for."""

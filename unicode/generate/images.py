@@ -69,13 +69,9 @@ def check_can_draw(model: LanguageModel) -> None:
 class ImageSampler:
     """Draws with one language model; keeps the rows of its head that belong to images, so make it once.
 
-    Args:
-        model: one that writes image ids.
-        sampling: how ids are sampled; `guidance` other than 1 doubles the batch.
-        decoder: of the model; None makes one.
-
-    Raises ValueError: the model writes no image ids, or its image tokenizer is another one than it was trained with. Raises
-    FileNotFoundError: its image tokenizer is not there.
+    `sampling`: of ids; `guidance` other than 1 doubles the batch. `decoder`: of the model; None makes one. Raises ValueError: the model
+    writes no image ids, or its image tokenizer is another one than it was trained with. Raises FileNotFoundError: its image tokenizer is
+    not there.
     """
 
     def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, decoder: CachedDecoder | None = None) -> None:

@@ -5,7 +5,7 @@ OUT/page.html, page.md     questions, the model's answers, and the answers of th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,11 +160,19 @@ def _ask(sampler: ChatSampler, dialogues: list[Dialogue], contents: list[list[Co
         one.turns = [*asked, answer]
 
 
-def picture_ids(run: np.ndarray, model: LanguageModel) -> np.ndarray | None:
-    """Return the ids of a run if they are a complete picture of this model, else None."""
+def answer_parts(text: str, model: LanguageModel, *, where: str = "answer") -> Iterator[str | np.ndarray]:
+    """Cut an answer into words and the ids of pictures; what is no complete picture of this model becomes words.
+
+    Raises ValueError: runs of ids that cannot be read; the message begins with `where`.
+    """
     assert model.layout is not None
-    complete = len(run) == model.layout.num_codes and bool(np.isin(run, model.images.row_ids.cpu().numpy()).all())
-    return run if complete else None
+    for piece in split_runs(text, where=where, allow_empty=True):
+        if piece.ids is None:
+            yield piece.text
+        elif len(piece.ids) == model.layout.num_codes and np.isin(piece.ids, model.images.row_ids.cpu().numpy()).all():
+            yield piece.ids
+        else:
+            yield f"[broken: {len(piece.ids)} ids that are no complete picture]"
 
 
 Part = dict[str, str]  # {"text": words} or {"picture": file relative to the page}
@@ -210,19 +218,15 @@ def write_pages(model: LanguageModel, out: Path, dialogues: Sequence[Dialogue], 
 
 
 def _parts(text: str, name: str, model: LanguageModel, out: Path) -> list[Part]:
-    """Cut a turn into words and pictures; these are written as NAME-0.png, NAME-1.png, ... Invalid runs become placeholders."""
     found: list[Part] = []
-    for piece in split_runs(text, where=name, allow_empty=True):
-        ids = None if piece.ids is None else picture_ids(piece.ids, model)
-        if ids is not None:
-            file = f"pictures/{name}-{sum('picture' in one for one in found)}.png"
-            with atomic_write(out / file, "wb") as target:
-                Image.fromarray(decode_pictures(model, ids[None])[0]).save(target, "PNG")
-            found.append({"picture": file})
-        elif piece.ids is not None:
-            found.append({"text": f"[{len(piece.ids)} ids that are no complete picture]"})
-        elif piece.text.strip():
-            found.append({"text": printable(piece.text.strip())})
+    for part in answer_parts(text, model, where=name):
+        if isinstance(part, str):
+            found += [{"text": printable(part.strip())}] if part.strip() else []
+            continue
+        file = f"pictures/{name}-{sum('picture' in one for one in found)}.png"
+        with atomic_write(out / file, "wb") as target:
+            Image.fromarray(decode_pictures(model, part[None])[0]).save(target, "PNG")
+        found.append({"picture": file})
     return found
 
 

@@ -204,12 +204,11 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Record | None]]:
         return
     with open(file, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
-            try:
+            record = None
+            with suppress(ValueError):
                 record = json.loads(line)
-                is_result = isinstance(record, dict) and ({"question_id", "text"} <= record.keys() or "id" in record)
-            except ValueError:
-                is_result = False
-            if is_result or line.strip():
+            is_result = isinstance(record, dict) and ({"question_id", "text"} <= record.keys() or "id" in record)
+            if line.strip():
                 yield number, record if is_result else None
 
 

@@ -98,7 +98,7 @@ def open_lookup(names: Sequence[str], model: LanguageModel) -> ImageLookup:
     return ImageLookup(names or ["."], side=model.image_size if any(map(is_world, names)) else 0)
 
 
-class ImageError(Exception):
+class ImageError(ValueError):
     """An image that cannot be read; the message names it and the reason."""
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64 (Steele et al. 2014), signed
-_KEEP = {shift: (1 << (64 - shift)) - 1 for shift in (27, 30, 31, 32)}
 
 
 @dataclass(frozen=True)
@@ -103,4 +102,4 @@ def _mix(values: Tensor) -> Tensor:
 
 def _shift(values: Tensor, count: int) -> Tensor:
     """Shift int64 to the right as if it had no sign."""
-    return (values >> count) & _KEEP[count]
+    return (values >> count) & ((1 << (64 - count)) - 1)
