@@ -60,11 +60,8 @@ class Example:
     def positions(self) -> torch.Tensor:
         """Return position ids, (T,) int64; every branch continues from the end of the common beginning."""
         order = torch.arange(len(self))
-        shared = int((self.branch == 0).sum())
-        starts = torch.cat((torch.zeros(1, dtype=torch.long), (self.branch.diff() != 0).nonzero().flatten() + 1))
-        begun = torch.zeros(len(self), dtype=torch.long)
-        begun[starts] = starts
-        return torch.where(self.branch > 0, order - begun.cummax(0).values + shared, order)
+        begun = torch.where(self.branch.diff(prepend=self.branch[:1]) != 0, order, 0).cummax(0).values
+        return torch.where(self.branch > 0, order - begun + (self.branch == 0).sum(), order)
 
 
 @dataclass

@@ -157,23 +157,14 @@ class VisionSettings:
 
 
 class Tower(nn.Module, ABC):
-    """A frozen vision model.
+    """A frozen vision model."""
 
-    Attributes:
-        image_size: side S of the square images.
-        num_features: features n of an image.
-        width: width of each.
-        fingerprint: 16 hexadecimal digits that tell towers apart.
-        transform: RGB image -> (3, S, S) uint8, the same in training and inference.
-        auto_dtype: whether `place_` chooses the dtype.
-    """
-
-    image_size: int
-    num_features: int
-    width: int
-    fingerprint: str
-    transform: Callable[[Image.Image], Tensor]
-    auto_dtype: bool = False
+    image_size: int  # Side S of the square images
+    num_features: int  # Features n of an image
+    width: int  # Width of each
+    fingerprint: str  # 16 hexadecimal digits that tell towers apart
+    transform: Callable[[Image.Image], Tensor]  # RGB image -> (3, S, S) uint8, the same in training and inference
+    auto_dtype: bool = False  # Whether `place_` chooses the dtype
 
     @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:

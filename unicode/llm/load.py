@@ -52,29 +52,17 @@ class Prompt:
 
 @dataclass
 class LanguageModel:
-    """A language model in evaluation mode with its prompts and its image tokenizer; made by `open_model`.
+    """A language model in evaluation mode with its prompts and its image tokenizer; made by `open_model`."""
 
-    Attributes:
-        card: content of unicode.json.
-        lm: a causal language model of transformers, a PEFT model of one, or a `LlavaModel` around one.
-        text: its text tokenizer.
-        device: where it computes.
-        fingerprint: 16 hexadecimal digits that tell trained models apart.
-        tokenizer_path: folder of the image tokenizer; empty: there is none.
-        markers: ids of the tokens around images; None for a model that reads none.
-        template: how turns are written as text.
-        layout: of the ids of an image; None where the model reads pixels or knows no image ids.
-    """
-
-    card: Card
-    lm: Any
-    text: Any
-    device: torch.device
-    fingerprint: str
-    tokenizer_path: str = ""
-    markers: Markers | None = field(init=False)
-    template: Template = field(init=False)
-    layout: Layout | None = field(init=False)
+    card: Card  # Content of unicode.json
+    lm: Any  # A causal language model of transformers, a PEFT model of one, or a `LlavaModel` around one
+    text: Any  # Its text tokenizer
+    device: torch.device  # Where it computes
+    fingerprint: str  # 16 hexadecimal digits that tell trained models apart
+    tokenizer_path: str = ""  # Folder of the image tokenizer; empty: there is none
+    markers: Markers | None = field(init=False)  # Ids of the tokens around images; None for a model that reads none
+    template: Template = field(init=False)  # How turns are written as text
+    layout: Layout | None = field(init=False)  # Of the ids of an image; None where the model reads pixels or knows no image ids
 
     def __post_init__(self) -> None:
         self.markers, self.layout = self.card.markers, self.card.layout

@@ -50,10 +50,8 @@ def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, 
     """
     from peft import LoraConfig, get_peft_model
 
-    rows: dict[str, list[int]] = {}
-    if train_markers:
-        names = {module: name for name, module in model.named_modules()}
-        rows = {names[module]: sorted(markers.ids()) for module in tables(model)}
+    names = {module: name for name, module in model.named_modules()}
+    rows = {names[module]: sorted(markers.ids()) for module in tables(model)} if train_markers else None
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -61,7 +59,7 @@ def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, 
         target_modules="all-linear",
         bias="none",
         task_type="CAUSAL_LM",
-        trainable_token_indices=rows or None,
+        trainable_token_indices=rows,
     )
     return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
 

@@ -111,31 +111,19 @@ IMAGE = re.compile(rf"{re.escape(IMAGE_TAG)}|{OPEN}[^<]*{CLOSE}")  # What stands
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a rendered conversation.
+    """A stretch of a rendered conversation."""
 
-    Attributes:
-        text: what the template prints; for `start` and `end` the name of a token, for which the model's own token is taken.
-        learned: whether the model is trained to write it.
-        kind: TEXT, CONTROL, START or END.
-    """
-
-    text: str
-    learned: bool = False
-    kind: str = TEXT
+    text: str  # What the template prints; for START and END the name of a token, for which the model's own token is taken
+    learned: bool = False  # Whether the model is trained to write it
+    kind: str = TEXT  # TEXT, CONTROL, START or END
 
 
 class Template(ABC):
-    """How a conversation is written as text.
+    """How a conversation is written as text."""
 
-    Attributes:
-        name: the name in configs.
-        adds_bos: whether the tokenizer's start token, if it adds one to every text, comes first.
-        stop: text that ends an answer where no end token does; "" where one does.
-    """
-
-    name: str
-    adds_bos: bool = True
-    stop: str = ""
+    name: str  # The name in configs
+    adds_bos: bool = True  # Whether the tokenizer's start token, if it adds one to every text, comes first
+    stop: str = ""  # Text that ends an answer where no end token does; "" where one does
 
     @abstractmethod
     def render(self, turns: Sequence[str | None]) -> list[Part]:

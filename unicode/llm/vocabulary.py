@@ -26,15 +26,10 @@ FALLBACK_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a language model.
+    """The tokens of a language model."""
 
-    Attributes:
-        tokens: id -> the token as the tokenizer spells it; ids may be missing.
-        marked: reason -> ids that the tokenizer itself marks as no ordinary text.
-    """
-
-    tokens: dict[int, str]
-    marked: dict[str, frozenset[int]]
+    tokens: dict[int, str]  # Id -> the token as the tokenizer spells it; ids may be missing
+    marked: dict[str, frozenset[int]]  # Reason -> ids that the tokenizer itself marks as no ordinary text
 
     def unfit(self) -> dict[str, list[int]]:
         """Return reason -> ids that are not pieces of ordinary text; an id appears under the first reason that applies."""
@@ -188,19 +183,12 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True)
 class Embedding:
-    """The input-embedding table of a language model.
+    """The input-embedding table of a language model."""
 
-    Attributes:
-        model: name of the folder or file.
-        rows: (V, E) float32.
-        tokens: id -> token, as far as the tokenizer has one.
-        excluded: reason -> ids below V that must not stand for a piece of an image, each under the first reason that applies.
-    """
-
-    model: str
-    rows: torch.Tensor
-    tokens: dict[int, str]
-    excluded: dict[str, list[int]]
+    model: str  # Name of the folder or file
+    rows: torch.Tensor  # (V, E) float32
+    tokens: dict[int, str]  # Id -> token, as far as the tokenizer has one
+    excluded: dict[str, list[int]]  # Reason -> ids below V that must not stand for a piece of an image, under the first that applies
 
     def excluded_ids(self) -> torch.Tensor:
         """Return all excluded ids, ascending, (M,) int64."""
