@@ -71,7 +71,7 @@ POPE_KINDS = ("adversarial", "popular", "random")
 MME_TASKS = ("existence", "count", "position", "color")
 SEMANTIC = {"colour": "attr", "shape": "obj", "place": "rel", "count": "global", "yesno": "obj", "size": "attr"}
 ANSWER_TYPES = {"yesno": "yes/no", "count": "number"}
-Pair = tuple[str, str]
+Files = dict[str, tuple[Callable[[Path, Any], None], Any]]  # Path below the folder of benchmarks -> its writer, its content
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,14 @@ class Picture:
     scene: Scene
     rng: Random
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[tuple[str, str]]:
         """(colour, shape) of what is there."""
         return list(dict.fromkeys((thing.colour, thing.shape) for thing in self.scene.things))
 
-    def absent(self) -> list[Pair]:
+    def absent(self) -> list[tuple[str, str]]:
         """(colour, shape) of all that is not."""
-        config, present = self.scene.config, set(self.pairs())
-        return [pair for colour in config.colour_names for shape in config.shape_names if (pair := (colour, shape)) not in present]
-
-
-@dataclass
-class Export:
-    """The files of a benchmark; paths are below the folder of all benchmarks."""
-
-    count: int  # Questions
-    pictures: dict[str, Picture]
-    files: dict[str, tuple[Callable[[str | Path, Any], Any], Any]]
-    """Path -> what writes its content (`write_json`, `write_jsonl`, `write_list`), and the content."""
+        present = self.pairs()
+        return [pair for pair in product(self.scene.config.colour_names, self.scene.config.shape_names) if pair not in present]
 
 
 def export_benchmarks(
@@ -129,14 +119,15 @@ def export_benchmarks(
     counts = {}
     for name in chosen:
         pictures = [Picture(key.replace("/", "_"), find_scene(config, key), Random(draw(2**63, seed, name, key))) for key in keys]
-        export = EXPORTS[name](pictures, questions)
-        for file, (write, content) in export.files.items():
+        counts[name], files = EXPORTS[name](pictures, questions)
+        for file, (write, content) in files.items():
             write(Path(out) / file, content)
-        for file, picture in export.pictures.items():
-            with atomic_write(Path(out) / file, "wb") as target:
-                Image.fromarray(np.ascontiguousarray(picture.scene.pixels().transpose(1, 2, 0))).save(target, format="PNG")
-        counts[name] = export.count
     return counts
+
+
+def _save(path: Path, picture: Picture) -> None:
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(np.ascontiguousarray(picture.scene.pixels().transpose(1, 2, 0))).save(file, format="PNG")
 
 
 def training_conversations(config: ShapesConfig, *, num_scenes: int = 0, seed: int = 0) -> list[dict[str, Any]]:
@@ -171,7 +162,7 @@ def with_options(question: SceneQuestion, picture: Picture) -> tuple[str, int, l
         "shape": config.shape_names,
         "place": config.place_names,
         "size": config.size_names,
-        "count": tuple(str(number) for number in range(config.max_objects + 1)),
+        "count": map(str, range(config.max_objects + 1)),
     }.get(question.kind)
     if all_options is None:
         return None
@@ -180,14 +171,15 @@ def with_options(question: SceneQuestion, picture: Picture) -> tuple[str, int, l
     return _lettered(question.text, question.answer, wrong, picture.rng)
 
 
-def _pope(pictures: Sequence[Picture], _: int) -> Export:
+def _pope(pictures: Sequence[Picture], _: int) -> tuple[int, Files]:
     """Per picture and kind of question one about something that is there and one about something that is not."""
     seen = Counter(pair for picture in pictures for pair in picture.pairs())
     asked: list[dict[str, Any]] = []
-    labels: dict[str, Any] = {}
+    files: Files = {f"pope/val2014/{picture.name}": (_save, picture) for picture in pictures}
+    files["pope/llava_pope_test.jsonl"] = write_jsonl, asked
     for kind in POPE_KINDS:
         mine: list[dict[str, Any]] = []
-        labels[f"pope/coco/coco_pope_{kind}.json"] = write_jsonl, mine
+        files[f"pope/coco/coco_pope_{kind}.json"] = write_jsonl, mine
         for picture in pictures:
             absent = picture.absent()
             colours, shapes = ({pair[axis] for pair in picture.pairs()} for axis in (0, 1))
@@ -197,26 +189,24 @@ def _pope(pictures: Sequence[Picture], _: int) -> Export:
                 text = f"Is there {with_article(f'{pair[0]} {pair[1]}')}?"
                 mine.append({"question_id": len(mine) + 1, "image": picture.name, "text": text, "label": label})
                 asked.append({"question_id": len(asked), "image": picture.name, "text": f"{text}\n{SHORT}", "category": kind})
-    drawn = {f"pope/val2014/{picture.name}": picture for picture in pictures}
-    return Export(len(asked), drawn, {"pope/llava_pope_test.jsonl": (write_jsonl, asked), **labels})
+    return len(asked), files
 
 
-def _mme(pictures: Sequence[Picture], _: int) -> Export:
+def _mme(pictures: Sequence[Picture], _: int) -> tuple[int, Files]:
     """Per picture and task one question to answer with yes and one with no; four of MME's fourteen tasks."""
     asked: list[dict[str, Any]] = []
-    export = Export(0, {}, {"MME/llava_mme.jsonl": (write_jsonl, asked)})
+    files: Files = {"MME/llava_mme.jsonl": (write_jsonl, asked)}
     for task, picture in product(MME_TASKS, pictures):
         claims, name = _claims(task, picture), f"{task}/{picture.name}"
         file = f"MME/MME_Benchmark_release_version/{name}"
-        export.pictures[file] = picture
+        files[file] = _save, picture
         lines = [f"{text} {YES_OR_NO}\t{answer.capitalize()}" for text, answer in claims]
-        export.files[str(Path(file).with_suffix(".txt"))] = write_list, lines
+        files[str(Path(file).with_suffix(".txt"))] = write_list, lines
         asked += [{"question_id": name, "image": name, "text": f"{text}\n{SHORT}", "category": task} for text, _ in claims]
-    export.count = len(asked)
-    return export
+    return len(asked), files
 
 
-def _gqa(pictures: Sequence[Picture], questions: int) -> Export:
+def _gqa(pictures: Sequence[Picture], questions: int) -> tuple[int, Files]:
     """The world's questions with GQA's types: "verify" for yes or no, "query" for the rest."""
     asked: list[dict[str, Any]] = []
     gold: dict[str, Any] = {}
@@ -224,24 +214,25 @@ def _gqa(pictures: Sequence[Picture], questions: int) -> Export:
         number = str(len(asked))
         asked.append({"question_id": number, "image": picture.name, "text": f"{question.text}\n{SHORT}"})
         types = {"structural": "verify" if question.kind == "yesno" else "query", "semantic": SEMANTIC[question.kind]}
-        step: dict[str, Any] = {"argument": question.kind, "dependencies": []}
+        step = {"argument": question.kind, "dependencies": []}
         gold[number] = {
             "question": question.text, "answer": question.answer, "imageId": Path(picture.name).stem, "isBalanced": True,
             "types": {**types, "detailed": question.kind}, "semantic": [{"operation": name, **step} for name in ("select", "query")],
             "groups": {"global": question.kind, "local": question.kind}, "entailed": [], "equivalent": [number],
         }  # fmt: skip
-    files: dict[str, Any] = {
-        "gqa/llava_gqa_testdev_balanced.jsonl": (write_jsonl, asked),
-        "gqa/data/testdev_balanced_questions.json": (write_json, gold),
-    }
-    return Export(len(asked), {f"gqa/data/images/{picture.name}": picture for picture in pictures}, files)
+    files: Files = {f"gqa/data/images/{picture.name}": (_save, picture) for picture in pictures}
+    files["gqa/llava_gqa_testdev_balanced.jsonl"] = write_jsonl, asked
+    files["gqa/data/testdev_balanced_questions.json"] = write_json, gold
+    return len(asked), files
 
 
-def _vqav2(pictures: Sequence[Picture], questions: int) -> Export:
+def _vqav2(pictures: Sequence[Picture], questions: int) -> tuple[int, Files]:
     """The world's questions as the official val split, with ten equal answers each; its pictures must have names of COCO."""
     asked: list[dict[str, Any]] = []
     gold: list[dict[str, Any]] = []
     places = {picture.name: place for place, picture in enumerate(pictures)}
+    # PNG under names of JPEG: readers take both
+    files: Files = {f"vqav2/val2014/COCO_val2014_{place:012d}.jpg": (_save, picture) for place, picture in enumerate(pictures)}
     for picture, question in _world_questions(pictures, questions):
         number = {"question_id": len(asked), "image_id": places[picture.name]}
         asked.append({**number, "question": question.text})
@@ -250,20 +241,16 @@ def _vqav2(pictures: Sequence[Picture], questions: int) -> Export:
             **number, "question_type": " ".join(question.text.lower().split()[:2]), "multiple_choice_answer": question.answer,
             "answer_type": ANSWER_TYPES.get(question.kind, "other"), "answers": answers,
         })  # fmt: skip
-    files: dict[str, Any] = {
-        "vqav2/v2_OpenEnded_mscoco_val2014_questions.json": (write_json, {"questions": asked, "data_subtype": "val2014"}),
-        "vqav2/v2_mscoco_val2014_annotations.json": (write_json, {"annotations": gold, "data_subtype": "val2014"}),
-    }
-    drawn = {f"vqav2/val2014/COCO_val2014_{place:012d}.jpg": picture for place, picture in enumerate(pictures)}  # PNG: readers take both
-    return Export(len(asked), drawn, files)
+    files["vqav2/v2_OpenEnded_mscoco_val2014_questions.json"] = write_json, {"questions": asked, "data_subtype": "val2014"}
+    files["vqav2/v2_mscoco_val2014_annotations.json"] = write_json, {"annotations": gold, "data_subtype": "val2014"}
+    return len(asked), files
 
 
-def _scienceqa(pictures: Sequence[Picture], _: int) -> Export:
+def _scienceqa(pictures: Sequence[Picture], _: int) -> tuple[int, Files]:
     """Two questions with lettered options about each picture, and one without picture about the words of the world."""
     problems: dict[str, Any] = {}
     asked: list[dict[str, Any]] = []
-    files = {"scienceqa/problems.json": (write_json, problems), "scienceqa/llava_test_CQM-A.json": (write_json, asked)}
-    drawn: dict[str, Picture] = {}
+    files: Files = {"scienceqa/problems.json": (write_json, problems), "scienceqa/llava_test_CQM-A.json": (write_json, asked)}
     for picture in pictures:
         about = scene_questions(picture.scene, picture.rng)
         lettered = [made for question in about if (made := with_options(question, picture)) is not None][:2]
@@ -277,15 +264,15 @@ def _scienceqa(pictures: Sequence[Picture], _: int) -> Export:
             turns = make_turns([f"{IMAGE_TAG}\n{text}" if shown else text, LETTERS[right]])
             asked.append({"id": number, "conversations": turns, **({"image": f"{number}/image.png"} if shown else {})})
             if shown:
-                drawn[f"scienceqa/images/test/{number}/image.png"] = picture
-    splits = {"train": [], "val": [], "test": list(problems)}
-    return Export(len(asked), drawn, {**files, "scienceqa/pid_splits.json": (write_json, splits)})
+                files[f"scienceqa/images/test/{number}/image.png"] = _save, picture
+    files["scienceqa/pid_splits.json"] = write_json, {"train": [], "val": [], "test": list(problems)}
+    return len(asked), files
 
 
-EXPORTS: dict[str, Callable[[Sequence[Picture], int], Export]] = {
+EXPORTS: dict[str, Callable[[Sequence[Picture], int], tuple[int, Files]]] = {
     "pope": _pope, "sqa": _scienceqa, "mme": _mme, "gqa": _gqa, "vqav2": _vqav2,
 }  # fmt: skip
-"""Benchmark -> (pictures, questions per picture) -> its files."""
+"""Benchmark -> (pictures, questions per picture) -> number of its questions, its files."""
 
 
 def _world_questions(pictures: Sequence[Picture], count: int) -> Iterator[tuple[Picture, SceneQuestion]]:
@@ -298,17 +285,15 @@ def _word_question(picture: Picture) -> tuple[str, int, list[str]]:
     """Which of these words is a colour, or a shape; as `with_options` has it."""
     config = picture.scene.config
     words = {"color": config.colour_names, "shape": config.shape_names}
-    kind = picture.rng.choice(sorted(words))
-    wrong = words["shape" if kind == "color" else "color"]
-    answer = picture.rng.choice(words[kind])
+    kind, other = picture.rng.choice([("color", "shape"), ("shape", "color")])
+    answer, wrong = picture.rng.choice(words[kind]), words[other]
     return _lettered(f"Which of these is a {kind}?", answer, picture.rng.sample(wrong, min(2, len(wrong))), picture.rng)
 
 
 def _lettered(text: str, answer: str, wrong: Sequence[str], rng: Random) -> tuple[str, int, list[str]]:
     options = [answer, *wrong]
     rng.shuffle(options)
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n".join([text, *lines]), options.index(answer), options
+    return "\n".join([text, *map("{}. {}".format, LETTERS, options)]), options.index(answer), options
 
 
 def _claims(task: str, picture: Picture) -> list[tuple[str, str]]:
