@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -81,8 +81,7 @@ class Report:
         dropped.count += 1
         if len(dropped.examples) < NUM_EXAMPLES:
             name = thing.get("id") if isinstance(thing, dict) else thing
-            example = {"file": source, "record": index, "id": _printable(name), "detail": _printable(refused.detail)}
-            dropped.examples.append(example)
+            dropped.examples.append({"file": source, "record": index, "id": _printable(name), "detail": _printable(refused.detail)})
 
     def note(self, text: str) -> None:
         """Print a warning at once and keep it for the report."""
@@ -150,6 +149,17 @@ def find_sources(root: str | Path, names: Sequence[str | Path]) -> list[Source]:
     return sources
 
 
+def find_first(groups: Iterable[Sequence[Path]], report: Report, *, remedy: str = "name files with --anno") -> list[Path]:
+    """The first file of each group that exists; groups without one are noted. FileNotFoundError with the remedy where no group has one."""
+    found = {" or ".join(map(str, group)): next(filter(Path.is_file, group), None) for group in groups}
+    missing = [names for names, path in found.items() if path is None]
+    if len(missing) == len(found):
+        raise FileNotFoundError(f"not there: {', '.join(missing)}; {remedy}")
+    if missing:
+        report.note(f"not there and left out: {', '.join(missing)}")
+    return [path for path in found.values() if path]
+
+
 def split_weight(name: str | Path) -> tuple[str, float]:
     """FILE or FILE*WEIGHT -> file and weight (1 without). ValueError for a weight that is no number from 0 up."""
     file, star, weight = str(name).rpartition("*")
@@ -195,20 +205,10 @@ def output_path(out: str | Path, name: str, sources: Sequence[Source]) -> Path:
 
 
 class ImageIds:
-    """The images of several stores as one; all of them of one tokenizer and in one order.
+    """The images of several stores as one, all of them of one `tokenizer` (fingerprint) and `layout`; `fields` names both in a record.
 
-    Args:
-        stores: at least one.
-        view: which crop or flip of an image to take where a store has several: "first", or "drawn" by `seed` and key.
-        seed: for `view`.
-
-    Attributes:
-        tokenizer: fingerprint of the tokenizer of the ids.
-        layout: grid and order of the ids.
-        fields: the fields about its ids in a record.
-
-    Raises:
-        ValueError: stores of two tokenizers or two orders, no store, or an unknown view.
+    `view`: which crop or flip of an image to take where a store has several: "first", or "drawn" by `seed` and key. Raises ValueError:
+    stores of two tokenizers or two orders, no store, or an unknown view.
     """
 
     def __init__(self, stores: Sequence[Store], *, view: str = "first", seed: int = 0) -> None:
@@ -245,9 +245,9 @@ class ImageIds:
             ids = store.get(key, view=draw(len(store.spec.views), self.seed, "view", key) if drawn else 0)
             if ids is None:
                 continue
-            if ids.min() < 0 or ids.max() >= store.spec.vocab_size:
-                limits = f"'{key}' has ids {ids.min()} to {ids.max()} in {store.path}"
-                raise RefusedError(BAD_IDS, f"{limits}, the vocabulary has {store.spec.vocab_size}")
+            low, high, size = ids.min(), ids.max(), store.spec.vocab_size
+            if low < 0 or high >= size:
+                raise RefusedError(BAD_IDS, f"'{key}' has ids {low} to {high} in {store.path}, the vocabulary has {size}")
             if found is not None and not np.array_equal(ids, found):
                 raise ValueError(f"two stores have an image '{key}' and their ids differ; name with --ids only stores of one image root")
             found = ids
@@ -365,13 +365,11 @@ def build(
                 report.drop(refused, (source, index, thing))
         if not made:
             examples = "; ".join(str(dropped.examples[0]["detail"]) for dropped in report.dropped.values())
-            none = f"{report.func}: of {report.read} records none is left to write ({report.reasons()})"
-            raise ValueError(f"{none}. {examples}".rstrip())
+            raise ValueError(f"{report.func}: of {report.read} records none is left to write ({report.reasons()}). {examples}".rstrip())
         if spool is not None:
             report.outputs = {str(path): count for path, count in spool.write(outputs).items()}
     if dry_run:
-        names = ", ".join(map(str, outputs))
-        report.note(f"dry run: the first {report.read} records were read, {made} made of them; {names} not written")
+        report.note(f"dry run: the first {report.read} records were read, {made} made of them; {', '.join(map(str, outputs))} not written")
     else:
         report.finish(main.with_name(f"{main.stem}.report.json"))
     return report

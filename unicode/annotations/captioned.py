@@ -5,8 +5,8 @@
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,16 +22,8 @@ from unicode.images.shapes_text import SceneQuestion, scene_caption, scene_quest
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
 NUM_CHOICES = 4
+Words = tuple[int, str, Sequence[SceneQuestion]]  # Of one picture: place of its split in SPLITS, caption, questions
 Groups = dict[str, list[str]]  # Folder of a tree ("" for its root) -> names of the folders in it that hold pictures
-
-
-@dataclass(frozen=True)
-class Words:
-    """Caption and questions of one picture."""
-
-    split: str
-    caption: str
-    questions: Sequence[SceneQuestion]
 
 
 def get_shapes_anno(
@@ -52,7 +44,7 @@ def get_shapes_anno(
 
     def describe(key: str, rng: Random) -> Words:
         scene = find_scene(config, key)
-        return Words(key.partition("/")[0], scene_caption(scene, rng), scene_questions(scene, rng))
+        return SPLITS.index(key.partition("/")[0]), scene_caption(scene, rng), scene_questions(scene, rng)
 
     report = Report("get_shapes_anno", seed, inputs=["shapes"])
     keys = [key for split in SPLITS for key in scene_keys(config, split, limit=limit)]
@@ -79,7 +71,7 @@ def get_folder_anno(
 
     def describe(key: str, rng: Random) -> Words:
         caption = read_caption((Path(root) / key).with_suffix(".txt"))
-        return Words(SPLITS[is_held_out(key, val_share)], caption, subject_questions(key, groups, rng))
+        return int(is_held_out(key, val_share)), caption, subject_questions(key, groups, rng)
 
     report = Report("get_folder_anno", seed, inputs=[str(root)])
     if not groups.get(""):
@@ -98,14 +90,14 @@ def _build(
     seed = report.seed
 
     def convert(key: Any, _: str) -> Made:
-        words = describe(key, Random(draw(2**63, seed, "words", key)))
-        prompt, split, asked = fill(CAPTION, seed, key), SPLITS.index(words.split), words.questions[:questions]
+        split, caption, asked = describe(key, Random(draw(2**63, seed, "words", key)))
+        prompt = fill(CAPTION, seed, key)
         prompt = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", key) else f"{prompt}\n{IMAGE_TAG}"
-        made = [(split, _record(key, [prompt, words.caption]))]
+        made = [(split, _record(key, [prompt, caption]))]
         if asked:
-            turns = [text for question in asked for text in (question.text, question.answer)]
+            turns = [text for question in asked[:questions] for text in (question.text, question.answer)]
             turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
-            made.append((2 + split, {**_record(key, turns), "kinds": [question.kind for question in asked]}))
+            made.append((2 + split, {**_record(key, turns), "kinds": [question.kind for question in asked[:questions]]}))
         return made
 
     items = ((report.inputs[0], place, key) for place, key in enumerate(keys))
@@ -122,11 +114,11 @@ def _record(key: str, turns: Sequence[str]) -> dict[str, Any]:
 
 def find_groups(keys: Iterable[str]) -> Groups:
     """The tree of the folders of pictures, two levels deep: subjects, and groups within a subject."""
-    groups: dict[str, set[str]] = {}
+    groups: dict[str, set[str]] = defaultdict(set)
     for key in keys:
         folders = key.split("/")[:-1][:2]
         for depth, name in enumerate(folders):
-            groups.setdefault("/".join(folders[:depth]), set()).add(name)
+            groups["/".join(folders[:depth])].add(name)
     return {folder: sorted(names) for folder, names in groups.items()}
 
 

@@ -4,11 +4,10 @@ import base64
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Report, Source, find_source
+from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Report, Source, find_first, find_source
 from unicode.annotations.records import BAD_IMAGE, NO_IMAGE, RefusedError, image_key, read_keys
 from unicode.annotations.templates import draw_share
 from unicode.common.files import atomic_write, read_jsonl, read_list, write_list
@@ -16,14 +15,9 @@ from unicode.common.json_lists import read_json_list
 
 TRAIN, VAL = SPLITS = ("train", "val")
 CONCAT, CONCAT_VQA = "llava_concat", "llava_concat_vqa"
-TEST_IMAGES = (
-    "concat_vae_with_vqabench would put the images of the twelve benchmarks, test images among them, into the training data of the "
-    "tokenizer; scores on those benchmarks are then no longer scores on unseen images. To do so, give --allow-test-images"
-)
 
 
-@dataclass(frozen=True)
-class BenchmarkFiles:
+class BenchmarkFiles(NamedTuple):
     """Where one benchmark keeps its questions and its images, relative to the folder of all benchmarks."""
 
     questions: str
@@ -66,7 +60,8 @@ def concat_vae_with_mix(
     if not 0 <= val_share < 1:
         raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
     report = Report("concat_vae_with_mix", seed)
-    sources = [find_source(root, anno) for anno in annos] or _default_sources(Path(root), report)
+    defaults = [[Path(root) / f"{PUBLISHED_NAMES[stem]}_{TRAIN}.txt", Path(root) / f"{stem}.json"] for stem in (LAION, MIX)]
+    sources = [find_source(root, anno) for anno in annos] or [Source(path) for path in find_first(defaults, report)]
     report.inputs = [str(source.path) for source in sources]
     lists: dict[str, dict[str, None]] = {TRAIN: {}, VAL: {}}  # dicts keep the order and each key once
     for source in sources:
@@ -97,14 +92,16 @@ def concat_vae_with_vqabench(
     to `root`. `allow_test_images`: confirms that test images may be used.
     """
     if not allow_test_images:
-        raise ValueError(TEST_IMAGES)
+        consequence = "then scores on the twelve benchmarks are no longer scores on unseen images"
+        raise ValueError(f"concat_vae_with_vqabench trains the tokenizer on test images; {consequence}. To do so, give --allow-test-images")
     try:
         folder = image_key(bench)
     except RefusedError as refused:
         raise ValueError(f"--bench {bench}: the lists hold paths relative to --root, so must this be ({refused})") from None
     report = Report("concat_vae_with_vqabench", seed)
     report.note("the train list holds test images of the benchmarks: state this with every score of a tokenizer trained on it")
-    lists = [_find_list(f"{CONCAT}_{split}.txt", (Path(out), Path(root))) for split in SPLITS]
+    places = [[Path(folder) / f"{CONCAT}_{split}.txt" for folder in (out, root)] for split in SPLITS]
+    lists = [find_first([paths], report, remedy="make it with --func concat_vae_with_mix")[0] for paths in places]
     report.inputs = [*map(str, lists), str(Path(root) / bench)]
     missing = [name for name, files in BENCHMARKS.items() if not (Path(root) / folder / files.questions).is_file()]
     if len(missing) == len(BENCHMARKS):
@@ -143,9 +140,8 @@ def _keys(source: Source, report: Report, *, pictures: Path | None = None) -> It
         report.read += 1
         try:
             if source.path.suffix == ".tsv":
-                keys: tuple[str, ...] = (_save_picture(thing, pictures),)
-            else:
-                keys = (image_key(thing.strip()),) if isinstance(thing, str) else read_keys(thing)
+                thing["image"] = _save_picture(thing, pictures)
+            keys = (image_key(thing.strip()),) if isinstance(thing, str) else read_keys(thing)
             if not keys:
                 raise RefusedError(NO_IMAGE, "a text-only record")
             if any(len(key.splitlines()) > 1 for key in keys):
@@ -179,27 +175,6 @@ def _save_picture(row: dict[str, Any], folder: Path | None) -> str:
         with atomic_write(folder / name, "wb") as file:
             file.write(picture)
     return name
-
-
-def _default_sources(root: Path, report: Report) -> list[Source]:
-    sources = []
-    for stem in (LAION, MIX):
-        candidates = [root / f"{PUBLISHED_NAMES[stem]}_{TRAIN}.txt", root / f"{stem}.json"]
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
-            report.note(f"neither {candidates[0]} nor {candidates[1]} is there; left out")
-        else:
-            sources.append(Source(found))
-    if not sources:
-        raise FileNotFoundError(f"neither LLaVA's annotation files nor lists of their images in {root}; name files with --anno")
-    return sources
-
-
-def _find_list(name: str, folders: Sequence[Path]) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"no {name} in {' or '.join(map(str, folders))}; make it with --func concat_vae_with_mix")
 
 
 def _write_lists(report: Report, name: str, lists: tuple[list[str], list[str]], out: Path, *, dry_run: bool) -> Report:

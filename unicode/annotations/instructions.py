@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unicode.annotations.build import LAION, MIX, ImageIds, Made, Report, build, find_source, find_sources, output_path, split_weight
+from unicode.annotations.build import LAION, MIX, ImageIds, Made, Report, build, find_first, find_sources, output_path, split_weight
 from unicode.annotations.records import (
     IMAGE_TAG,
     IMAGE_TO_TEXT,
@@ -19,15 +19,8 @@ from unicode.annotations.templates import draw_share
 from unicode.common.json_lists import dump_line
 from unicode.ids.text import write_run
 
-NAMES = (
-    "llava_laion558k.json",
-    "llava_mix665k.json",
-    "llava_laion558k_t2v.json",
-    "llava_laion558k_uncond.json",
-    "images_uncond.json",
-    "images_decompression.json",
-)
-"""What is mixed when no files are named: those of these that exist."""
+MIXED = ("llava_laion558k", "llava_mix665k", "llava_laion558k_t2v", "llava_laion558k_uncond", "images_uncond", "images_decompression")
+"""Stems of what is mixed when no files are named: those of these files that exist."""
 
 
 def get_llava_uni_anno(
@@ -38,7 +31,7 @@ def get_llava_uni_anno(
     A conversation may have several images ("image" is a list then, in the order of the tags); text-only records are kept.
     Writes llava_mix665k.json for LLaVA's 665K mix, llava_laion558k.json for its 558K, <name>_uni.json for any other file, shuffled.
     """
-    source = find_source(root, anno)
+    (source,) = find_sources(root, [anno])
 
     def convert(record: Any, _: str) -> Made:
         read = read_record(record, form="llava")
@@ -97,7 +90,10 @@ def concat_uni_anno(
     """
     report = Report("concat_uni_anno", seed)
     folder = Path(out).parent if Path(out).suffix == ".json" else Path(out)
-    files, written = zip(*map(split_weight, annos or _default_names((folder, Path(root)), report)), strict=True)
+    if not annos:
+        defaults = [[place / f"{name}.json" for place in (folder, Path(root))] for name in MIXED]
+        annos = [path.resolve() for path in find_first(defaults, report)]
+    files, written = zip(*map(split_weight, annos), strict=True)
     sources = find_sources(root, files)
     if weights and (len(weights) != len(sources) or not all(0 <= weight < 1e6 for weight in weights)):
         names = ", ".join(source.path.name for source in sources)
@@ -131,14 +127,3 @@ def count_copies(weight: float, seed: int, record: dict[str, Any]) -> int:
     whole = int(weight)
     rest = weight - whole
     return whole + (rest > 0 and draw_share(seed, "copies", dump_line(record)) < rest)
-
-
-def _default_names(folders: Sequence[Path], report: Report) -> list[Path]:
-    """The files of the default names, each from the first folder that has it."""
-    found = {name: next((folder / name for folder in folders if (folder / name).is_file()), None) for name in NAMES}
-    missing = [name for name, path in found.items() if path is None]
-    if len(missing) == len(NAMES):
-        raise FileNotFoundError(f"none of {', '.join(NAMES)} in {' or '.join(map(str, folders))}; name the files to mix with --anno")
-    if missing:
-        report.note(f"not there and left out: {', '.join(missing)}")
-    return [path.resolve() for path in found.values() if path is not None]

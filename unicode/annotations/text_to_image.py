@@ -1,12 +1,9 @@
 """Annotations whose answers are images: text to image, decompression, unconditional."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from unicode.annotations.build import LAION, ImageIds, Made, Report, Source, build, find_source, output_path
+from unicode.annotations.build import LAION, ImageIds, Made, Report, build, find_source, output_path
 from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, read_record
 from unicode.annotations.templates import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
 from unicode.ids.text import write_run
@@ -71,14 +68,7 @@ def get_decompression_anno(
     out. Writes <name>_decompression.json, shuffled, one record for each different image. `anno`: take the images of this annotation file;
     without it every image of the stores. `share`: share of the images, above 0 and up to 1.
     """
-
-    def make(key: str, ids: np.ndarray) -> dict[str, Any]:
-        run = write_run(ids)
-        return make_record(key, DECOMPRESSION, [fill(DECOMPRESSION, seed, key, ids=run), run], input_mode="sum", **images.fields)
-
-    report = Report("get_decompression_anno", seed)
-    source = find_source(root, anno) if anno else None
-    return _build_uncaptioned(report, make, images, out, source=source, share=share, kind="decompression", dry_run=dry_run)
+    return _build_uncaptioned(DECOMPRESSION, "decompression", root, images, out, seed=seed, anno=anno, share=share, dry_run=dry_run)
 
 
 def get_uncond_anno(
@@ -89,29 +79,26 @@ def get_uncond_anno(
     Writes <name>_uncond.json, shuffled, to be mixed with a text-to-image file by concat_uni_anno. `anno`: take the images of this
     annotation file; without it every image of the stores. `share`: share of the images, above 0 and up to 1.
     """
-
-    def make(key: str, ids: np.ndarray) -> dict[str, Any]:
-        return make_record(key, UNCONDITIONAL, [fill(UNCONDITIONAL, seed, key), write_run(ids)], **images.fields)
-
-    report = Report("get_uncond_anno", seed)
-    source = find_source(root, anno) if anno else None
-    return _build_uncaptioned(report, make, images, out, source=source, share=share, kind="uncond", dry_run=dry_run)
+    return _build_uncaptioned(UNCONDITIONAL, "uncond", root, images, out, seed=seed, anno=anno, share=share, dry_run=dry_run)
 
 
 def _build_uncaptioned(
-    report: Report,
-    make: Callable[[str, np.ndarray], dict[str, Any]],
+    task: str,
+    kind: str,
+    root: str | Path,
     images: ImageIds,
     out: str | Path,
     *,
-    source: Source | None,
+    seed: int,
+    anno: str | Path,
     share: float,
-    kind: str,
     dry_run: bool,
 ) -> Report:
-    """One record by `make` for each different image of the annotation file, or of the stores, that `share` selects."""
+    """A record of `task` for each different image of the annotation file, or of the stores, that `share` selects."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    source = find_source(root, anno) if anno else None
+    fields = {**({"input_mode": "sum"} if task == DECOMPRESSION else {}), **images.fields}
     taken: set[str] = set()
 
     def convert(thing: Any, _: str) -> Made:
@@ -121,14 +108,14 @@ def _build_uncaptioned(
         new = [key for key in dict.fromkeys(keys) if key not in taken]
         if not new:
             raise RefusedError(REPEATED, f"'{keys[0]}'")
-        chosen = [key for key in new if draw_share(report.seed, kind, key) < share]
-        if not chosen:
+        runs = {key: write_run(images.get(key)) for key in new if draw_share(seed, kind, key) < share}
+        if not runs:
             raise RefusedError(NOT_CHOSEN, f"share {share:g}")
-        made = [(0, make(key, images.get(key))) for key in chosen]
         if source is not None:  # the stores name each image once by themselves
-            taken.update(chosen)
-        return made
+            taken.update(runs)
+        return [(0, make_record(key, task, [fill(task, seed, key, ids=run), run], **fields)) for key, run in runs.items()]
 
+    report = Report(f"get_{kind}_anno", seed)
     if source is not None:
         main = output_path(out, f"{source.name}_{kind}.json", [source])
         return build(report, [source], convert, main, images=images, dry_run=dry_run)
