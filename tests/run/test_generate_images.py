@@ -34,7 +34,8 @@ def test_a_list_of_pictures_starts_from_the_folder_that_the_settings_name(tmp_pa
     Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / "one.png")
     (tmp_path / "list.txt").write_text("one.png\n")
     config = GenerationConfig(data=DataConfig(root=str(tmp_path / "pictures")))
-    assert [sample.key for sample in find_pictures(str(tmp_path / "list.txt"), config, 16)] == ["one.png"]
+    dataset = find_pictures(str(tmp_path / "list.txt"), config, 16)
+    assert [dataset.key(index) for index in range(len(dataset))] == ["one.png"]
 
 
 def files(folder) -> dict[str, bytes]:
