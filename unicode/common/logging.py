@@ -1,4 +1,4 @@
-"""Console messages: one logger per module; INFO on the main rank, warnings on the others; no warnings about the inside of libraries."""
+"""Console messages: one logger per module, INFO on the main rank, warnings on the others; no warnings about the inside of libraries."""
 
 import logging
 import os

@@ -4,15 +4,12 @@ python -m unicode.run.answer --model outputs/unicode_lora --questions questions.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from unicode.common.distributed import is_main
-from unicode.common.logging import get_logger
-from unicode.run.command import add_model_options, command, open_named_model
+from unicode.run.command import add_model_options, command, log, open_named_model
 
-log = get_logger(__name__)
 SHOWN_ERRORS = 10
 
 
@@ -34,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=0, help="only the first so many questions")
     parser.add_argument("--dry-run", action="store_true", help="open everything, look for the images, answer nothing")
     args = parser.parse_args(argv)
-    from unicode.generate.answers import AnswerConfig
-    from unicode.generate.jobs import ResultFile
+    from unicode.generate.answers import AnswerConfig, answer_questions
+    from unicode.generate.jobs import ResultFile, answer_line
     from unicode.generate.questions import ImageReader, open_lookup, read_questions
     from unicode.ids.store import Store
 
@@ -50,29 +47,21 @@ def main(argv: list[str] | None = None) -> int:
             lost = images.missing(str(name) for question in asked for name in question.images)
             log.info("%d questions, %d images not found%s", len(asked), len(lost), f", the first is '{lost[0]}'" if lost else "")
             return 0
+        model_id = Path(args.model).resolve().name
         made_by = {"model": model.fingerprint, "dtype": str(model.lm.dtype), "blank_images": args.blank_images, **config.made_by()}
         with ResultFile(args.answers, [one.key for one in asked], made_by=made_by) as file:
-            answer_share(file, asked, model=model, images=images, config=config, model_id=Path(args.model).resolve().name)
+            share = [asked[place] for place in file.share()]
+            if len(file.missing) < len(asked):
+                log.info("%s: %d of %d questions are answered already", file.path, len(asked) - len(file.missing), len(asked))
+            for index, answer in answer_questions(model, share, config=config, images=images, progress=True):
+                head = {"question_id": share[index].id, "prompt": share[index].text}
+                head |= {name: value for name, value in share[index].fields.items() if name == "round_id"}
+                metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished}
+                file.put(answer_line(file, head, answer.text, model_id=model_id, metadata=metadata, error=answer.error))
             summary = file.finish()
     if is_main():
         report(summary, args.answers)
     return 0
-
-
-def answer_share(file: Any, asked: Sequence[Any], *, model: Any, images: Any, config: Any, model_id: str) -> None:
-    """Answer this rank's share of the questions that have no answer yet."""
-    from unicode.generate.answers import answer_questions
-    from unicode.generate.jobs import answer_line
-
-    share = [asked[place] for place in file.share()]
-    if len(file.missing) < len(asked):
-        log.info("%s: %d of %d questions are answered already", file.path, len(asked) - len(file.missing), len(asked))
-    for index, answer in answer_questions(model, share, config=config, images=images, progress=True):
-        question = share[index]
-        head = {"question_id": question.id, "prompt": question.text}
-        head |= {name: question.fields[name] for name in ("round_id",) if name in question.fields}
-        metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished}
-        file.put(answer_line(file, head, answer.text, model_id=model_id, metadata=metadata, error=answer.error))
 
 
 def report(summary: Any, path: str) -> None:

@@ -17,17 +17,16 @@ from PIL import Image
 
 from unicode.common.distributed import is_main, on_main, open_job
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json
-from unicode.common.logging import get_logger, printable
+from unicode.common.logging import printable
 from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
-from unicode.run.command import command, one_line, open_named_model
+from unicode.run.command import command, log, one_line, open_named_model
 
 if TYPE_CHECKING:
     from unicode.images.lookup import ImageLookup
 
-log = get_logger(__name__)
 ALL = "all"
 SCORES, TABLE = "scores.json", "table.md"
 RECORDED = ("round_id", "options", "option_char")  # fields of a question that LLaVA repeats in its answer

@@ -8,10 +8,11 @@ from functools import wraps
 from typing import Any
 
 from unicode.common.distributed import process_group
-from unicode.common.logging import printable, setup_logging
+from unicode.common.logging import get_logger, printable, setup_logging
 
 Main = Callable[[list[str] | None], int]
 
+log = get_logger("unicode.run")  # of all commands: under `python -m` a command's own name is __main__
 USER_ERROR = 2
 INTERRUPTED = 130
 

@@ -3,49 +3,10 @@
 python -m unicode.run.convert_tokenizer published/hqvae outputs/hqvae_converted
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from unicode.common.logging import get_logger
-from unicode.run.command import command
-
-if TYPE_CHECKING:
-    from unicode.tokenizer.model import ImageTokenizer
-
-log = get_logger(__name__)
-
-
-def describe(tokenizer: ImageTokenizer) -> str:
-    """Return what a tokenizer is, in lines."""
-    config, layout = tokenizer.config, tokenizer.layout
-    model = tokenizer.table_model or ("none" if config.codebook.mode == "free" else "not recorded")
-    first, last = int(tokenizer.row_ids.min()), int(tokenizer.row_ids.max())
-    lines = {
-        "type": f"{config.type}, {config.image_size} px, stride {config.stride}",
-        "codes": f"{layout.num_codes} ids per image, {layout.describe()}",
-        "rows": f"{tokenizer.num_rows} of width {', '.join(str(book.width) for book in tokenizer.codebooks)}, mode {config.codebook.mode}",
-        "ids": f"{first} to {last}; language model: {model}",
-        "fingerprint": tokenizer.fingerprint,
-    }
-    return "\n".join(f"{name:12} {value}" for name, value in lines.items())
-
-
-def check_same(tokenizer: ImageTokenizer, out: Path) -> None:
-    """Load what was written and compare the codes, ids and pixels of an image of noise. Raises ValueError: it is not the same tokenizer."""
-    import torch
-
-    from unicode.tokenizer.load import load_tokenizer
-
-    again = load_tokenizer(out)
-    size = tokenizer.config.image_size
-    images = 2 * torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) - 1
-    codes = tokenizer.encode(images)
-    same = torch.equal(codes, again.encode(images)) and torch.equal(tokenizer.to_ids(codes), again.to_ids(codes))
-    if not same or not torch.equal(tokenizer.decode(codes), again.decode(codes)) or again.fingerprint != tokenizer.fingerprint:
-        raise ValueError(f"{out} does not give what its source gives; remove it and check the disk, then run the command again")
+from unicode.run.command import command, log
 
 
 @command
@@ -56,6 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="folder to write; a tokenizer that is there already is not overwritten by another one")
     parser.add_argument("--dry-run", action="store_true", help="load and describe, write nothing")
     args = parser.parse_args(argv)
+    import torch
+
     from unicode.tokenizer.load import load_tokenizer
     from unicode.tokenizer.model import CONFIG_FILE
 
@@ -63,13 +26,25 @@ def main(argv: list[str] | None = None) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"OUT {out} is a file; give the folder that is to hold the tokenizer")
     tokenizer = load_tokenizer(args.source)
-    print(describe(tokenizer))
+    config, layout = tokenizer.config, tokenizer.layout
+    model = tokenizer.table_model or ("none" if config.codebook.mode == "free" else "not recorded")
+    widths = ", ".join(str(book.width) for book in tokenizer.codebooks)
+    print(f"type         {config.type}, {config.image_size} px, stride {config.stride}")
+    print(f"codes        {layout.num_codes} ids per image, {layout.describe()}")
+    print(f"rows         {tokenizer.num_rows} of width {widths}, mode {config.codebook.mode}")
+    print(f"ids          {int(tokenizer.row_ids.min())} to {int(tokenizer.row_ids.max())}; language model: {model}")
+    print(f"fingerprint  {tokenizer.fingerprint}")
     if (out / CONFIG_FILE).is_file() and load_tokenizer(out).fingerprint != tokenizer.fingerprint:
         raise ValueError(f"{out} holds another tokenizer; remove it or choose another OUT")
     if args.dry_run:
         return 0
     tokenizer.save_pretrained(out)
-    check_same(tokenizer, out)
+    again = load_tokenizer(out)
+    images = 2 * torch.rand(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0)) - 1
+    codes = tokenizer.encode(images)
+    same = torch.equal(codes, again.encode(images)) and torch.equal(tokenizer.to_ids(codes), again.to_ids(codes))
+    if not same or not torch.equal(tokenizer.decode(codes), again.decode(codes)) or again.fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{out} does not give what its source gives; remove it and check the disk, then run the command again")
     log.info("%s: written, and read back with the same codes, ids and pixels", out)
     return 0
 

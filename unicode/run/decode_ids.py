@@ -7,11 +7,8 @@ import argparse
 
 from unicode.annotations.build import read_runs
 from unicode.common.distributed import open_job
-from unicode.common.logging import get_logger
 from unicode.ids.store import Store
-from unicode.run.command import command
-
-log = get_logger(__name__)
+from unicode.run.command import command, log
 
 
 @command

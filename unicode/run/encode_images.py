@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 
 from unicode.common.config import load_config
 from unicode.common.distributed import open_job, world_size
-from unicode.common.logging import get_logger
 from unicode.ids.store import PRECISIONS
-from unicode.run.command import command
+from unicode.run.command import command, log
 
 if TYPE_CHECKING:
     import torch
 
     from unicode.images.dataset import DataConfig, ImageDataset
 
-log = get_logger(__name__)
 DATA_SETTINGS = "settings of the data set, as limit=100 or name=imagenet root=DIR split=val; docs/configs/tokenizer.md, data, lists them"
 
 

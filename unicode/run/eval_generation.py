@@ -14,10 +14,9 @@ from tqdm import tqdm
 from unicode.common.config import load_config
 from unicode.common.distributed import all_reduce_sum_, is_main, open_job, rank, world_size
 from unicode.common.files import read_json, read_jsonl, write_json
-from unicode.common.logging import get_logger
 from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
 from unicode.metrics import NotComputed, format_metrics
-from unicode.run.command import command
+from unicode.run.command import command, log
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
     from unicode.images.dataset import ImageDataset
     from unicode.metrics.generation import GenerationMetrics
-
-log = get_logger(__name__)
 
 
 class Drawn:

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any
 from unicode.common.config import load_config
 from unicode.common.distributed import is_main, open_job
 from unicode.common.files import write_json
-from unicode.common.logging import get_logger
 from unicode.run import encode_images
-from unicode.run.command import command
+from unicode.run.command import command, log
 
 if TYPE_CHECKING:
     from unicode.images.dataset import DataConfig, ImageDataset, Skipped
-
-log = get_logger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:

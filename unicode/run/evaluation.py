@@ -13,16 +13,14 @@ from tqdm import tqdm
 
 from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
 from unicode.common.files import atomic_write
-from unicode.common.logging import get_logger
 from unicode.images.dataset import ImageDataset, Skipped
 from unicode.images.loader import Batch, SkipReport, build_loader
 from unicode.metrics import NotComputed
 from unicode.metrics.reconstruction import ReconstructionMetrics
+from unicode.run.command import log
 from unicode.run.encode_images import default_workers
 from unicode.tokenizer.losses import load_lpips, trunk_file
 from unicode.tokenizer.model import inference_precision
-
-log = get_logger(__name__)
 
 MetricNetwork = nn.Module | NotComputed
 

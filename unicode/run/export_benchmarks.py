@@ -9,11 +9,8 @@ from pathlib import Path
 from unicode.annotations.exports import EXPORTS, export_benchmarks, training_conversations
 from unicode.common.config import load_config
 from unicode.common.json_lists import write_json_list
-from unicode.common.logging import get_logger
 from unicode.images.shapes import SPLITS, ShapesConfig
-from unicode.run.command import command
-
-log = get_logger(__name__)
+from unicode.run.command import command, log
 
 
 @command

@@ -6,10 +6,7 @@ python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out output
 import argparse
 from pathlib import Path
 
-from unicode.common.logging import get_logger
-from unicode.run.command import command
-
-log = get_logger(__name__)
+from unicode.run.command import command, log
 
 
 @command

@@ -7,10 +7,7 @@ import argparse
 from pathlib import Path
 
 from unicode.annotations.exports import write_question_file
-from unicode.common.logging import get_logger
-from unicode.run.command import command
-
-log = get_logger(__name__)
+from unicode.run.command import command, log
 
 
 @command

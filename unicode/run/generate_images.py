@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unicode.common.distributed import is_main, world_size
-from unicode.common.logging import get_logger
 from unicode.images.listing import EXTENSIONS, Files
-from unicode.run.command import add_model_options, command, open_named_model
+from unicode.run.command import add_model_options, command, log, open_named_model
 
 if TYPE_CHECKING:
     from unicode.generate.drawing_tasks import ImageTask, PromptTask
@@ -21,15 +20,11 @@ if TYPE_CHECKING:
     from unicode.images.dataset import ImageDataset
     from unicode.llm.load import LanguageModel
 
-log = get_logger(__name__)
 SHOWN_ERRORS = 5
 
 
 def build_task(model: LanguageModel, args: argparse.Namespace, config: GenerationConfig) -> PromptTask | ImageTask:
-    """What to draw.
-
-    Raises FileNotFoundError: no such prompts or pictures. Raises ValueError: prompts of no known format, rows that a picture does not have.
-    """
+    """What to draw. FileNotFoundError, ValueError: the prompts or pictures are missing or of no known format, or lack rows."""
     from unicode.generate.drawing_tasks import ImageTask, PromptTask, read_prompts
 
     side = model.images.config.image_size
@@ -43,10 +38,7 @@ def build_task(model: LanguageModel, args: argparse.Namespace, config: Generatio
 
 
 def find_pictures(source: str, config: GenerationConfig, side: int) -> ImageDataset:
-    """The pictures that an option names: one image file, or what `--images` of other commands takes.
-
-    Raises FileNotFoundError, ValueError: as `open_images`.
-    """
+    """The pictures that an option names: one image file, or what `--images` of other commands takes. Errors: as `open_images`."""
     from unicode.images.dataset import FileImages, open_images
 
     data = replace(config.data, limit=config.limit or config.data.limit)

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 
 from unicode.common.files import read_json, read_list, read_tensors
 from unicode.common.json_lists import read_json_list
-from unicode.common.logging import get_logger
 from unicode.ids.layout import Layout
 from unicode.ids.store import StoreSpec, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
-from unicode.run.command import command
+from unicode.run.command import command, log
 
 if TYPE_CHECKING:
     import torch
 
     from unicode.tokenizer.model import ImageTokenizer
 
-log = get_logger(__name__)
 SHARD_SIZE = 2048
 TRANSFORM = {"protocol": "imported from UniCode-ECCV24: shorter side resized, center crop"}
 

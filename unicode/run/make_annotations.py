@@ -16,8 +16,7 @@ from unicode.annotations.captioned import get_folder_anno, get_shapes_anno
 from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
 from unicode.annotations.instructions import concat_llava_anno, concat_uni_anno, get_llava_uni_anno
 from unicode.annotations.text_to_image import get_decompression_anno, get_t2v_anno, get_uncond_anno
-from unicode.common.logging import get_logger
-from unicode.run.command import command
+from unicode.run.command import command, log
 
 FUNCTIONS: dict[str, Callable[..., Report]] = {
     function.__name__: function
@@ -35,7 +34,6 @@ FUNCTIONS: dict[str, Callable[..., Report]] = {
     )
 }
 DATA, SAMPLE = (Path(__file__).resolve().parents[2] / name for name in ("datasets/llava", "data/sample"))
-log = get_logger(__name__)
 ANNO = "FILE[@FOLDER]"
 OPTIONS: dict[str, dict[str, Any]] = {
     "root": {"help": "folder of the input files; default: DATA_ROOT, datasets/llava, or else a sample of a few records"},

@@ -8,11 +8,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from unicode.common.logging import get_logger
 from unicode.llm.base_model import BaseConfig, is_made, make_base_model
-from unicode.run.command import command
-
-log = get_logger(__name__)
+from unicode.run.command import command, log
 
 
 @command

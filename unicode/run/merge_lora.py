@@ -7,10 +7,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from unicode.common.logging import get_logger
-from unicode.run.command import command
-
-log = get_logger(__name__)
+from unicode.run.command import command, log
 
 
 @command

@@ -150,7 +150,6 @@ def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
 
 
 def _fill(line: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The words of a command line with the values in their places."""
     words: list[str] = []
     for word in line.split():
         value = values.get(word[1:-1])
@@ -231,15 +230,6 @@ def smollm2() -> str:
     return str(files[0])
 
 
-def machine_settings() -> dict[str, str]:
-    """Return the environment variables of the scripts: two processes on a CPU with two cores or more, and a free port for them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = os.environ.get("NUM_RANKS") or str(min(2, os.cpu_count() or 1))
-    return {"NUM_RANKS": ranks, "MASTER_PORT": os.environ.get("MASTER_PORT") or str(port)}
-
-
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.quickstart", description=__doc__.splitlines()[0])
@@ -257,7 +247,11 @@ def main(argv: list[str] | None = None) -> int:
         for step in steps:
             print(f"{step.name}: {step.line()}")
         return 0
-    code = run_steps(steps, out, environment=machine_settings(), again=bool(args.only))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = os.environ.get("MASTER_PORT") or str(probe.getsockname()[1])
+    ranks = os.environ.get("NUM_RANKS") or str(min(2, os.cpu_count() or 1))
+    code = run_steps(steps, out, environment={"NUM_RANKS": ranks, "MASTER_PORT": port}, again=bool(args.only))
     if not code:
         print(f"\nreport: {out / 'report.html'}")
     return code

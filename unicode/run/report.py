@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unicode.common.files import atomic_write
-from unicode.common.logging import get_logger
-from unicode.run.command import command
+from unicode.run.command import command, log
 
 if TYPE_CHECKING:
     from unicode.report.page import Section
 
-log = get_logger(__name__)
 NAMED = "[NAME=]PATH"
 LEAD = "One codebook for text and images: an image becomes a run of a language model's own tokens, and a run becomes an image."
 

@@ -1,10 +1,7 @@
 """Tune a language model on conversations: `python -m unicode.run.train_llm CONFIG.yaml [a.b=c ...]`; the same command resumes."""
 
-from unicode.common.logging import get_logger
-from unicode.run.command import command
+from unicode.run.command import command, log
 from unicode.run.train_tokenizer import build_parser, read_config
-
-logger = get_logger(__name__)
 
 
 @command
@@ -23,9 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.preview:
         training.preview(args.preview)
         return 0
-    logger.info("%s", training.describe())
+    log.info("%s", training.describe())
     if not args.dry_run:
-        logger.info("done: %s", training.run())
+        log.info("done: %s", training.run())
     return 0
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unicode.common.config import load_config
-from unicode.common.logging import get_logger
-from unicode.run.command import command
+from unicode.run.command import command, log
 
-logger = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -45,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.train.tokenizer import TokenizerTrainer
 
     trainer = TokenizerTrainer(config)
-    logger.info("%s", trainer.describe())
+    log.info("%s", trainer.describe())
     if not args.dry_run:
-        logger.info("done: %s", trainer.run())
+        log.info("done: %s", trainer.run())
     return 0
 
 
