@@ -82,20 +82,13 @@ def spread(total: int, count: int) -> np.ndarray:
 
 @dataclass
 class LlmData:
-    """Training and held-out conversations of a run.
-
-    Attributes:
-        train, val: conversations; `val` is None without held-out files.
-        weights: (n,) how often each training conversation occurs in an epoch.
-        modalities: (n,) 1 for conversations with images, 0 for text.
-        max_length: longest sequence in tokens.
-    """
+    """Training and held-out conversations of a run."""
 
     train: ConversationDataset
-    val: ConversationDataset | None
-    weights: np.ndarray
-    modalities: np.ndarray
-    max_length: int
+    val: ConversationDataset | None  # None without held-out files
+    weights: np.ndarray  # (n,) how often each training conversation occurs in an epoch
+    modalities: np.ndarray  # (n,) 1 for conversations with images, 0 for text
+    max_length: int  # Longest sequence in tokens
 
     @property
     def epoch_length(self) -> int:
@@ -108,16 +101,9 @@ def read_data(
 ) -> LlmData:
     """Open the annotation files of a config; everything in them that cannot be used is found here, before a model is loaded.
 
-    Args:
-        config: the run's config.
-        model_config: config of the language model.
-        template: of the prompts.
-        text_tokenizer: of the language model.
-        markers: around images.
-        image_positions: positions of one picture of the LLaVA baseline; 0 where images are ids.
-
-    Raises FileNotFoundError: a file, store or image tokenizer is missing. Raises ValueError: a damaged file, ids that do not fit the model
-    or each other, a length beyond the model's context.
+    `model_config`, `text_tokenizer`: of the language model. `image_positions`: positions of one picture of the LLaVA baseline; 0 where
+    images are ids. Raises FileNotFoundError: a file, store or image tokenizer is missing. Raises ValueError: a damaged file, ids
+    that do not fit the model or each other, a length beyond the model's context.
     """
     data = config.data
     if not data.files:

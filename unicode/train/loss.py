@@ -1,7 +1,7 @@
 """Conversations -> micro-batches with their targets -> cross-entropy, averaged apart for text and images over an optimizer step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -25,21 +25,13 @@ EXTRA_INPUTS = ("extra_ids", "extra_at")
 
 @dataclass
 class Targets:
-    """What the learned positions of a micro-batch must predict; n targets, in any order.
+    """What the learned positions of a micro-batch must predict; n targets, in any order."""
 
-    Attributes:
-        at: (n,) int64 flat positions b T + t whose logits predict them.
-        ids: (n,) int64 vocabulary ids.
-        kinds: (n,) int64, TEXT or IMAGE.
-        tasks: (n,) int64 index of the task.
-        weights: (n,) float32 weight of the task.
-    """
-
-    at: torch.Tensor
-    ids: torch.Tensor
-    kinds: torch.Tensor
-    tasks: torch.Tensor
-    weights: torch.Tensor
+    at: torch.Tensor  # (n,) int64 flat positions b T + t whose logits predict them
+    ids: torch.Tensor  # (n,) int64 vocabulary ids
+    kinds: torch.Tensor  # (n,) int64, TEXT or IMAGE
+    tasks: torch.Tensor  # (n,) int64 index of the task
+    weights: torch.Tensor  # (n,) float32 weight of the task
 
     def total_weights(self) -> torch.Tensor:
         """(2,) float64: the summed weights of the targets of each kind."""
@@ -57,11 +49,8 @@ class Targets:
 def find_targets(labels: torch.Tensor, is_image: torch.Tensor, tasks: torch.Tensor, task_weights: torch.Tensor) -> Targets:
     """Turn labels, which stand at the position of their own token, into targets of the position before.
 
-    Args:
-        labels: (B, T) int64, -100 where nothing is learned.
-        is_image: (B, T) bool, whether the token there is an image id.
-        tasks: (B, T) int64 index of the task each position belongs to.
-        task_weights: (tasks,) float32.
+    `labels`: (B, T) int64, -100 where nothing is learned. `is_image`: (B, T) bool, whether the token there is an image id. `tasks`: (B, T)
+    int64 index of the task each position belongs to. `task_weights`: (tasks,) float32.
     """
     learned = labels[:, 1:] != -100
     rows, positions = learned.nonzero(as_tuple=True)
@@ -71,21 +60,13 @@ def find_targets(labels: torch.Tensor, is_image: torch.Tensor, tasks: torch.Tens
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes micro-batches; travels to worker processes.
+    """Makes micro-batches; travels to worker processes."""
 
-    Attributes:
-        pad_id: id at padded positions.
-        pack: put all examples of a micro-batch into one row.
-        sums: the model takes compressed images (see `prepare_forward_`).
-        task_weights: task -> weight of its targets; 1 for those not named.
-        add_images: examples -> further inputs of the model (pixels of a LLaVA model); None for a model that reads ids.
-    """
-
-    pad_id: int
-    pack: bool = False
-    sums: bool = False
-    task_weights: Mapping[str, float] | None = None
-    add_images: Callable[[Sequence[Example], Batch], Batch] | None = None
+    pad_id: int  # id at padded positions
+    pack: bool = False  # Put all examples of a micro-batch into one row
+    sums: bool = False  # The model takes compressed images (see `prepare_forward_`)
+    task_weights: Mapping[str, float] = field(default_factory=dict)  # Task -> weight of its targets; 1 for those not named
+    add_images: Callable[[Sequence[Example], Batch], Batch] | None = None  # Examples -> further inputs (pixels of a LLaVA model)
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Return {"inputs": arguments of the model, "targets": `Targets`, "num_tokens": tokens without padding}."""
@@ -94,7 +75,7 @@ class Collator:
         inputs = {name: laid[name] for name in names if name in laid}
         if self.add_images is not None:
             inputs |= self.add_images(examples, laid)
-        weights = torch.tensor([(self.task_weights or {}).get(task, 1.0) for task in TASK_NAMES])
+        weights = torch.tensor([self.task_weights.get(task, 1.0) for task in TASK_NAMES])
         owner = laid["example"].clamp_min(0)  # padding is never learned: whose it is does not matter
         tasks = laid["task"].remainder(len(TASK_NAMES))[owner]
         targets = find_targets(laid["labels"], laid["is_image"], tasks, weights)
@@ -135,10 +116,8 @@ def target_losses(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
 def combine(nll: torch.Tensor, targets: Targets, *, totals: torch.Tensor, kind_weights: torch.Tensor) -> torch.Tensor:
     """The share of one micro-batch in the loss of its step, (); the shares of all micro-batches and ranks add up to the loss.
 
-    Args:
-        nll: (n,) from `target_losses`.
-        totals: (2,) summed weights of the targets of each kind over the whole step.
-        kind_weights: (2,) weight of the text and of the image loss.
+    `nll`: (n,) from `target_losses`. `totals`: (2,) summed weights of the targets of each kind over the whole step. `kind_weights`: (2,)
+    weight of the text and of the image loss.
     """
     factors = (kind_weights / totals.clamp_min(1e-9)).to(nll.dtype)
     return (nll * targets.weights * factors[targets.kinds]).sum()
@@ -153,9 +132,8 @@ class LossTable:
     @torch.no_grad()
     def add(self, nll: torch.Tensor, targets: Targets, *, weight: float = 1.0) -> None:
         """Take the targets of one micro-batch; with `weight` 0 they do not count."""
-        cells = targets.tasks * NUM_KINDS + targets.kinds
         values = torch.stack([nll.detach().double(), torch.ones_like(nll, dtype=torch.float64)]) * weight
-        self.sums.index_add_(1, cells, values)
+        self.sums.index_add_(1, targets.tasks * NUM_KINDS + targets.kinds, values)
 
     def take(self) -> dict[str, float]:
         """Return mean losses over all ranks since the last call, and begin anew; call on every rank.

@@ -24,21 +24,13 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Runtime:
-    """What follows from a config and the machine.
+    """What follows from a config and the machine."""
 
-    Attributes:
-        cpu: whether to compute on the CPU.
-        bf16: whether to compute in bfloat16.
-        accumulation: micro-batches per step and rank.
-        micro: images or conversations per micro-batch.
-        deepspeed: content of the DeepSpeed file; None without.
-    """
-
-    cpu: bool
-    bf16: bool
-    accumulation: int
-    micro: int
-    deepspeed: dict[str, Any] | None = None
+    cpu: bool  # Compute on the CPU
+    bf16: bool  # Compute in bfloat16
+    accumulation: int  # Micro-batches per step and rank
+    micro: int  # Images or conversations per micro-batch
+    deepspeed: dict[str, Any] | None = None  # Content of the DeepSpeed file
 
     @property
     def zero_stage(self) -> int:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -16,35 +17,23 @@ _EPOCH, _WINDOW = 1, 2  # what a stream of random numbers is for
 Item = TypeVar("Item")
 
 
+@dataclass(kw_only=True, eq=False)
 class StepSampler(ABC, Generic[Item]):
     """Lists of what a data set is indexed by, one per forward pass of this rank, from one endless stream that all ranks share.
 
     Step t takes B items; micro-batches go to the ranks in turn. Nothing has to be saved: the position follows from the step.
-
-    Args:
-        batch_size: items B per optimizer step, all ranks together.
-        accumulation: micro-batches per step and rank.
-        rank: index of this rank.
-        world_size: number of ranks.
-        seed: seed of the order.
-        start_step: first step to give.
-        stop_step: step to end before.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int,
-        stop_step: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        start_step: int = 0,
-    ) -> None:
-        assert batch_size % (world_size * accumulation) == 0, (batch_size, world_size, accumulation)
-        self.batch_size, self.accumulation, self.rank, self.world_size = batch_size, accumulation, rank, world_size
-        self.seed, self.start_step, self.stop_step = seed, start_step, stop_step
+    batch_size: int  # Items B per optimizer step, all ranks together
+    stop_step: int  # Step to end before
+    accumulation: int = 1  # Micro-batches per step and rank
+    rank: int = 0  # Index of this rank
+    world_size: int = 1  # Number of ranks
+    seed: int = 0  # Seed of the order
+    start_step: int = 0  # First step to give
+
+    def __post_init__(self) -> None:
+        assert self.batch_size % (self.world_size * self.accumulation) == 0, self
 
     @abstractmethod
     def batch(self, step: int) -> list[Item]:
@@ -119,7 +108,6 @@ class ConversationSampler(StepSampler[int]):
         return int(self.cumulated[-1])
 
     def batch(self, step: int) -> list[int]:
-        """Return the indices of one step; under grouping sorted by modality and length."""
         if self.group_by == "none":
             return self._draw(step * self.batch_size, self.batch_size).tolist()
         window, place = divmod(step, WINDOW)
