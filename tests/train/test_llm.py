@@ -21,7 +21,7 @@ from unicode.common.config import load_config
 from unicode.llm.card import read_card
 from unicode.llm.load import open_model
 from unicode.train.config import TrainLlmConfig
-from unicode.train.llm import LlmTraining
+from unicode.train.llm import LlmTrainer, LlmTraining
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter_model.safetensors"
@@ -230,7 +230,7 @@ def test_a_broken_loss_stops_the_run_and_names_the_step(llm_overrides: list[str]
 
 
 def test_learning_rates_of_markers_and_of_the_rest(llm_overrides: list[str]) -> None:
-    trainer = build(llm_overrides, "optimizer.marker_lr=0.01", "optimizer.weight_decay=0.1").trainer()
+    trainer = LlmTrainer(build(llm_overrides, "optimizer.marker_lr=0.01", "optimizer.weight_decay=0.1"))
     groups = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in trainer.create_optimizer().param_groups}
     assert groups == {(0.005, 0.1): 2 * 7 * 2, (0.01, 0.0): 1}
 

@@ -195,7 +195,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(
     assert json.loads((run / "summary.json").read_text())["unreadable_pictures"] == 2
     examples = [training.data.train[index] for index in (4, 5, 48)]
     assert training.vision is not None
-    batch = training.trainer().data_collator(examples)
+    batch = LlmTrainer(training).data_collator(examples)
     assert batch["inputs"]["pixels"].shape == (2, 3, SIZE, SIZE)
     assert batch["inputs"]["pixels"][1].unique().tolist() == [128]
     assert set((batch["targets"].at // (len(examples[0]) or 1)).tolist()) and len(batch["targets"].ids) == sum(

@@ -23,12 +23,9 @@ def save_checkpoint(target: str | Path, write: Callable[[Path], None], *, keep: 
     """Write the checkpoint folder `target`, then remove old checkpoints beside it; call on every rank.
 
     The files go to a hidden folder and are listed with size and checksum; the folder is renamed when everything is on disk. A failure
-    leaves the checkpoints that were there as they were. Raises OSError: the disk is full.
-
-    Args:
-        target: the folder, named step_N or checkpoint-N after the number of finished optimizer steps.
-        write: writes the files into the folder that it is given; called on every rank.
-        keep: how many checkpoints to keep, at least 1.
+    leaves the checkpoints that were there as they were. `target`: named step_N or checkpoint-N after the number of finished optimizer
+    steps. `write`: writes the files into the folder that it is given; called on every rank. `keep`: how many checkpoints to keep, at least
+    1. Raises OSError: the disk is full.
     """
     target = Path(target)
     hidden = target.parent / UNFINISHED / target.name
@@ -40,7 +37,11 @@ def save_checkpoint(target: str | Path, write: Callable[[Path], None], *, keep: 
         write(hidden)
         barrier()
         if is_main():
-            write_manifest(hidden)
+            files = [path for path in sorted(hidden.rglob("*")) if path.is_file()]
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(sync, files))
+                described = dict(zip((path.relative_to(hidden).as_posix() for path in files), pool.map(_describe, files), strict=True))
+            write_json(hidden / MANIFEST, described)
             shutil.rmtree(target, ignore_errors=True)
             hidden.rename(target)
             sync(target.parent)
@@ -100,15 +101,6 @@ def checkpoint_step(path: Path) -> int:
     return int(found[1])
 
 
-def write_manifest(checkpoint: Path) -> None:
-    """Flush the files of a checkpoint to disk and list them with size and checksum."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(sync, files))
-        names = (path.relative_to(checkpoint).as_posix() for path in files)
-        write_json(checkpoint / MANIFEST, dict(zip(names, pool.map(_describe, files), strict=True)))
-
-
 def find_fault(checkpoint: Path, *, checksums: bool = True) -> str | None:
     """Return what is wrong with a checkpoint, None if it is complete; `checksums=False` compares names and sizes only."""
     manifest = next((checkpoint / name for name in (MANIFEST, OLD_MANIFEST) if (checkpoint / name).is_file()), None)
@@ -131,7 +123,6 @@ def find_fault(checkpoint: Path, *, checksums: bool = True) -> str | None:
 
 
 def _describe(path: Path) -> dict[str, int]:
-    """Return size and CRC-32 of a file."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 24):

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-DAY = 24 * 60.0
 
 
 def process_group() -> ModuleType | None:
@@ -56,7 +55,7 @@ def all_reduce_sum_(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_min_(tensor: torch.Tensor) -> torch.Tensor:
-    """Replace `tensor` by its minimum over the ranks, in place, and return it; alone it stays as it is."""
+    """Replace `tensor` by its minimum over the ranks, in place, and return it."""
     if dist := _peers():
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return tensor
@@ -85,7 +84,7 @@ def on_main(compute: Callable[[], T]) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def open_job(device: str = "auto", *, timeout_minutes: float = DAY) -> torch.device:
+def open_job(device: str = "auto", *, timeout_minutes: float = 24 * 60.0) -> torch.device:
     """Join the other ranks, if a launcher (torchrun, deepspeed) started this process with some, and return the device to use.
 
     The ranks exchange CPU tensors through gloo; `unicode.run.command` leaves the group at the end. `device`: "auto" for this rank's GPU or,

@@ -14,7 +14,8 @@ CHUNK_CHARS = 1 << 20
 MAX_RECORD_CHARS = 1 << 26  # A record that does not end within this many characters (64 Mi) is a damaged file, not a record
 _SPACES = re.compile(r"[ \t\n\r]*")
 _AFTER_ELEMENT = frozenset(" \t\n\r,]")
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
+dump_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
+"""JSON text of an element on one line, readable (not escaped) beyond ASCII. ValueError for NaN and infinity."""
 
 
 def read_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS, max_record_chars: int = MAX_RECORD_CHARS) -> Iterator[Any]:
@@ -24,8 +25,7 @@ def read_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS, max_reco
     ValueError: the file is not a JSON list, is cut off or damaged; the message names file, record (from 0) and line.
     """
     with open(path, encoding="utf-8-sig") as file:
-        for element, _ in _ListReader(file, str(path), chunk_chars, max_record_chars).elements():
-            yield element
+        yield from (element for element, _ in _ListReader(file, str(path), chunk_chars, max_record_chars).elements())
 
 
 def locate_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS) -> Iterator[tuple[int, int]]:
@@ -37,11 +37,6 @@ def locate_json_list(path: str | Path, *, chunk_chars: int = CHUNK_CHARS) -> Ite
         file.seek(begin)
         for _, (start, end) in _ListReader(file, str(path), chunk_chars, MAX_RECORD_CHARS).elements():
             yield begin + start, begin + end
-
-
-def dump_line(element: Any) -> str:
-    """Return `element` as JSON on one line, readable (not escaped) beyond ASCII. ValueError for NaN and infinity."""
-    return _ENCODER.encode(element)
 
 
 class JsonListWriter:

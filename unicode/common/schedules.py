@@ -4,19 +4,13 @@ import math
 
 
 def learning_rate(step: int, *, peak: float, minimum: float, warmup_steps: int, steps: int) -> float:
-    """Return the learning rate of a step: linear warm-up to `peak`, then half a cosine down to `minimum` at the last step.
+    """Return the learning rate of a step from 0 to steps - 1: linear warm-up to `peak`, then half a cosine to `minimum` at the last step.
 
-    Args:
-        step: 0 to steps - 1.
-        peak: rate after the warm-up.
-        minimum: rate of the last step.
-        warmup_steps: steps of the warm-up; the first has peak / warmup_steps, never 0.
-        steps: length of the run.
+    The first of the `warmup_steps` has peak / warmup_steps, never 0.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    span = max(1, steps - 1 - warmup_steps)
-    progress = min(1.0, (step - warmup_steps) / span)
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
     return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
 
 
@@ -25,8 +19,7 @@ def language_ratio(step: int, *, steps: int, tail: float) -> float:
 
     Counted in optimizer steps, so neither the number of nodes nor accumulation changes it (UniCode, ECCV 2024).
     """
-    rise = max(1.0, (steps - 1) * (1 - tail))
-    return min(1.0, step / rise)
+    return min(1.0, step / max(1.0, (steps - 1) * (1 - tail)))
 
 
 def quantization_strength(step: int, *, steps: int, fade_in: float) -> float:

@@ -77,23 +77,21 @@ class LlmTraining:
         self.model: Any = self._build_model()
 
     def _build_model(self) -> Any:
-        config, model = self.config, self.config.model
-        device = "cpu" if self.runtime.cpu else "cuda"
+        config, model, device = self.config, self.config.model, "cpu" if self.runtime.cpu else "cuda"
         # Frozen weights may be bfloat16; trained ones need an exact copy somewhere, which DeepSpeed keeps.
         small = self.runtime.bf16 and (config.lora.enabled or bool(config.run.deepspeed))
         dtype = model.dtype if model.dtype != "auto" else "bfloat16" if small else "float32"
-        base, _ = open_base(model.path, dtype=dtype, attention=model.attention, quantize=model.quantize, device=device)
+        base: Any = open_base(model.path, dtype=dtype, attention=model.attention, quantize=model.quantize, device=device)[0]
         fit_embeddings_(base, self.markers)
         base.config.use_cache = False
         if model.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.lora.enabled:
-            built: Any = add_lora_(base, config.lora, self.markers, train_markers=self.markers_train)
+            base = add_lora_(base, config.lora, self.markers, train_markers=self.markers_train)
         else:
             freeze_table_(base, self.markers, train_markers=self.markers_train)
-            built = base
-        prepare_forward_(built, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
-        return self.vision.wrap(built) if self.vision else built
+        prepare_forward_(base, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
+        return self.vision.wrap(base) if self.vision else base
 
     def describe(self) -> str:
         """One line on model, data and steps."""
@@ -115,14 +113,15 @@ class LlmTraining:
         the disk is full; the checkpoints that were there stay.
         """
         with lock_folder(self.folder, "training"):
-            if self._is_finished():
+            summary = self.folder / SUMMARY
+            if summary.is_file() and read_json(summary).get("steps", 0) >= self.steps:
                 logger.info("%s has finished its %d steps", self.folder, self.steps)
                 return self.folder
             checkpoint = on_main(lambda: newest_checkpoint(self.folder))
             on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
             if checkpoint is not None:
                 logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
-            trainer, begun = self.trainer(), time.perf_counter()
+            trainer, begun = LlmTrainer(self), time.perf_counter()
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
                 seconds = time.perf_counter() - begun
@@ -132,18 +131,6 @@ class LlmTraining:
             finally:  # an error message must not land on the bar's line
                 trainer.monitor.close()
             return self.folder
-
-    def trainer(self) -> "LlmTrainer":
-        """Return what does the steps."""
-        pad, config = self.text_tokenizer.pad_token_id, self.config
-        collator = Collator(
-            pad_id=pad if pad is not None else self.text_tokenizer.eos_token_id or 0,
-            pack=config.data.pack,
-            sums=self.data.train.layout is not None,
-            task_weights=dict(config.optimizer.task_weights),
-            add_images=self.vision.reader if self.vision else None,
-        )
-        return LlmTrainer(self, collator)
 
     def sampler(self) -> ConversationSampler:
         """Return the order of the training conversations on this rank."""
@@ -159,11 +146,6 @@ class LlmTraining:
             group_by=self.config.train.group_by,
             stop_step=self.steps,
         )
-
-    def _is_finished(self) -> bool:
-        """Whether the run folder holds the result of a run of at least this many steps."""
-        path = self.folder / SUMMARY
-        return path.is_file() and read_json(path).get("steps", 0) >= self.steps
 
     def _finish(self, trainer: "LlmTrainer", *, seconds: float) -> None:
         """Write what inference needs to the top of the run folder, the summary last."""
@@ -211,8 +193,15 @@ class LlmTraining:
 class LlmTrainer(Trainer):
     """transformers' Trainer with this project's batches, loss, data order, held-out losses and checkpoints."""
 
-    def __init__(self, training: LlmTraining, collator: Collator) -> None:
-        args, data = training.args, training.data
+    def __init__(self, training: LlmTraining) -> None:
+        args, data, config, pad = training.args, training.data, training.config, training.text_tokenizer.pad_token_id
+        collator = Collator(
+            pad_id=pad if pad is not None else training.text_tokenizer.eos_token_id or 0,
+            pack=config.data.pack,
+            sums=data.train.layout is not None,
+            task_weights=dict(config.optimizer.task_weights),
+            add_images=training.vision.reader if training.vision else None,
+        )
         self.folder = self.checkpoint_folder = training.folder
         self.monitor = LlmMonitor(self.folder, args.device)
         super().__init__(
@@ -225,11 +214,10 @@ class LlmTrainer(Trainer):
             callbacks=[self.monitor],
         )
         self.remove_callback(PrinterCallback)
-        self.settings, self.sampler, self.text_tokenizer = training.config, training.sampler(), training.text_tokenizer
+        self.settings, self.sampler, self.text_tokenizer = config, training.sampler(), training.text_tokenizer
         self.bare_model: Any = training.model  # not wrapped by DDP or DeepSpeed
         self.bare_model.register_load_state_dict_post_hook(forgive_frozen)
-        weights = self.settings.optimizer
-        self.kind_weights = torch.tensor([weights.text_weight, weights.image_weight], device=args.device)
+        self.kind_weights = torch.tensor([config.optimizer.text_weight, config.optimizer.image_weight], device=args.device)
         self.losses = LossTable(args.device)
         # The loss is normalized over the whole step here: Trainer shall not divide it by the number of micro-batches once more.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = True, True
@@ -246,19 +234,16 @@ class LlmTrainer(Trainer):
         Dropout is seeded by the step, so that a resumed run needs no random state and ends with the same bits.
         """
         samples = [next(epoch_iterator) for _ in range(num_batches)]
-        counts = torch.zeros(3, dtype=torch.float64)
-        for batch in samples:
-            counts[:2] += batch["targets"].total_weights()
-            counts[2] += batch["num_tokens"]
-        self.monitor.tokens += int(counts[2])
+        weights = sum((batch["targets"].total_weights() for batch in samples), torch.zeros(2, dtype=torch.float64))
+        self.monitor.tokens += sum(batch["num_tokens"] for batch in samples)
         torch.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 4099 + rank())
-        return samples, all_reduce_sum_(counts[:2].to(device=self.args.device, dtype=torch.float32))
+        return samples, all_reduce_sum_(weights.to(device=self.args.device, dtype=torch.float32))
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: Batch,
-        return_outputs: bool = False,
+        return_outputs: bool = False,  # for transformers only, whose evaluation is replaced
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The share of a micro-batch in the loss of its step, times the number of ranks, because ranks average their gradients."""
@@ -267,8 +252,7 @@ class LlmTrainer(Trainer):
         self.losses.add(nll, targets)
         loss = combine(nll, targets, totals=num_items_in_batch, kind_weights=self.kind_weights)
         self.monitor.watch(loss.detach(), self.state.global_step + 1)
-        loss = loss * world_size()
-        return (loss, None) if return_outputs else loss
+        return loss * world_size()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with groups of their own for projector and marker rows; no decay for vectors and marker rows."""
@@ -294,13 +278,11 @@ class LlmTrainer(Trainer):
             return {}
         begun, model = time.perf_counter(), self.model_wrapped
         table = LossTable(self.args.device)
-        was_training = model.training
-        model.eval()
+        model.eval()  # each training step begins with `model.train()`
         batches, counts = self._eval_batches()
         for batch, count in zip(self._loader(self.eval_dataset, batches), counts, strict=True):
             nll, targets = self._forward(model, self._prepare_inputs(batch))
             table.add(nll, targets, weight=count)
-        model.train(was_training)
         found = table.take()
         options = self.settings.optimizer
         loss = options.text_weight * found.get("text_loss", 0.0) + options.image_weight * found.get("image_loss", 0.0)
@@ -334,7 +316,6 @@ class LlmTrainer(Trainer):
             self.text_tokenizer.save_pretrained(folder)
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where Trainer puts the folder checkpoint-N."""
         return str(self.checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -365,7 +346,6 @@ class LlmTrainer(Trainer):
         return 0
 
     def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
-        """(n,) losses of the targets of a micro-batch, and the targets."""
         targets = inputs["targets"]
         outputs = model(**inputs["inputs"], logits_at=targets.at, use_cache=False)
         return target_losses(outputs.logits, targets), targets

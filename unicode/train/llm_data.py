@@ -8,7 +8,6 @@ import numpy as np
 from unicode.annotations.build import split_weight
 from unicode.annotations.records import TASKS
 from unicode.common.logging import get_logger
-from unicode.ids.layout import Layout
 from unicode.images.lookup import ImageLookup
 from unicode.llm.collate import PixelReader
 from unicode.llm.dataset import ConversationDataset
@@ -112,7 +111,13 @@ def read_data(
     if data.max_length > context:
         raise ValueError(f"data.max_length is {data.max_length}, but the model's context is {context} tokens; set at most that")
     max_length = data.max_length or min(context, DEFAULT_LENGTH)
-    layout, fingerprint = describe_tokenizer(config.model.image_tokenizer, rows=rows, model=config.model.path)
+    layout, fingerprint = None, ""
+    if path := config.model.image_tokenizer:
+        tokenizer = load_tokenizer(path)
+        layout, fingerprint, largest = tokenizer.layout, tokenizer.fingerprint, int(tokenizer.row_ids.max())
+        if largest >= rows:
+            reason = f"its largest image id is {largest}, but {config.model.path} has {rows} rows in its embedding table"
+            raise ValueError(f"the image tokenizer {path} does not fit the model: {reason}; train it on the table of this model")
     files, file_weights = zip(*map(split_weight, data.files), strict=True)
     builder = ExampleBuilder(template, text_tokenizer, markers, layout, max(rows, max(markers.ids()) + 1))
     options: dict[str, Any] = {
@@ -131,18 +136,3 @@ def read_data(
     of_tasks = np.array([data.task_weights.get(task, 1.0) for task in TASKS] + [1.0])  # the last one is of records without a task, -1
     weights = np.asarray(file_weights)[train.sources] * of_tasks[train.tasks]
     return LlmData(train, val, weights, (train.num_images > 0).astype(np.int64), max_length)
-
-
-def describe_tokenizer(path: str, *, rows: int, model: str) -> tuple[Layout | None, str]:
-    """Layout and fingerprint of an image tokenizer; None and "" without one.
-
-    Raises FileNotFoundError: no tokenizer there. Raises ValueError: its ids are not ids of a vocabulary of `rows` rows.
-    """
-    if not path:
-        return None, ""
-    tokenizer = load_tokenizer(path)
-    largest = int(tokenizer.row_ids.max())
-    if largest >= rows:
-        reason = f"its largest image id is {largest}, but {model} has {rows} rows in its embedding table"
-        raise ValueError(f"the image tokenizer {path} does not fit the model: {reason}; train it on the table of this model")
-    return tokenizer.layout, tokenizer.fingerprint

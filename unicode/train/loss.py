@@ -145,10 +145,9 @@ class LossTable:
         self.sums.zero_()
         means: dict[str, float] = {}
         for kind, name in ((TEXT, "text"), (IMAGE, "image")):
-            if counts[:, kind].sum() > 0:
-                means[f"{name}_loss"] = float(sums[:, kind].sum() / counts[:, kind].sum())
-                means[f"{name}_targets"] = float(counts[:, kind].sum())
+            if count := float(counts[:, kind].sum()):
+                means |= {f"{name}_loss": float(sums[:, kind].sum()) / count, f"{name}_targets": count}
         for index, task in enumerate(TASK_NAMES):
-            if counts[index].sum() > 0:
-                means[f"loss/{task}"] = float(sums[index].sum() / counts[index].sum())
+            if count := float(counts[index].sum()):
+                means[f"loss/{task}"] = float(sums[index].sum()) / count
         return means

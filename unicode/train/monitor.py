@@ -119,7 +119,6 @@ class TokenizerMonitor(Monitor):
         self.watch(values, self.step + 1)
 
     def tick(self) -> None:
-        """Count one finished step."""
         self.step += 1
         self.bar.update()
 
@@ -158,13 +157,8 @@ class TokenizerMonitor(Monitor):
         possible = min(codebook.num_rows, int(total))
         collapsed = used < max(2, self.usage_alarm * possible)
         if collapsed and level not in self.alarmed and is_main():
-            logger.warning(
-                "usage alarm: codebook %d uses %d of %d rows. It has collapsed; try model.codebook.mode=projected, "
-                "a larger model.codebook.entropy_weight, train.fade_in=0.1 or a lower optimizer.lr",
-                level,
-                used,
-                possible,
-            )
+            remedy = "model.codebook.mode=projected, a larger model.codebook.entropy_weight, train.fade_in=0.1 or a lower optimizer.lr"
+            logger.warning("usage alarm: codebook %d uses %d of %d rows. It has collapsed; try %s", level, used, possible, remedy)
         self.alarmed = self.alarmed | {level} if collapsed else self.alarmed - {level}
         return {f"usage_{level}": used / codebook.num_rows, f"perplexity_{level}": math.exp(entropy)}
 
@@ -183,19 +177,13 @@ class TokenizerMonitor(Monitor):
 
 
 class LlmMonitor(Monitor, TrainerCallback):
-    """The callback of transformers' Trainer that writes its logs, measures tokens per second and stops at NaN.
-
-    Attributes:
-        last: the newest value of everything that was logged.
-        evaluated_at: step of the newest held-out loss.
-        tokens: tokens of this rank so far.
-    """
+    """The callback of transformers' Trainer that writes its logs, measures tokens per second and stops at NaN."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         super().__init__(folder, device)
-        self.last: dict[str, float] = {}
-        self.evaluated_at = -1
-        self.tokens, self.since, self.since_tokens = 0, time.perf_counter(), 0
+        self.last: dict[str, float] = {}  # the newest value of everything that was logged
+        self.evaluated_at = -1  # step of the newest held-out loss
+        self.tokens, self.since, self.since_tokens = 0, time.perf_counter(), 0  # tokens of this rank
 
     def tokens_per_second(self) -> float:
         """Return the pace of all ranks since the last call."""
@@ -216,7 +204,6 @@ class LlmMonitor(Monitor, TrainerCallback):
             self.stop_if_broken("the loss", "warmup")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        """Write one line."""
         values = {key: value for key, value in (logs or {}).items() if not key.startswith(HIDDEN) and isinstance(value, int | float)}
         if values:
             self.last |= values

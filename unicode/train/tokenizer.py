@@ -27,7 +27,7 @@ from unicode.tokenizer.losses import Objective, image_psnr
 from unicode.tokenizer.model import ImageTokenizer
 from unicode.train.config import TrainTokenizerConfig
 from unicode.train.monitor import TokenizerMonitor
-from unicode.train.runtime import Runtime, check_resumable, resolve_runtime
+from unicode.train.runtime import check_resumable, resolve_runtime
 from unicode.train.samplers import AugmentedSampler
 
 
@@ -65,11 +65,9 @@ class WeightAverage:
             codebook.refresh_()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the averages by the names of their parameters."""
         return self.averages
 
     def load_state_dict(self, averages: dict[str, torch.Tensor]) -> None:
-        """Take averages from a checkpoint."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
 
@@ -88,9 +86,15 @@ class TokenizerTrainer:
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
         self.config, self.folder = config, Path(config.run.dir)
-        self.runtime = resolve_runtime(config)
-        self.accumulation = self.runtime.accumulation
-        self.accelerator = build_accelerator(config, self.runtime)
+        runtime = resolve_runtime(config)
+        self.accumulation = runtime.accumulation
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        # No broadcasts of buffers: codebooks are kept equal by their update.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        group = InitProcessGroupKwargs(timeout=timedelta(minutes=config.run.timeout_minutes))
+        precision = "bf16" if runtime.bf16 else "no"
+        self.accelerator = Accelerator(cpu=runtime.cpu, mixed_precision=precision, kwargs_handlers=[ddp, group])
         self.device = self.accelerator.device
         torch.manual_seed(config.run.seed)
         book = config.model.codebook
@@ -138,8 +142,13 @@ class TokenizerTrainer:
         Raises OSError: the disk is full; the checkpoints that were there stay.
         """
         with lock_folder(self.folder, "training"):
-            checkpoint = self._open_folder()
-            start = checkpoint_step(checkpoint) if checkpoint else 0
+            checkpoint, start = on_main(lambda: newest_checkpoint(self.folder / "checkpoints")), 0
+            if checkpoint is not None:
+                start = checkpoint_step(checkpoint)
+                check_resumable(self.config, self.folder, fixed=("model.",), loose=("model.codebook.table",))
+                self._load(checkpoint)
+                logger.info("resuming %s from step %d of %d", self.folder, start, self.steps)
+            on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
             if checkpoint and start >= self.steps:
                 logger.info("%s has finished its %d steps", self.folder, self.steps)
                 return checkpoint
@@ -152,7 +161,6 @@ class TokenizerTrainer:
                 self.monitor.close()
 
     def _train(self, start: int) -> Path:
-        """Do the steps from `start` to the end; return the last checkpoint."""
         loop, checkpoint = self.config.train, None
         sampler = AugmentedSampler(
             len(self.dataset),
@@ -198,8 +206,7 @@ class TokenizerTrainer:
                 with self._sync(self.prepared_discriminator, index):
                     self._backward_discriminator(images, fakes)
         self._step_optimizer(self.optimizer, self.tokenizer, "generator")
-        if trains_discriminator:
-            assert self.discriminator is not None
+        if self.discriminator is not None and trains_discriminator:
             self._step_optimizer(self.discriminator_optimizer, self.discriminator, "discriminator")
         self.tokenizer.stack.update_()
         if self.average is not None:
@@ -221,7 +228,6 @@ class TokenizerTrainer:
         return made.images.detach()  # type: ignore[no-any-return]
 
     def _backward_discriminator(self, images: torch.Tensor, fakes: torch.Tensor) -> None:
-        """Add the discriminator's gradients of one micro-batch of pictures and their reconstructions."""
         with self.accelerator.autocast():
             real, fake = self.prepared_discriminator(torch.cat([images, fakes.to(images.dtype)])).float().chunk(2)
             loss = discriminator_loss(real, fake)
@@ -233,7 +239,6 @@ class TokenizerTrainer:
         self.monitor.add({"discriminator": loss, "discriminator_accuracy": accuracy})
 
     def _step_optimizer(self, optimizer: torch.optim.Optimizer, module: nn.Module, name: str) -> None:
-        """Clip the gradients, step, clear."""
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.optimizer.clip or float("inf"))
         self.monitor.add({f"{name}_gradient": norm})
         optimizer.step()
@@ -302,16 +307,6 @@ class TokenizerTrainer:
         """Exchange gradients with the other ranks at the last micro-batch only."""
         return self.accelerator.no_sync(module) if index < self.accumulation - 1 else nullcontext()
 
-    def _open_folder(self) -> Path | None:
-        """Prepare the run folder; load its newest complete checkpoint, if there is one, and return it."""
-        checkpoint = on_main(lambda: newest_checkpoint(self.folder / "checkpoints"))
-        if checkpoint is not None:
-            check_resumable(self.config, self.folder, fixed=("model.",), loose=("model.codebook.table",))
-            self._load(checkpoint)
-            logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)
-        on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
-        return checkpoint
-
     def _save(self, step: int) -> Path:
         """Write a checkpoint: everything that training depends on, and the tokenizer ready for use."""
 
@@ -330,7 +325,6 @@ class TokenizerTrainer:
         return path
 
     def _load(self, checkpoint: Path) -> None:
-        """Take a checkpoint of this run."""
         state = read_tensors(checkpoint / STATE_FILE, wanted="the state of a training run")
         if state["table_sha256"] != self.tokenizer.table_digest:
             given = self.config.model.codebook.table
@@ -350,14 +344,4 @@ class TokenizerTrainer:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Return a block in which the model has the averaged weights, if the run averages them."""
         return self.average.applied() if self.average else nullcontext()
-
-
-def build_accelerator(config: TrainTokenizerConfig, runtime: Runtime) -> Accelerator:
-    """Return the accelerator of a run: device, precision, DDP without buffer broadcasts (codebooks are kept equal by their update)."""
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    group = InitProcessGroupKwargs(timeout=timedelta(minutes=config.run.timeout_minutes))
-    return Accelerator(cpu=runtime.cpu, mixed_precision="bf16" if runtime.bf16 else "no", kwargs_handlers=[ddp, group])
