@@ -140,8 +140,7 @@ def read_json(path: str | Path) -> Any:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic_write(path) as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(path: str | Path) -> Iterator[Any]:
@@ -217,10 +216,7 @@ def read_tensors(path: str | Path, *, wanted: str) -> Any:
     except OSError:
         raise
     except Exception as error:  # on bytes that are no pickle the reader fails in whatever way they lead it to
-        raise ValueError(f"{path} is damaged or not a file of plain tensors ({_reason(error)}); {wanted} is expected there") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return what the reader found, without its advice, which is to load the file unsafely."""
-    found = re.search(r"unsupported [^\n]*?(?= was| whose|\n|$)", str(error), flags=re.IGNORECASE)
-    return found[0] if found else (str(error).splitlines() or [type(error).__name__])[0][:120]
+        # Without the reader's advice, which is to load the file unsafely.
+        found = re.search(r"unsupported [^\n]*?(?= was| whose|\n|$)", str(error), flags=re.IGNORECASE)
+        reason = found[0] if found else (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{path} is damaged or not a file of plain tensors ({reason}); {wanted} is expected there") from error

@@ -36,18 +36,13 @@ def setup_logging() -> None:
 
     Python warnings that arise in other packages are hidden, in worker processes too, unless PYTHONWARNINGS or `python -W` is set.
     """
-    level = logging.INFO if is_main() else logging.WARNING
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, handlers=[handler])
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    # The commands log themselves that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"(?!unicode\b)")
         os.environ.setdefault("PYTHONWARNINGS", IGNORED_WARNINGS)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message of DeepSpeed tells more than that there is no GPU, which the commands log themselves."""
-    return "Setting accelerator to CPU" not in record.getMessage()

@@ -10,8 +10,6 @@ from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.losses import ObjectiveConfig
 
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-QUANTIZATIONS = ("none", "nf4", "int8")
-SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 GROUPINGS = ("none", "length", "modality")
 
 
@@ -165,7 +163,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_word("model.attention", self.attention, ATTENTIONS)
         _check_word("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_word("model.quantize", self.quantize, QUANTIZATIONS)
+        _check_word("model.quantize", self.quantize, ("none", "nf4", "int8"))
         _check_word("model.input_mode", self.input_mode, ("ids", "sum"))
 
 
@@ -216,7 +214,7 @@ class LlmOptimizerConfig(AdamWConfig):
             raise ValueError("optimizer.projector_lr, marker_lr and warmup cannot be negative")
         if self.text_weight < 0 or self.image_weight < 0 or self.text_weight + self.image_weight == 0:
             raise ValueError("optimizer.text_weight and image_weight must be 0 or more, and one of them positive")
-        _check_word("optimizer.schedule", self.schedule, SCHEDULES)
+        _check_word("optimizer.schedule", self.schedule, ("cosine", "linear", "constant_with_warmup"))
         _check_weights("optimizer.task_weights", self.task_weights)
 
 
@@ -274,13 +272,11 @@ class TrainLlmConfig:
 
 
 def _check_word(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError for a word that is not known."""
     if value not in known:
         raise ValueError(f"{key} '{value}' is unknown; choose {', '.join(known)}")
 
 
 def _check_weights(key: str, weights: dict[str, float]) -> None:
-    """Raise ValueError for a task that does not exist or a negative weight."""
     for task, weight in weights.items():
         if task not in TASKS:
             raise ValueError(f"{key} names the task '{task}'; known: {', '.join(TASKS)}")

@@ -167,12 +167,11 @@ class LlmTraining:
             unreadable = torch.tensor([self.vision.reader.num_unreadable], device=self.args.device)
             summary["unreadable_pictures"] = int(all_reduce_sum_(unreadable))
         if is_main():
-            write_card(self.folder, self.card())
+            write_card(self.folder, self._card())
             write_json(self.folder / SUMMARY, summary)
         barrier()
 
-    def card(self) -> Card:
-        """What the weights mean to who loads them."""
+    def _card(self) -> Card:
         config, train = self.config, self.data.train
         image_tokenizer = {"path": config.model.image_tokenizer, "fingerprint": train.fingerprint}
         return Card(

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,9 @@ def drop_lines_after(path: Path, step: int) -> None:
     if is_main() and path.is_file():
         lines = []
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                keep = json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
-                keep = False
-            if keep:
-                lines.append(line)
+            with suppress(ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
+                if json.loads(line)["step"] <= step:
+                    lines.append(line)
         write_list(path, lines)
 
 

@@ -77,12 +77,8 @@ class ConversationSampler(StepSampler[int]):
     windows of `WINDOW` batches; each window is sorted (by modality, then length), cut into batches, and the batches are shuffled. Inside
     a batch, micro-batches of equal length go to the ranks at the same time.
 
-    Args:
-        lengths: tokens of each record.
-        weights: how often each record occurs in an epoch; None: once.
-        modalities: a number per record, the same for records that may share a batch; None: all alike.
-        group_by: "none", "length" or "modality".
-        options: as `StepSampler`.
+    `lengths`: tokens of each record. `weights`: how often each occurs in an epoch; None: once. `modalities`: a number per record, equal for
+    records that may share a batch; None: all alike. `group_by`: "none", "length" or "modality". `options`: as `StepSampler`.
     """
 
     def __init__(
