@@ -37,8 +37,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     try:
         return OmegaConf.to_object(base)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        cause = error.__cause__ or error
-        raise ValueError(str(cause).splitlines()[0]) from error
+        raise ValueError(str(error.__cause__ or error).splitlines()[0]) from error
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -66,7 +65,6 @@ def _read_chain(path: Path, extending: tuple[Path, ...] = ()) -> list[tuple[str,
 
 
 def _check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
-    """Raise ValueError at the first key of `values` that the dataclass `schema` does not have."""
     if not dataclasses.is_dataclass(schema) or not isinstance(values, dict):
         return
     fields = {field.name: field for field in dataclasses.fields(schema)}

@@ -25,7 +25,6 @@ def process_group() -> ModuleType | None:
 
 
 def _peers() -> ModuleType | None:
-    """Return `torch.distributed` if there are other ranks, else None."""
     dist = process_group()
     return dist if dist and dist.get_world_size() > 1 else None
 
@@ -69,8 +68,7 @@ def barrier() -> None:
 
 def on_main(compute: Callable[[], T]) -> T:
     """Call `compute` on the main rank only; return its result, or raise its error, on every rank."""
-    dist = _peers()
-    if dist is None:
+    if (dist := _peers()) is None:
         return compute()
     box: list[Any] = [None, None]
     if is_main():

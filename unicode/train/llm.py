@@ -148,7 +148,6 @@ class LlmTraining:
         )
 
     def _finish(self, trainer: "LlmTrainer", *, seconds: float) -> None:
-        """Write what inference needs to the top of the run folder, the summary last."""
         trainer.save_model(str(self.folder))
         learning, total = count_parameters(self.model)
         tokens = trainer.monitor.tokens * world_size()
@@ -350,7 +349,6 @@ class LlmTrainer(Trainer):
         return target_losses(outputs.logits, targets), targets
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        """Copy a micro-batch to the device without waiting for it."""
         moved = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs["inputs"].items()}
         return inputs | {"inputs": moved, "targets": inputs["targets"].to(self.args.device)}
 

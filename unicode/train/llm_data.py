@@ -91,7 +91,6 @@ class LlmData:
 
     @property
     def epoch_length(self) -> int:
-        """Conversations of an epoch, repetitions counted."""
         return max(1, round(float(self.weights.sum())))
 
 

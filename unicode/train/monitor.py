@@ -74,7 +74,6 @@ class Monitor:
             self.bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:
-        """End the bar and the TensorBoard file."""
         self.bar.close()
         if self.writer is not None:
             self.writer.close()

@@ -178,7 +178,6 @@ def check_resumable(config: Any, folder: Path, *, fixed: tuple[str, ...], loose:
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with dotted keys."""
     if not isinstance(values, dict):
         return {prefix[:-1]: list(values) if isinstance(values, tuple) else values}
     return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}

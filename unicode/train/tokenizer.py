@@ -245,7 +245,6 @@ class TokenizerTrainer:
         optimizer.zero_grad(set_to_none=True)
 
     def _set_schedules(self, step: int) -> None:
-        """Seed the step; set learning rates, r and the strength of quantization."""
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 4099 + rank())
         options, loop = self.config.optimizer, self.config.train
         peaks = [(self.optimizer, options.lr)]
@@ -300,7 +299,6 @@ class TokenizerTrainer:
             logger.info("step %d: PSNR %.2f dB on %d images", step, psnr / count, int(count))
 
     def _arrange(self, images: torch.Tensor) -> torch.Tensor:
-        """Bring images into the memory order that the run asks for."""
         return images.contiguous(memory_format=torch.channels_last) if self.config.run.channels_last else images
 
     def _sync(self, module: nn.Module, index: int) -> AbstractContextManager[Any]:
@@ -337,7 +335,6 @@ class TokenizerTrainer:
             raise ValueError(f"{checkpoint} does not fit this config: {reason}; choose another run.dir") from error
 
     def _stateful(self) -> dict[str, Any]:
-        """Return what a checkpoint holds, by its name there."""
         parts = {"model": self.tokenizer, "optimizer": self.optimizer, "lecam": self.lecam, "average": self.average}
         if self.discriminator is not None:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
