@@ -354,10 +354,14 @@ class LlavaModel(nn.Module):
             pixels = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=embeddings.device)
             image_at = torch.zeros(0, dtype=torch.long, device=embeddings.device)
         assert image_at is not None, "pixels without image_at"
-        features = self.projector(tower(pixels).to(next(self.projector.parameters()).dtype)).flatten(0, 1)
+        features = self.project(tower(pixels)).flatten(0, 1)
         assert len(image_at) in (0, len(features)), f"{len(image_at)} placeholders for {len(features)} features"
         used = features[: len(image_at)].to(embeddings.dtype)
         return embeddings.flatten(0, 1).index_copy(0, image_at, used).view_as(embeddings)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(m, n, width) -> (m, n, D) through the projector, in its own dtype."""
+        return self.projector(features.to(next(self.projector.parameters()).dtype))  # type: ignore[no-any-return]
 
     def forward(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None, **kwargs: Any) -> Any:
         """Run the language model on a batch, see `embed`; `kwargs` are for it: attention_mask, position_ids, labels, ...
