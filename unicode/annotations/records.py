@@ -106,7 +106,10 @@ def read_record(record: Any, *, form: Literal["any", "llava", "written"] = "any"
     turns, keys = _read_turns(record), read_keys(record)
     images: tuple[str | np.ndarray, ...] = keys
     if form != "written":
-        _check_answers(turns, keys)
+        for number, answer in enumerate(turns[1::2]):
+            if not answer.strip():
+                reason = NO_CAPTION if keys and len(turns) == 2 else MALFORMED_TURNS
+                raise RefusedError(reason, f"turn {2 * number + 1}, an answer, is empty")
         turns, images = _read_images(turns, keys, llava=form == "llava")
     named = {name: record.get(name) or "" for name in ("task", "input_mode", "layout", "tokenizer")}
     if form == "any":
@@ -172,13 +175,6 @@ def _read_turns(record: Any) -> tuple[str, ...]:
     if len(turns) % 2:
         raise RefusedError(MALFORMED_TURNS, f"{len(turns)} turns, the last question has no answer")
     return tuple(turn["value"] for turn in turns)
-
-
-def _check_answers(turns: tuple[str, ...], keys: tuple[str, ...]) -> None:
-    for number, answer in enumerate(turns[1::2]):
-        if not answer.strip():
-            reason = NO_CAPTION if keys and len(turns) == 2 else MALFORMED_TURNS
-            raise RefusedError(reason, f"turn {2 * number + 1}, an answer, is empty")
 
 
 def _read_images(turns: tuple[str, ...], keys: tuple[str, ...], *, llava: bool) -> tuple[tuple[str, ...], tuple[str | np.ndarray, ...]]:

@@ -8,7 +8,7 @@ of cells are one unbroken run. `arrange` goes from canonical to id order, `resto
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,10 +50,8 @@ class Layout:
             raise ValueError(f"layout.depth is {self.depth!r}; it must be a whole number from 1 up")
         if self.kind == "residual" and len(self.grids) != 1:
             raise ValueError(f"layout.grids has {len(self.grids)} levels; a residual layout has one grid and counts its levels in depth")
-        if self.kind == "hierarchical":
-            self._check_hierarchy()
-
-    def _check_hierarchy(self) -> None:
+        if self.kind == "residual":
+            return
         if self.depth != 1:
             raise ValueError(f"layout.depth is {self.depth}; a hierarchical layout counts its levels in grids and has depth 1")
         if len(self.grids) < 2:
@@ -105,8 +103,7 @@ class Layout:
         """LongTensor (N,): the level, 0 = coarsest, of each position in id order."""
         import torch
 
-        sizes = torch.tensor(self.level_sizes)
-        return self.arrange(self.join([torch.full((int(size),), level) for level, size in enumerate(sizes)]))
+        return self.arrange(self.join([torch.full((size,), level) for level, size in enumerate(self.level_sizes)]))
 
     def split(self, codes: Codes) -> list[Codes]:
         """Canonical order (..., N) -> one (..., cells) in raster order for each level. ValueError for another N."""
@@ -152,9 +149,8 @@ class Layout:
 
         The first n rows of an image are an image of their own: `layout.resized(n, w).restore(ids[:layout.prefix(n)])`.
         """
-        (base_height, base_width), order = self.grids[0], self.order
-        grids = tuple((h // base_height * height, w // base_width * width) for h, w in self.grids)
-        return Layout(self.kind, grids, self.depth, order)
+        base_height, base_width = self.grids[0]
+        return replace(self, grids=tuple((h // base_height * height, w // base_width * width) for h, w in self.grids))
 
     def describe(self) -> str:
         """One phrase for messages, as "hierarchical 8x8 + 16x16 in order 'nested'"."""
@@ -236,18 +232,11 @@ def _permutation(layout: Layout, inverse: bool) -> np.ndarray:
     for level in range(len(layout.grids) - 1, -1, -1):
         height, width = layout.grids[level]
         own = np.arange(starts[level], starts[level + 1]).reshape(height, width, 1)
-        if blocks.shape[:2] != (height, width):
-            blocks = _group_cells(blocks, height, width, nested=layout.order == "nested")
-        blocks = np.concatenate((own, blocks), axis=-1)
+        if layout.order == "nested":  # (H, W, m) of the finer level -> those under each code of this one
+            fine_height, fine_width, length = blocks.shape
+            blocks = blocks.reshape(height, fine_height // height, width, fine_width // width, length).swapaxes(1, 2)
+        blocks = np.concatenate((own, blocks.reshape(height, width, blocks.size // (height * width))), axis=-1)
     order = blocks.reshape(-1)
     result = np.argsort(order) if inverse else order
     result.setflags(write=False)  # shared by every caller
     return result
-
-
-def _group_cells(blocks: np.ndarray, height: int, width: int, *, nested: bool) -> np.ndarray:
-    """(H, W, m) blocks of a finer level -> (height, width, H W m / (height width)): those that follow each coarser code."""
-    fine_height, fine_width, _ = blocks.shape
-    if nested:
-        blocks = blocks.reshape(height, fine_height // height, width, fine_width // width, -1).swapaxes(1, 2)
-    return blocks.reshape(height, width, -1)
