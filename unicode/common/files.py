@@ -155,8 +155,7 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
 def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically."""
     with atomic_write(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_list(path: str | Path) -> list[str]:

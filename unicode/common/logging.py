@@ -41,8 +41,11 @@ def setup_logging() -> None:
     logging.basicConfig(level=logging.INFO if is_main() else logging.WARNING, handlers=[handler])
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # The commands log themselves that there is no GPU.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"(?!unicode\b)")
         os.environ.setdefault("PYTHONWARNINGS", IGNORED_WARNINGS)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()  # the commands log themselves that there is no GPU

@@ -317,7 +317,6 @@ class LlmTrainer(Trainer):
         return str(self.checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as `unicode.common.checkpoint` does, whatever engine writes the files."""
 
         def write(folder: Path) -> None:
             self.checkpoint_folder = folder.parent

@@ -146,7 +146,6 @@ class TokenizerMonitor(Monitor):
         return line
 
     def _usage(self, level: int, codebook: Codebook) -> dict[str, float]:
-        """Return usage and perplexity of one codebook since the last line, over all ranks; warn when it has collapsed."""
         usage = all_reduce_sum_(codebook.take_usage()).double()
         total = usage.sum().clamp_min(1)
         share = usage / total
