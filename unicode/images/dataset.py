@@ -23,6 +23,7 @@ from unicode.images.decode import (
     eval_transform,
     make_square,
     seeded,
+    to_float,
     train_transform,
 )
 from unicode.images.listing import LAYOUTS, Files, PackedStrings, is_held_out
@@ -129,6 +130,14 @@ class AugmentedIndex:
 
 
 @dataclass(frozen=True)
+class ImageSample:
+    """One picture."""
+
+    image: Tensor  # (3, H, W) float32 in [-1, 1]
+    key: str
+
+
+@dataclass(frozen=True)
 class Skipped:
     """One picture that could not be used."""
 
@@ -151,6 +160,11 @@ class ImageDataset(ABC):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __getitem__(self, index: int) -> ImageSample | Skipped:
+        """Return picture `index` with its key, or why there is none: for notebooks; the loader takes `pixels`."""
+        pixels = self.pixels(index)
+        return pixels if isinstance(pixels, Skipped) else ImageSample(to_float(pixels), self.key(index))
 
     def key(self, index: int) -> str:
         """Return the key of picture `index`: its path relative to the image root, with forward slashes."""
