@@ -317,7 +317,6 @@ class LlmTrainer(Trainer):
         return str(self.checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-
         def write(folder: Path) -> None:
             self.checkpoint_folder = folder.parent
             if self.is_deepspeed_enabled:
