@@ -187,7 +187,7 @@ class Embedding:
 
     model: str  # Name of the folder or file
     rows: torch.Tensor  # (V, E) float32
-    tokens: dict[int, str]  # Id -> token, as far as the tokenizer has one
+    tokens: dict[int, str]  # Id -> token, for the ids that the tokenizer names
     excluded: dict[str, list[int]]  # Reason -> ids below V that must not stand for a piece of an image, under the first that applies
 
     def excluded_ids(self) -> torch.Tensor:
