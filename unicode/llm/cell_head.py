@@ -1,0 +1,183 @@
+"""The cell head: the language model's state before a cell of an image -> the ids of that cell, coarse to fine.
+
+A *cell* is what stands at one place of the coarsest grid: a coarse code with the finer codes under it, or the codes of a residual
+quantizer. With `output_mode: cells` the language model spends one position on a cell, and this depth transformer (Lee et al. 2022,
+RQ-Transformer) writes its m ids. It has no table of its own: its inputs and its output matrix are rows of the language model's table.
+
+    input 0        Linear(h)                      h: the state before the cell
+    input k        Linear(E[id k])                id k: the k-th id of the cell, k = 1 ... m - 1
+    logits k       Linear(x_k) . E[row_ids]^T     x_k: output at step k
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unicode.common.files import atomic_write
+from unicode.ids.layout import Layout
+
+FILE = "cell_head.safetensors"
+OUTPUT_MODES = ("ids", "cells")
+_WIDEST = 1024  # of a head whose width is not given
+
+
+@dataclass
+class CellSettings:
+    """Size of the depth transformer that writes the ids of a cell."""
+
+    layers: int = 2  # Transformer layers
+    width: int = 0  # Width of the layers; 0: that of the language model, at most 1024
+    heads: int = 0  # Attention heads; 0: one for each 64 of the width
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.width < 0 or self.heads < 0:
+            raise ValueError(
+                f"cells.layers is {self.layers}, width {self.width}, heads {self.heads}; layers must be 1 or more, the others 0 or more"
+            )
+
+    def resolved(self, hidden_size: int) -> "CellSettings":
+        """Return the settings with a width and heads. ValueError: heads that do not divide the width."""
+        width = self.width or min(hidden_size, _WIDEST)
+        heads = self.heads or max(1, width // 64)
+        if width % heads:
+            raise ValueError(f"cells.width {width} is no multiple of cells.heads {heads}")
+        return CellSettings(self.layers, width, heads)
+
+
+class _Layer(nn.Module):
+    """A pre-normalized transformer layer, causal over the steps of a cell."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, m, W) -> (n, m, W)."""
+        q, k, v = rearrange(self.qkv(self.attention_norm(x)), "n m (three h d) -> three n h m d", three=3, h=self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(rearrange(mixed, "n h m d -> n m (h d)"))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+
+
+class CellHead(nn.Module):
+    """A causal transformer over the m ids of a cell; its tables are rows of the language model's.
+
+    Args:
+        settings: size.
+        hidden_size: D, width of the language model's state.
+        table_width: E, width of the rows of the embedding table.
+        layout: of the images; cells are runs of `cell_length` ids in its order.
+        row_ids: (K,) int64 vocabulary ids that may stand in an image.
+
+    Rows are given with each call: the module keeps none, so that they are those of the language model, in whatever type, on whatever
+    device, or split by ZeRO-3. Raises ValueError: an order of ids in which a cell is no run.
+    """
+
+    row_ids: Tensor  # (K,) int64, sorted
+
+    def __init__(self, settings: CellSettings, *, hidden_size: int, table_width: int, layout: Layout, row_ids: Tensor) -> None:
+        super().__init__()
+        check_cells(layout)
+        self.settings, self.layout, self.hidden_size = settings.resolved(hidden_size), layout, hidden_size
+        self.cell_length = layout.cell_length
+        width = self.settings.width
+        self.from_state, self.from_row = nn.Linear(hidden_size, width), nn.Linear(table_width, width, bias=False)
+        self.steps = nn.Parameter(torch.empty(self.cell_length, width))
+        self.layers = nn.ModuleList(_Layer(width, self.settings.heads) for _ in range(self.settings.layers))
+        self.norm, self.to_row = nn.RMSNorm(width), nn.Linear(width, table_width, bias=False)
+        self.register_buffer("row_ids", row_ids.sort().values)  # sorted, for `targets`
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        nn.init.zeros_(self.from_state.bias)
+        nn.init.normal_(self.steps, std=0.02)
+
+    def forward(self, states: Tensor, cells: Tensor) -> Tensor:
+        """Return the query (n, m, E) of each step; its logits are its products with the rows of `row_ids`.
+
+        `states`: (n, D), the language model's state before each cell. `cells`: (n, j, E) rows of the first j ids of each cell; j from 0 to
+        m - 1, and then j + 1 steps are returned.
+        """
+        # Rows of language models are small and of various lengths; normalized, they are what the first layer expects.
+        rows = F.rms_norm(cells, cells.shape[-1:], eps=1e-12).to(states.dtype)
+        x = torch.cat((self.from_state(states)[:, None], self.from_row(rows)), dim=1) + self.steps[: cells.shape[1] + 1]
+        for layer in self.layers:
+            x = layer(x)
+        return self.to_row(self.norm(x))
+
+    def targets(self, ids: Tensor) -> Tensor:
+        """Return the places of vocabulary ids in `row_ids`, which are the classes of the logits; any shape, int64."""
+        return torch.searchsorted(self.row_ids, ids)
+
+    @torch.no_grad()
+    def sample(self, states: Tensor, *, rows: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Write one cell: (n, m) int64 vocabulary ids.
+
+        `states`: (R, D). `rows`: (K, E), the rows of `row_ids` in the language model's table. `choose`: logits (R, K) float32 and the
+        number of the step -> (n,) vocabulary ids; where R is 2 n (guidance), both halves go on with the same ids.
+        """
+        ids: list[Tensor] = []
+        cells = states.new_empty(len(states), 0, rows.shape[1])
+        for step in range(self.cell_length):
+            query = self(states, cells)[:, -1]
+            ids.append(choose(F.linear(query, rows.to(query.dtype)).float(), step))
+            found = rows[self.targets(ids[-1])]
+            cells = torch.cat((cells, found.repeat(len(states) // len(found), 1)[:, None].to(cells.dtype)), dim=1)
+        return torch.stack(ids, dim=1)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what unicode.json keeps of the head: its shape."""
+        return {**asdict(self.settings), "cell_length": self.cell_length, "rows": len(self.row_ids)}
+
+    def fingerprint(self, base: str) -> str:
+        """Return 16 hexadecimal digits of what the weights belong to. `base`: `card.fingerprint_base` of the model whose table it uses."""
+        digest = hashlib.sha256(f"{base} {self.layout.describe()}".encode())
+        digest.update(self.row_ids.cpu().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def save_cell_head(folder: str | Path, state: dict[str, Tensor], *, fingerprint: str) -> None:
+    """Write the weights of a head, complete on the CPU, into a folder, with the fingerprint of its rows and layout."""
+    with atomic_write(Path(folder) / FILE, "wb") as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in state.items()}, metadata={"fingerprint": fingerprint}))
+
+
+def load_cell_head_(head: CellHead, folder: str | Path, *, fingerprint: str) -> None:
+    """Fill a head from a folder. `fingerprint`: `CellHead.fingerprint` of the model that it shall belong to.
+
+    Raises FileNotFoundError: the folder has none. Raises ValueError: it is damaged, of another shape, table or layout.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {FILE}, which draws with output_mode 'cells'; the copy is incomplete")
+    try:
+        with safe_open(path, "pt") as file:
+            found, state = (file.metadata() or {}).get("fingerprint", ""), {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
+    if found != fingerprint:
+        reason = f"was trained for another table, set of image ids or layout ({found}, and here it is {fingerprint})"
+        raise ValueError(f"{path} {reason}; take the head that was saved with this model")
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the head that the card describes: {error}") from error
+
+
+def check_cells(layout: Layout) -> None:
+    """Raise ValueError for an order of ids in which the codes of a cell do not belong to one place."""
+    if layout.order == "rows":
+        reason = "output_mode is 'cells', for which the ids of a cell must belong to one place"
+        raise ValueError(f"{reason}: order 'nested' or 'depth', not 'rows'; write the store again in that order")
