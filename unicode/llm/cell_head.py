@@ -164,7 +164,7 @@ def load_cell_head_(head: CellHead, folder: str | Path, *, fingerprint: str) -> 
         raise FileNotFoundError(f"{folder} has no {FILE}, which draws with output_mode 'cells'; the copy is incomplete")
     try:
         with safe_open(path, "pt") as file:
-            found, state = (file.metadata() or {}).get("fingerprint", ""), {name: file.get_tensor(name) for name in file.keys()}
+            found, state = (file.metadata() or {}).get("fingerprint", ""), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
     if found != fingerprint:
