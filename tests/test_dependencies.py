@@ -45,7 +45,7 @@ def imported(*folders: str) -> set[str]:
                 names.add(node.module.split(".")[0])
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require" and isinstance(node.args[0], ast.Constant):
                 names.add(node.args[0].value.split(".")[0])
-    own = {path.stem for path in (ROOT / "tests").rglob("*")} | {"unicode", "__future__"}
+    own = {path.stem for path in [*(ROOT / "tests").rglob("*"), *(ROOT / "data").rglob("*.py")]} | {"unicode", "__future__"}
     return {name for name in names if name not in sys.stdlib_module_names and name not in own}
 
 
