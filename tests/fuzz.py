@@ -1,15 +1,18 @@
-"""Damaged input for every reader: `python tests/fuzz.py --cases 500 --seed 0`.
+"""Damaged input for every reader: `python tests/fuzz.py --cases 2000 --seed 0 --jobs 2`.
 
 Each case changes one file (bytes, or values of its JSON) and reads it. It must end in a result, in a counted skip, or in a ValueError or
-OSError of one printable line; not in another exception, not after more than five seconds, and not with a file outside of its folder.
-`--only NAME --case N` repeats one case, with the traceback.
+OSError of one printable line; not in another exception, not after more than five seconds, not with a file outside of its folder and not
+with code of the file executed. The targets take turns. `--only NAME --case N` repeats one case, with the traceback.
 """
 
 import argparse
+import atexit
 import io
 import json
 import logging
+import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -17,12 +20,17 @@ import sys
 import tarfile
 import tempfile
 import traceback
-from collections import Counter
-from collections.abc import Callable
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +42,8 @@ from unicode.annotations.instructions import concat_llava_anno, concat_uni_anno 
 from unicode.annotations.records import RefusedError, read_record  # noqa: E402
 from unicode.annotations.text_to_image import get_t2v_anno  # noqa: E402
 from unicode.codebook.embedding_table import load_table  # noqa: E402
-from unicode.common.files import read_json, read_jsonl, read_list  # noqa: E402
+from unicode.common.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint  # noqa: E402
+from unicode.common.files import read_json, read_jsonl, read_list, read_tensors  # noqa: E402
 from unicode.common.json_lists import locate_json_list, read_json_list  # noqa: E402
 from unicode.ids.store import Store  # noqa: E402
 from unicode.images.archives import TarShards  # noqa: E402
@@ -45,6 +54,7 @@ from unicode.tokenizer.load import load_tokenizer  # noqa: E402
 
 GOLDEN, SAMPLE = ROOT / "tests" / "golden", ROOT / "data" / "sample"
 SECONDS = 5
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # flushing a file to a disk costs more than a case
 VALUES: list[Any] = [
     None, True, -1, 0, 2**31, 10**30, 1.5, float("nan"), "", " ", "../x", "/etc/hostname", "a\0b", "\x1b[31mred", "\ud800", "x" * 5000,
     "<image>", "<vistok>1-2", "</vistok>", "<vistok>1--2</vistok>", [], {}, [[]], {"a": 1}, ["human"], "text_to_image",
@@ -184,13 +194,14 @@ def annotations(folder: Path, rng: random.Random) -> str:
         (folder / "in" / f"llava_concat_{split}.txt").write_text("a.jpg\nb/c.jpg\n")
     shutil.copy(GOLDEN / "v0.1" / "anno.json", folder / "in" / "ours.json")
     mutate_one(folder / "in", rng)
-    for run in (
+    functions = [
         lambda: get_t2v_anno(folder / "in", open_image_ids([folder / "in" / "ids"]), folder / "out"),
         lambda: concat_llava_anno(folder / "in", folder / "out"),
         lambda: concat_uni_anno(folder / "in", folder / "out", annos=["ours.json"]),
         lambda: concat_vae_with_mix(folder / "in", folder / "out" / "mix"),
         lambda: concat_vae_with_vqabench(folder / "in", folder / "out", allow_test_images=True),
-    ):
+    ]
+    for run in rng.sample(functions, 2):
         try:
             run()
         except (ValueError, OSError) as error:
@@ -232,6 +243,45 @@ def card(folder: Path, rng: random.Random) -> str:
     return "read"
 
 
+def checkpoint(folder: Path, rng: random.Random) -> str:
+    """A run folder with two checkpoints, as a copy may leave it, or one whose state is a pickle that would run a command."""
+
+    shutil.copytree(_saved_tokenizer().parent / "checkpoints", folder / "checkpoints")
+    state = folder / "checkpoints" / "step_00000002" / "training.pt"
+    if rng.random() < 0.1:
+        plant(state, folder.parents[1] / "witness")
+    else:
+        mutate_one(state.parent if rng.random() < 0.8 else folder, rng)
+    found = []
+    for path in (newest_checkpoint(folder / "checkpoints"), *list_checkpoints(folder / "checkpoints")):
+        try:
+            if path is not None:
+                read_tensors(path / "training.pt", wanted="the state of a training run")
+                found.append(path.name)
+        except (ValueError, OSError) as error:
+            check_line(error)
+    return f"{len(set(found))} of 2 read"
+
+
+class _Command:
+    """Pickled, it is a command that the unpickling process runs."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.line,)
+
+
+def plant(path: Path, witness: Path) -> None:
+    """Replace the pickle in a file of `torch.save` by one that writes to `witness` where it is unpickled."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, pickle.dumps(_Command(f"echo executed > {witness}"), 2) if name.endswith("data.pkl") else content)
+
+
 def tar(folder: Path, rng: random.Random) -> str:
     """A shard of images, or its index."""
     with tarfile.open(folder / "a.tar", "w") as archive:
@@ -253,16 +303,25 @@ def tar(folder: Path, rng: random.Random) -> str:
 
 
 TARGETS: dict[str, Callable[[Path, random.Random], str]] = {
-    function.__name__: function for function in (image, json_files, records, annotations, store, safetensors, card, tar)
+    function.__name__: function for function in (image, json_files, records, annotations, store, safetensors, card, checkpoint, tar)
 }
 _saved: list[Path] = []
 
 
 def _saved_tokenizer() -> Path:
-    """A small published tokenizer in our own form, written once."""
+    """A small published tokenizer in our own form, written once, with checkpoints of it in a folder beside it."""
     if not _saved:
-        _saved.append(Path(tempfile.mkdtemp()))
-        load_tokenizer(GOLDEN / "rq_shared").save_pretrained(_saved[0])
+        top = Path(tempfile.mkdtemp(dir=MEMORY))
+        atexit.register(shutil.rmtree, top, ignore_errors=True)
+        load_tokenizer(GOLDEN / "rq_shared").save_pretrained(top / "tokenizer")
+
+        def write(target: Path) -> None:
+            torch.save({"step": 1, "model": {"weight": torch.arange(6.0)}}, target / "training.pt")
+            shutil.copy(GOLDEN / "v0.1" / "lora" / "unicode.json", target / "unicode.json")
+
+        for step in (1, 2):
+            save_checkpoint(top / "checkpoints" / f"step_{step:08d}", write, keep=2)
+        _saved.append(top / "tokenizer")
     return _saved[0]
 
 
@@ -275,7 +334,7 @@ def check_line(error: BaseException, *, naming: Path | None = None) -> None:
 
 def run_case(name: str, number: int, seed: int) -> str:
     """The outcome of one case; anything but AssertionError, TooSlow and foreign exceptions is fine."""
-    with tempfile.TemporaryDirectory() as top:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as top:
         folder, witness = Path(top) / "inside" / "case", Path(top) / "witness"
         folder.mkdir(parents=True)
         witness.write_text("")
@@ -292,44 +351,75 @@ def run_case(name: str, number: int, seed: int) -> str:
             signal.alarm(0)
         around = sorted(str(path.relative_to(top)) for folder in (Path(top), Path(top) / "inside") for path in folder.iterdir())
         assert around == ["inside", "inside/case", "witness"], f"files outside of the folder: {around}"
+        assert not witness.read_text(), "code of the file was executed"
         return outcome
+
+
+@dataclass
+class Tally:
+    """What came of the cases: target -> outcome -> count, and kind of failure -> the commands that repeat its cases."""
+
+    outcomes: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    failures: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, other: "Tally") -> None:
+        for name, counts in other.outcomes.items():
+            self.outcomes[name] += counts
+        for kind, cases in other.failures.items():
+            self.failures[kind] += cases
+
+
+def _too_slow(*_: Any) -> None:
+    raise TooSlow(f"more than {SECONDS} s")
+
+
+def fuzz(cases: Sequence[int], *, seed: int = 0, names: Sequence[str] = (), show: bool = False) -> Tally:
+    """Run cases of some targets (default: all), case N of the target whose turn N is; with `show` print tracebacks of failures."""
+    names, tally = names or [*TARGETS], Tally()
+    before, _ = signal.signal(signal.SIGALRM, _too_slow), logging.disable(logging.CRITICAL)
+    try:
+        for number in cases:
+            name = names[number % len(names)]
+            try:
+                outcome = run_case(name, number, seed)
+            except (Exception, TooSlow) as error:
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                kind = f"{name}: {type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+                tally.failures[kind].append(f"--only {name} --case {number} --seed {seed}: {ascii(str(error))[:200]}")
+                outcome = "FAILED"
+                if show:
+                    traceback.print_exc()
+            tally.outcomes[name][outcome] += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        logging.disable(logging.NOTSET)
+    return tally
 
 
 def main() -> int:
     """Run the cases, print what came of them, and return 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=200, help="cases of each target (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=2000, help="cases of all targets together (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=TARGETS, action="append", help="only these targets")
-    parser.add_argument("--case", type=int, help="only this case")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--only", choices=TARGETS, action="append", default=[], help="only these targets")
+    parser.add_argument("--case", type=int, help="only this case, of the one target that --only names")
     args = parser.parse_args()
-    logging.disable(logging.CRITICAL)
     os.environ["TQDM_DISABLE"] = "1"
-
-    def too_slow(*_: Any) -> None:
-        raise TooSlow(f"more than {SECONDS} s")
-
-    signal.signal(signal.SIGALRM, too_slow)
     _saved_tokenizer()
-    failures: dict[str, list[str]] = {}
-    for name in args.only or TARGETS:
-        outcomes: Counter[str] = Counter()
-        for number in range(args.cases) if args.case is None else [args.case]:
-            try:
-                outcomes[run_case(name, number, args.seed)] += 1
-            except (Exception, TooSlow) as error:
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                kind = f"{name}: {type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
-                failures.setdefault(kind, []).append(f"--only {name} --case {number} --seed {args.seed}: {ascii(str(error))[:200]}")
-                outcomes["FAILED"] += 1
-                if args.case is not None:
-                    traceback.print_exc()
-        print(f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.most_common())}")
-    for kind, cases in failures.items():
+    torch.set_num_threads(1)
+    if args.case is not None:
+        tally = fuzz([args.case], seed=args.seed, names=args.only, show=True)
+    else:
+        tally, chunks = Tally(), [range(first, min(first + 500, args.cases)) for first in range(0, args.cases, 500)]
+        with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+            for done in pool.map(partial(fuzz, seed=args.seed, names=args.only), chunks):
+                tally.add(done)
+    for name, counts in tally.outcomes.items():
+        print(f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.most_common())}")
+    for kind, cases in tally.failures.items():
         print(f"{len(cases)} x {kind}; first: {cases[0]}")
-    for folder in _saved:
-        shutil.rmtree(folder)
-    return 1 if failures else 0
+    return 1 if tally.failures else 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_newest_is_found_and_old_ones_are_dropped(tmp_path: Path) -> None:
     assert checkpoint_step(newest) == 10
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "{", "[1]", '"\\u001b"', '{"sub/weights": {}}', '{"x\\u0000": 1}'])
 def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     before, newest = save(tmp_path, 1), save(tmp_path, 2)
     file = newest / "sub" / "weights"
@@ -39,7 +39,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path, capl
     elif damage == "missing":
         file.unlink()
     else:
-        (newest / MANIFEST).write_text("{")
+        (newest / MANIFEST).write_text(damage)
     with caplog.at_level(logging.WARNING):
         assert newest_checkpoint(tmp_path) == before
     assert "step_00000002" in caplog.text

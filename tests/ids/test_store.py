@@ -199,6 +199,7 @@ def test_foreign_and_damaged_manifests(tmp_path: Path) -> None:
     make(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     changes = [({"format": "other"}, "format is 'other'"), ({"layout": {}}, "a layout has the keys"), ({"shards": 3}, "damaged")]
+    changes.append(({"tokenizer": ["0123"]}, "expected the fingerprint of a tokenizer"))
     for change, message in changes:
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(ValueError, match=message):

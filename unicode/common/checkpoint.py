@@ -1,5 +1,6 @@
 """Checkpoints named by step: written to a hidden folder, listed in a manifest with sizes and checksums, then renamed."""
 
+import os
 import re
 import shutil
 import zlib
@@ -106,11 +107,12 @@ def find_fault(checkpoint: Path, *, checksums: bool = True) -> str | None:
     manifest = next((checkpoint / name for name in (MANIFEST, OLD_MANIFEST) if (checkpoint / name).is_file()), None)
     try:
         files: dict[str, Any] = read_json(manifest or checkpoint / MANIFEST)
-    except (OSError, ValueError):
+        sizes = {name: described["bytes"] if isinstance(described, dict) else described for name, described in files.items()}
+    except (OSError, ValueError, KeyError, AttributeError):
         return f"no readable {MANIFEST}"
-    for name, described in files.items():
-        path, size = checkpoint / name, described["bytes"] if isinstance(described, dict) else described
-        if not path.is_file():
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not os.path.isfile(path):
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, expected {size}"

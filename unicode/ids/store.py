@@ -46,6 +46,8 @@ class StoreSpec:
         for name in ("vocab_size", "num_images", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not isinstance(self.tokenizer, str):
+            raise ValueError(f"tokenizer is {self.tokenizer!r:.80}; expected the fingerprint of a tokenizer, or an empty string")
         if not self.views:
             raise ValueError("views is empty; a store holds at least one view of each image")
 
