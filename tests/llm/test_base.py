@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from unicode.common.files import read_json
+from unicode.common.files import read_json, write_json
 from unicode.llm.base_model import (
     SPECIAL_TOKENS,
     BaseConfig,
@@ -105,6 +105,32 @@ def test_full_disk(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"model could not be written: .*No space left"):
         make_base_model(tmp_path / "model", BaseConfig(**vars(TINY) | {"steps": 1}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_any_text(folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a red apple. Question: What is it? Answer: apple.\nein grüner Apfel\n\n", encoding="utf-8")
+    lines = list(islice(base_text(instructions=0.3, seed=0, text=str(text)), 60))
+    assert lines == list(islice(base_text(instructions=0.3, seed=0, text=str(text)), 60))
+    assert {"ein grüner Apfel", "a red apple. Question: What is it? Answer: apple."} < set(lines)
+    assert not any("Question" in line for line in lines if "red apple" in line and not line.startswith("a red"))
+    config = BaseConfig(**vars(TINY) | {"steps": 1, "vocab_size": 300, "text": str(text)})
+    make_base_model(tmp_path / "model", config)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert len(tokenizer) <= 300 and tokenizer.decode(tokenizer("grün é")["input_ids"], skip_special_tokens=True) == "grün é"
+    assert is_made(tmp_path / "model", config)
+    text.write_text("another line\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other settings \(text "):
+        is_made(tmp_path / "model", config)
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
+        make_base_model(tmp_path / "other", BaseConfig(**vars(TINY) | {"text": str(tmp_path / "none.txt")}))
+
+
+def test_a_folder_made_before_there_were_files_of_text(folder):
+    summary = read_json(folder / "base.json")
+    old = {name: value for name, value in summary["settings"].items() if name != "text"}
+    write_json(folder / "base.json", summary | {"settings": old})
+    assert is_made(folder, TINY)
 
 
 def test_rows_hold_every_token_once():

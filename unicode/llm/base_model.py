@@ -1,4 +1,4 @@
-"""The default language model: text about the shapes world -> a small LLaMA and its tokenizer."""
+"""The small language model: text about the shapes world, or of a file -> a small LLaMA and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
-from unicode.common.files import read_json, write_json
+from unicode.common.files import read_json, read_list, write_json
 from unicode.common.logging import get_logger
 from unicode.common.schedules import learning_rate
 from unicode.images.shapes import ShapesConfig, draw_scene
@@ -46,6 +47,7 @@ CHAT_TEMPLATE = (
 class BaseConfig:
     """Settings of the base model."""
 
+    text: str = ""  # file of text to learn from, one line per text; empty: lines about the shapes world
     vocab_size: int = 512  # tokens, the special ones among them
     width: int = 128  # width of the embedding table
     hidden: int = 344  # width inside the feed-forward layers
@@ -72,14 +74,14 @@ class BaseConfig:
             raise ValueError(f"steps is {self.steps}, expected at least 1")
 
 
-def base_text(*, instructions: float, seed: int) -> Iterator[str]:
-    """Yield lines about the shapes world, endlessly; a share `instructions` of them asks for an image, as annotations do."""
+def base_text(*, instructions: float, seed: int, text: str = "") -> Iterator[str]:
+    """Yield lines about the shapes world, or of the file `text`, endlessly; a share `instructions` asks for an image, as annotations do."""
     rng = Random(seed)
     templates = [template for group in TEMPLATES.values() for template in group if "{ids}" not in template]
     world = ShapesConfig(seed=seed)
-    for number, line in enumerate(world_text(seed=seed)):
+    for number, line in enumerate(file_text(text, seed=seed) if text else world_text(seed=seed)):
         if rng.random() < instructions:
-            caption = scene_caption(draw_scene(world, "train", number), rng)
+            caption = line.partition(" Question: ")[0] if text else scene_caption(draw_scene(world, "train", number), rng)
             yield rng.choice(templates).replace("{caption}", caption.rstrip("."))
         elif rng.random() < BRIEF:
             yield line.replace("? Answer:", f"?\n{SHORT} Answer:")
@@ -87,19 +89,36 @@ def base_text(*, instructions: float, seed: int) -> Iterator[str]:
             yield line
 
 
+def file_text(path: str | Path, *, seed: int) -> Iterator[str]:
+    """Yield the lines of a file endlessly, each pass in another order. FileNotFoundError: no such file; ValueError: it holds no text."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file of text {path}; give one with --text, one line per text")
+    lines = [" ".join(line.split()) for line in read_list(path)]
+    if not lines:
+        raise ValueError(f"{path} holds no text; expected one line per text")
+    rng = Random(seed)
+    while True:
+        yield from rng.sample(lines, len(lines))
+
+
 def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-pair tokenizer on `lines`; its alphabet is ASCII, any other character becomes <unk>."""
+    """Train a byte-pair tokenizer on `lines`.
+
+    Its alphabet is ASCII; where a line has other characters it is all bytes instead. Elsewhere any other character becomes <unk>.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    lines = list(lines)
+    alphabet = ALPHABET if all(map(str.isascii, lines)) else [*ALPHABET, *sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*ALPHABET})]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=ALPHABET,
-        limit_alphabet=len(ALPHABET),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
@@ -183,27 +202,37 @@ def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: Bas
 def is_made(folder: Path, config: BaseConfig) -> bool:
     """Whether `folder` holds a complete base model of these settings.
 
-    Raises ValueError: it holds one of other settings, or something else.
+    Raises FileNotFoundError, ValueError: as `file_text`. Raises ValueError: it holds one of other settings, or something else.
     """
+    wanted = settings_of(config)
     if not folder.exists():
         return False
     if not (folder / SUMMARY).is_file():
         raise ValueError(f"{folder} exists and holds no base model; give another --out")
-    made, wanted = read_json(folder / SUMMARY)["settings"], asdict(config)
+    made = {"text": "", **read_json(folder / SUMMARY)["settings"]}
     other = [f"{name} {made.get(name)}, asked for {value}" for name, value in wanted.items() if made.get(name) != value]
     if other:
         raise ValueError(f"{folder} holds a base model of other settings ({'; '.join(other)}); remove it or give another --out")
     return True
 
 
+def settings_of(config: BaseConfig) -> dict[str, Any]:
+    """The settings as they are saved, with a digest of the file of text in place of its path."""
+    settings = asdict(config)
+    if config.text:
+        next(file_text(config.text, seed=0))  # an error that names the file
+        settings["text"] = sha256(Path(config.text).read_bytes()).hexdigest()
+    return settings
+
+
 def make_base_model(folder: Path, config: BaseConfig) -> float:
     """Train the tokenizer and the model, save both to `folder`, which is created last, and return the final loss.
 
-    Raises OSError: the disk is full.
+    Raises FileNotFoundError, ValueError: as `file_text`. Raises OSError: the disk is full.
     """
     from safetensors import SafetensorError
 
-    lines = base_text(instructions=config.instructions, seed=config.seed)
+    lines = base_text(instructions=config.instructions, seed=config.seed, text=config.text)
     tokenizer = train_tokenizer((next(lines) for _ in range(config.tokenizer_lines)), vocab_size=config.vocab_size)
     model = build_model(config, tokenizer)
     log.info("base model: %d tokens, %.2f million parameters", len(tokenizer), model.num_parameters() / 1e6)
@@ -213,7 +242,7 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        write_json(partial / SUMMARY, {"settings": asdict(config), "loss": loss})
+        write_json(partial / SUMMARY, {"settings": settings_of(config), "loss": loss})
         os.rename(partial, folder)
     except SafetensorError as error:  # safetensors' error on a full disk
         raise OSError(f"{folder} could not be written: {error}") from error

@@ -1,6 +1,7 @@
-"""Make the embedded default language model: a small LLaMA and its tokenizer, pre-trained on text about the shapes world.
+"""Make a small LLaMA and its tokenizer, pre-trained on text about the shapes world or on a file of text.
 
 python -m unicode.run.make_base_model --out outputs/base
+python -m unicode.run.make_base_model --out outputs/base --text datasets/emoji/base_text.txt --vocab-size 1024 --width 192 --hidden 512
 """
 
 import argparse
