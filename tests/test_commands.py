@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from public_sets import write_fashion
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {"LOG.md", "commands.md"}  # a diary, and what the commands say themselves
@@ -130,7 +133,9 @@ def stand_ins(tmp_path_factory, tiny_llama) -> dict[str, str]:
     run("train_tokenizer", ROOT / DEFAULT_CONFIG, *SMALL, *settings, *data)
     run("encode_images", "--ckpt", tokenizer, "--images", folder / "images", "--out", store, "--workers", 0)
     paths = {"--model": tiny_llama, "table": table, "--ckpt": tokenizer, "--images": folder / "images", "--ids": store}
-    return {option: str(path) for option, path in paths.items()}
+    pq.write_table(pa.table({"text": ["A red circle."]}), folder / "a.parquet")
+    roots = {"get_folder_anno": folder / "images", "get_parquet_anno": folder, "get_label_anno": write_fashion(folder / "fashion")}
+    return {option: str(path) for option, path in (paths | roots).items()}
 
 
 def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out: Path) -> list[str]:
@@ -146,7 +151,7 @@ def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out:
         ]
     if name == "make_annotations":
         function = words[words.index("--func") + 1]
-        root = stand_ins["--images"] if function == "get_folder_anno" else str(ROOT / "data" / "sample")
+        root = stand_ins.get(function, str(ROOT / "data" / "sample"))
         return ["--func", function, "--root", root, "--out", str(out)]
     result: list[str] = []
     for before, word in zip(["", *words], words, strict=False):

@@ -9,6 +9,10 @@ from unicode.annotations.templates import (
     CAPTION,
     DECOMPRESSION,
     FIRST_ROW,
+    LABEL_CAPTION,
+    LABEL_CHOICE,
+    LABEL_CLAIM,
+    LABEL_WHAT,
     NEXT_ROW,
     TEMPLATES,
     TEXT_TO_IMAGE,
@@ -25,6 +29,10 @@ SLOTS = {
     UNCONDITIONAL: [],
     DECOMPRESSION: ["ids"],
     CAPTION: [],
+    LABEL_CAPTION: ["noun"],
+    LABEL_WHAT: [],
+    LABEL_CHOICE: ["choice"],
+    LABEL_CLAIM: ["noun"],
 }
 
 

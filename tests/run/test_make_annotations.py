@@ -12,7 +12,7 @@ import pytest
 from unicode.run.make_annotations import FUNCTIONS, OPTIONS, SAMPLE, main
 
 ROOT = Path(__file__).parents[2]
-NOT_OF_THE_SAMPLE = ("concat_vae_with_vqabench", "get_folder_anno")  # the sample has neither benchmarks nor pictures
+NOT_OF_THE_SAMPLE = ("concat_vae_with_vqabench", "get_folder_anno", "get_label_anno", "get_parquet_anno")  # it has only LLaVA's files
 MAKERS = [name for name in FUNCTIONS if name not in NOT_OF_THE_SAMPLE]
 
 

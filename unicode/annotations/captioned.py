@@ -1,4 +1,4 @@
-"""Captioned pictures (the shapes world, captioned folders) -> annotation files of LLaVA's form, for train and val.
+"""Captioned pictures (the shapes world, folders, data sets with labels or text) -> annotation files of LLaVA's form, for train and val.
 
 <name>_captions_{train,val}.json    {"id", "image", "conversations": ["<image>\\nDescribe it.", caption]}, as LLaVA's 558K
 <name>_questions_{train,val}.json   the same with short questions and answers, as LLaVA's 665K mix, and "kinds", one a question
@@ -22,7 +22,8 @@ from unicode.images.shapes_text import SceneQuestion, scene_caption, scene_quest
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
 NUM_CHOICES = 4
-Words = tuple[int, str, Sequence[SceneQuestion]]  # Of one picture: place of its split in SPLITS, caption, questions
+Conversation = list[dict[str, Any]]  # Turns as a data set has them
+Words = tuple[int, str, Sequence[SceneQuestion] | Conversation]  # Of one picture: place of its split, caption ("": none), questions
 Groups = dict[str, list[str]]  # Folder of a tree ("" for its root) -> names of the folders in it that hold pictures
 
 
@@ -48,7 +49,7 @@ def get_shapes_anno(
 
     report = Report("get_shapes_anno", seed, inputs=["shapes"])
     keys = [key for split in SPLITS for key in scene_keys(config, split, limit=limit)]
-    return _build(report, "shapes", keys, describe, Path(out), questions=questions, dry_run=dry_run)
+    return build_words(report, "shapes", keys, describe, Path(out), questions=questions, dry_run=dry_run)
 
 
 def get_folder_anno(
@@ -76,38 +77,57 @@ def get_folder_anno(
     report = Report("get_folder_anno", seed, inputs=[str(root)])
     if not groups.get(""):
         report.note(f"the pictures of {root} are not in folders of subjects: captions only, no questions")
-    return _build(report, Path(root).resolve().name, keys, describe, Path(out), questions=questions, dry_run=dry_run)
+    return build_words(report, Path(root).resolve().name, keys, describe, Path(out), questions=questions, dry_run=dry_run)
 
 
-def _build(
-    report: Report, name: str, keys: Sequence[str], describe: Callable[[str, Random], Words], out: Path, *, questions: int, dry_run: bool
+def build_words(
+    report: Report,
+    name: str,
+    things: Iterable[Any],
+    describe: Callable[[Any, Random], Words],
+    out: Path,
+    *,
+    splits: Sequence[str] = SPLITS,
+    questions: int,
+    dry_run: bool,
 ) -> Report:
-    """Write the four files of `name` from the words of every picture; groups 0 and 1 are captions, 2 and 3 questions."""
+    """Write the files of `name`, captions and questions for each of `splits`, from the words of every picture.
+
+    `things`: keys of pictures, or objects that have the key as "id"; `describe` gets them one after another. The first groups are captions,
+    the later ones questions.
+    """
     if questions < 1:
         raise ValueError(f"questions is {questions}; ask at least one question per picture")
     if out.suffix in (".json", ".txt"):
-        raise ValueError(f"--out {out} is a file; four files are written, name their folder")
+        raise ValueError(f"--out {out} is a file; {2 * len(splits)} files are written, name their folder")
     seed = report.seed
 
-    def convert(key: Any, _: str) -> Made:
-        split, caption, asked = describe(key, Random(draw(2**63, seed, "words", key)))
-        prompt = fill(CAPTION, seed, key)
-        prompt = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", key) else f"{prompt}\n{IMAGE_TAG}"
-        made = [(split, _record(key, [prompt, caption]))]
-        if asked:
-            turns = [text for question in asked[:questions] for text in (question.text, question.answer)]
+    def convert(thing: Any, _: str) -> Made:
+        key = thing["id"] if isinstance(thing, dict) else thing
+        split, caption, asked = describe(thing, Random(draw(2**63, seed, "words", key)))
+        made = []
+        if caption:
+            prompt = fill(CAPTION, seed, key)
+            prompt = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", key) else f"{prompt}\n{IMAGE_TAG}"
+            made.append((split, _record(key, make_turns([prompt, caption]))))
+        if asked and isinstance(asked[0], dict):
+            made.append((len(splits) + split, _record(key, asked)))
+        elif asked:
+            chosen = [question for question in asked[:questions] if isinstance(question, SceneQuestion)]
+            turns = [text for question in chosen for text in (question.text, question.answer)]
             turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
-            made.append((2 + split, {**_record(key, turns), "kinds": [question.kind for question in asked[:questions]]}))
+            record = {**_record(key, make_turns(turns)), "kinds": [question.kind for question in chosen]}
+            made.append((len(splits) + split, record))
         return made
 
-    items = ((report.inputs[0], place, key) for place, key in enumerate(keys))
-    files = [out / f"{name}_{form}_{split}.json" for form in ("captions", "questions") for split in SPLITS]
+    items = ((report.inputs[0], place, thing) for place, thing in enumerate(things))
+    files = [out / f"{name}_{form}_{split}.json" for form in ("captions", "questions") for split in splits]
     return build(report, items, convert, {file: (group,) for group, file in enumerate(files)}, dry_run=dry_run)
 
 
-def _record(key: str, turns: Sequence[str]) -> dict[str, Any]:
-    """A record that every reader takes; RefusedError for words that hold a tag of images or ids."""
-    record = {"id": key, "image": key, "conversations": make_turns(turns)}
+def _record(key: str, turns: Sequence[Any]) -> dict[str, Any]:
+    """A record that every reader takes; RefusedError for words that hold a tag of images or ids, or damaged turns."""
+    record = {"id": key, "image": key, "conversations": list(turns)}
     read_record(record, form="llava")
     return record
 

@@ -13,4 +13,4 @@ def require(library: str, *, extra: str) -> Any:
         return import_module(library)
     except ImportError as error:
         command = f"python -m pip install 'unicode-mllm[{extra}]'"
-        raise ValueError(f"the package {library} is not installed; this installs it: {command}") from error
+        raise ValueError(f"the package {library.partition('.')[0]} is not installed; this installs it: {command}") from error

@@ -78,6 +78,15 @@ class StoreSpec:
         """Size of a complete shard file: the header of a .npy file and the ids."""
         return 128 + int(np.prod(self.shard_shape(shard))) * self.dtype.itemsize
 
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON holds them, with the type of the ids on disk."""
+        return {**asdict(self), "layout": self.layout.to_dict(), "dtype": self.dtype.name}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StoreSpec":
+        """Inverse of `to_dict`. KeyError for a missing value, ValueError or TypeError for one that is not allowed."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)} | {"layout": Layout.from_dict(values["layout"])})
+
     def check_same(self, other: "StoreSpec", where: Path) -> None:
         """ValueError naming the first value in which `other` differs from the spec of the store at `where`."""
         for field in fields(self):
@@ -109,9 +118,8 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write manifest.json atomically; nothing in it depends on when or by how many processes the store was made."""
-        spec = {**asdict(self.spec), "layout": self.spec.layout.to_dict(), "dtype": self.spec.dtype.name}
         rest = {"complete": self.complete, "skipped": self.skipped, "shards": [asdict(shard) for shard in self.shards]}
-        write_json(folder / MANIFEST, {"format": FORMAT, **spec, **rest})
+        write_json(folder / MANIFEST, {"format": FORMAT, **self.spec.to_dict(), **rest})
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -134,8 +142,7 @@ class Manifest:
             shards = tuple(Shard(**shard) for shard in values["shards"])
             for shard in shards:
                 check_key(shard.file)
-            layout = Layout.from_dict(values["layout"])
-            spec = StoreSpec(**{field.name: values[field.name] for field in fields(StoreSpec)} | {"layout": layout})
+            spec = StoreSpec.from_dict(values)
             if values["complete"] and len(shards) != spec.num_shards:
                 raise ValueError(f"{len(shards)} shards for {spec.num_images} images of {spec.shard_size} a shard")
             return cls(spec, bool(values["complete"]), int(values["skipped"]), shards)

@@ -14,8 +14,7 @@ import numpy as np
 from unicode.common.extras import require
 from unicode.common.files import atomic_write, read_list, write_list
 from unicode.common.logging import get_logger
-from unicode.images.decode import UnreadableImageError
-from unicode.images.listing import EXTENSIONS, LAYOUTS, PackedStrings, check_folder
+from unicode.images.listing import EXTENSIONS, LAYOUTS, PackedStrings, UnreadableImageError, check_folder
 
 log = get_logger(__name__)
 
@@ -57,8 +56,8 @@ class TarShards:
         return data
 
 
-def find_shards(pattern: str, root: str = "") -> list[str]:
-    """Expand one brace range and globs of a shard pattern, relative to `root`.
+def find_shards(pattern: str, root: str = "", *, kind: str = "tar shard") -> list[str]:
+    """Expand one brace range and globs of a shard pattern, relative to `root`; `kind` names the files in messages.
 
     Raises FileNotFoundError: nothing matches, or a shard of a brace range is missing.
     """
@@ -67,7 +66,7 @@ def find_shards(pattern: str, root: str = "") -> list[str]:
     if match is None:
         paths = sorted(glob(pattern, recursive=True))
         if not paths:
-            raise FileNotFoundError(f"no tar shard matches {pattern}; set data.root and data.path, {LAYOUTS}")
+            raise FileNotFoundError(f"no {kind} matches {pattern}; set data.root and data.path, {LAYOUTS}")
         return paths
     low, high = match.groups()
     numbers = range(int(low), int(high) + 1)

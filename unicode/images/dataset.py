@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,12 @@ from unicode.images.decode import (
     train_transform,
 )
 from unicode.images.listing import LAYOUTS, Files, PackedStrings, is_held_out
+from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import Scene, ShapesConfig, draw_scene, scene_keys
+from unicode.images.torchvision_sets import TorchvisionSet, parse_source
 
-NAMES = ("shapes", "folder", "list", "llava", "imagenet", "ffhq", "cc3m", "coco", "lsun", "webdataset")
+NAMES = ("shapes", "folder", "list", "llava", "imagenet", "ffhq", "cc3m", "coco", "lsun", "webdataset", "torchvision", "parquet")
+Source = Files | TarShards | Lmdb | TorchvisionSet | ParquetImages
 
 
 @dataclass
@@ -46,10 +50,14 @@ class DataConfig:
     limit: int = 0  # number of images, evenly spread over the data set; 0: all
     crop: str = "auto"  # in training: random, resized (75-100 % of the area), center; auto: resized for ffhq, random otherwise
     flip: bool = False  # in training: mirror half of the pictures
+    pad: bool = False  # pictures that fit into the square stay at their size, in the middle of a black one; others are resized
     resize: str = "bicubic"  # kernel, always antialiased: bilinear, bicubic, lanczos
     draft: float = 2.0  # JPEGs may be decoded at 1/2, 1/4 or 1/8 size as long as so many times the size asked for remains; 0: never
     max_pixels: int = 89_478_485  # larger images are skipped before they are decoded
     check_files: int = 100  # files of a list that are checked at the start; -1: all, 0: none
+    set: str = ""  # torchvision: name of the data set, as FashionMNIST, CIFAR10, Flowers102, Food101; its class of torchvision.datasets
+    download: bool = False  # torchvision: download the set to root if it is not there; never done unless asked
+    image_column: str = "image"  # parquet: column of the pictures, {bytes, path} as in Hugging Face data sets, or the bytes of files
     shapes: ShapesConfig = field(default_factory=ShapesConfig)  # the generated world of name=shapes
 
     @property
@@ -70,24 +78,30 @@ class DataConfig:
             raise ValueError(f"data.limit {self.limit}, data.max_pixels {self.max_pixels} and data.draft {self.draft} must not be negative")
 
 
-def open_source(config: DataConfig) -> Files | TarShards | Lmdb:
-    """Find the files of the data set that a config names: `keys`, and `read(index)` for the bytes of a file.
+def open_source(config: DataConfig) -> Source:
+    """Find the files of the data set that a config names: `keys`, and `read(index)` for the bytes of a file or a picture in RGB.
 
     Raises FileNotFoundError: a folder, list, archive, or files named in a list are missing. Raises ValueError: nothing to read, a malformed
     list, or a setting is missing.
     """
     name, root, path = config.name, config.root, config.path
+    if name == "torchvision":
+        part = "train" if config.holdout and config.split == "val" else config.split
+        return TorchvisionSet(config.set, part, root, download=config.download)
     if not root and name in ("folder", "imagenet", "ffhq", "cc3m", "coco"):
         raise ValueError(f"data.name={name} needs data.root, the folder of its images; {LAYOUTS}")
     if name in ("folder", "imagenet"):
         folder = config.split if name == "imagenet" else path.replace("{split}", config.split)
         return listing.list_folder(os.path.join(root, folder), root=root)
     path = path or {"ffhq": "ffhq_{split}.txt", "cc3m": "{split}_list.txt"}.get(name, "")
-    needed = {"list": "the list", "llava": "the annotation file", "lsun": "the ..._lmdb folder", "webdataset": "the shards"}
+    needed = {"list": "the list", "llava": "the annotation file", "lsun": "the ..._lmdb folder"}
+    needed |= {"webdataset": "the shards", "parquet": "the files"}
     if not path and name in needed:
         raise ValueError(f"data.name={name} needs data.path, {needed[name]}; {LAYOUTS}")
     if name == "webdataset":
         return TarShards(path.replace("{split}", config.split), root)
+    if name == "parquet":
+        return ParquetImages(path.replace("{split}", config.split), root, column=config.image_column)
     if name == "lsun":
         return Lmdb(_resolve(config, path))
     if name == "coco":
@@ -147,7 +161,13 @@ class Skipped:
 
 
 class ImageDataset(ABC):
-    """Pictures of one size by index; subclasses make them. Workers get it pickled, so it is small."""
+    """Pictures of one size by index; subclasses make them. Workers get it pickled, so it is small.
+
+    Where pictures are read in blocks, `blocks` (N,) has the block of each, and `window` is how many blocks to shuffle together.
+    """
+
+    blocks: np.ndarray | None = None
+    window: int = 1
 
     def __init__(self, keys: Sequence[str] | PackedStrings, *, image_size: int, protocol: str) -> None:
         self._keys = keys if isinstance(keys, PackedStrings) else PackedStrings(keys)
@@ -178,18 +198,22 @@ class ImageDataset(ABC):
 class FileImages(ImageDataset):
     """Pictures decoded from image files, in folders or archives."""
 
-    def __init__(self, source: Files | TarShards | Lmdb, config: DataConfig, *, image_size: int, train: bool) -> None:
+    def __init__(self, source: Source, config: DataConfig, *, image_size: int, train: bool) -> None:
         self._rows = _choose(source.keys, config)
         kept = source.keys if self._rows is None else [source.keys[int(row)] for row in self._rows]
         draft = f", JPEG draft {config.draft:g}" if config.draft else ""
-        protocol = f"shorter side {image_size} {config.resize} antialiased, center crop{draft}"
+        small = ", smaller pictures padded with black" if config.pad else ""
+        protocol = f"shorter side {image_size} {config.resize} antialiased, center crop{small}{draft}"
         super().__init__(kept, image_size=image_size, protocol=protocol)
+        if isinstance(source, ParquetImages):
+            self.blocks, self.window = source.blocks if self._rows is None else source.blocks[self._rows], source.window
         self._source = source
         self._max_pixels = config.max_pixels
-        self._eval = self._train = eval_transform(image_size, resize=config.resize)
+        self._eval = self._train = eval_transform(image_size, resize=config.resize, pad=config.pad)
         self._shorter = self._shorter_train = math.ceil(config.draft * image_size)
         if train:
-            self._train = train_transform(image_size, crop=config.training_crop, flip=config.flip, resize=config.resize)
+            options: dict[str, Any] = {"crop": config.training_crop, "flip": config.flip, "resize": config.resize, "pad": config.pad}
+            self._train = train_transform(image_size, **options)
             self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
@@ -198,8 +222,8 @@ class FileImages(ImageDataset):
         else:
             index, shorter, transform = item, self._shorter, self._eval
         try:
-            data = self._source.read(index if self._rows is None else int(self._rows[index]))
-            picture = decode_image(data, shorter=shorter, max_pixels=self._max_pixels)
+            found = self._source.read(index if self._rows is None else int(self._rows[index]))
+            picture = decode_image(found, shorter=shorter, max_pixels=self._max_pixels) if isinstance(found, bytes) else found
             return make_square(picture, transform, side=self.image_size, max_pixels=self._max_pixels)
         except UnreadableImageError as error:
             return Skipped(self.key(index), str(error), index)
@@ -237,16 +261,19 @@ def open_images(
 ) -> ImageDataset:
     """Find the pictures that `--images` of a command means.
 
-    `path`: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, or "shapes:SPLIT". `root`: the folder
-    that the paths in a list or annotation file start from; the file's own folder if empty. `config`: settings that are not about which
+    `path`: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, Parquet files, "shapes:SPLIT" or
+    "torchvision:SET:SPLIT@ROOT". `root`: the folder that the paths in a list or annotation file start from, or that a set of torchvision
+    is in; the file's own folder if empty. `config`: settings that are not about which
     pictures (resize, crop, draft, limit, the world of shapes). `train`: as in `build_dataset`. Raises FileNotFoundError: the path does not
     exist. Raises ValueError: it holds no images, or is of no known kind.
     """
     base, text = config or DataConfig(), str(path)
-    names = {".txt": "list", ".json": "llava", ".tar": "webdataset"}
+    names = {".txt": "list", ".json": "llava", ".tar": "webdataset", ".parquet": "parquet"}
     suffix = Path(text).suffix
     if text == "shapes" or text.startswith("shapes:"):
         base = replace(base, name="shapes", split=text.partition(":")[2] or "val")
+    elif (named := parse_source(text, root=root)) is not None:
+        base = replace(base, name="torchvision", set=named.set, split=named.part or "test", root=named.root)
     elif os.path.isfile(os.path.join(text, "data.mdb")):
         base = replace(base, name="lsun", root="", path=os.path.abspath(text))
     elif os.path.isdir(text):
@@ -255,14 +282,15 @@ def open_images(
         base = replace(base, name=names[suffix], root=root, path=os.path.abspath(text))
     else:
         what = f"is none of {', '.join(names)}" if os.path.exists(text) else "does not exist"
-        raise FileNotFoundError(f"--images {text} {what}; give a folder, a list (.txt), a LLaVA file (.json), tar shards or shapes:val")
+        kinds = "a folder, a list (.txt), a LLaVA file (.json), tar shards, Parquet files, shapes:val or torchvision:SET:SPLIT"
+        raise FileNotFoundError(f"--images {text} {what}; give {kinds}")
     return build_dataset(base, image_size=image_size, train=train)
 
 
 def _choose(keys: PackedStrings, config: DataConfig) -> np.ndarray | None:
     """Return the rows that `holdout` and `limit` leave, None for all."""
     rows = np.arange(len(keys))
-    if config.holdout:
+    if config.holdout and (config.name != "torchvision" or config.split in ("train", "val")):  # a test part is not divided
         if config.split not in ("train", "val"):
             raise ValueError(f"data.split is '{config.split}'; with data.holdout it must be train or val")
         held = np.array([is_held_out(key, config.holdout) for key in keys])

@@ -11,12 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from unicode.images.listing import UnreadableImageError
+
 ORIENTATION = 0x0112  # the EXIF tag
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder runs: Pillow opens EPS with Ghostscript
-
-
-class UnreadableImageError(Exception):
-    """An image that cannot be used. The message is "kind" or "kind: detail"; reports count by kind."""
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
@@ -110,11 +108,25 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def train_transform(image_size: int, *, crop: str = "random", flip: bool = False, resize: str = "bicubic") -> PictureTransform:
+class PadSmall(torch.nn.Module):
+    """Puts an RGB picture that fits into a square of `size` pixels in the middle of a black one; larger ones stay as they are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.crop = v2.CenterCrop(size)  # pads what is smaller
+
+    def forward(self, picture: Image.Image) -> Image.Image:
+        return self.crop(picture) if max(picture.size) <= self.crop.size[0] else picture
+
+
+def train_transform(
+    image_size: int, *, crop: str = "random", flip: bool = False, resize: str = "bicubic", pad: bool = False
+) -> PictureTransform:
     """Return the training transform; it draws from torch's CPU generator (see `seeded`).
 
     `crop`: "random" = shorter side to `image_size`, then a random square; "resized" = a random square of 75 to 100 % of the area, resized;
     "center" = shorter side to `image_size`, then the middle. `flip`: mirror half. `resize`: the kernel, one of RESIZES; always antialiased.
+    `pad`: first `PadSmall`.
     """
     kernel = InterpolationMode(resize)
     if crop == "resized":
@@ -125,12 +137,12 @@ def train_transform(image_size: int, *, crop: str = "random", flip: bool = False
         steps = [v2.Resize(image_size, interpolation=kernel, antialias=True), cut]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
-    return v2.Compose([*steps, v2.PILToTensor()])
+    return v2.Compose([*([PadSmall(image_size)] if pad else []), *steps, v2.PILToTensor()])
 
 
-def eval_transform(image_size: int, *, resize: str = "bicubic") -> PictureTransform:
-    """Return the evaluation transform: shorter side to `image_size` with an antialiased kernel, then the middle square."""
-    return train_transform(image_size, crop="center", resize=resize)
+def eval_transform(image_size: int, *, resize: str = "bicubic", pad: bool = False) -> PictureTransform:
+    """Return the evaluation transform: shorter side to `image_size` with an antialiased kernel, then the middle square; `pad` as above."""
+    return train_transform(image_size, crop="center", resize=resize, pad=pad)
 
 
 def seeded(transform: PictureTransform, seed: int) -> PictureTransform:

@@ -13,6 +13,10 @@ from unicode.common.files import read_json
 from unicode.common.logging import get_logger
 
 
+class UnreadableImageError(Exception):
+    """An image that cannot be used. The message is "kind" or "kind: detail"; reports count by kind."""
+
+
 class PackedStrings:
     """An immutable sequence of strings. A Python list of them would be copied, object by object, into each worker."""
 

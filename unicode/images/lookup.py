@@ -14,8 +14,10 @@ from unicode.common.logging import get_logger
 from unicode.images.archives import Lmdb, TarShards
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import PictureTransform, UnreadableImageError, decode_image, make_square, read_bytes
+from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_caption
+from unicode.images.torchvision_sets import TorchvisionSet, parse_source
 
 SHAPES = "shapes"
 log = get_logger(__name__)
@@ -41,9 +43,10 @@ def square_pixels(image: Image.Image | bytes, *, transform: PictureTransform, si
 class ImageLookup:
     """Pictures by key, in several sources that are searched in order. Worker processes get it pickled.
 
-    `names`: folders, LMDB folders, tar shards (*.tar) and the generated world ("shapes" or "shapes:SPLIT"; a key names its split). `side`:
-    side of the world's pictures in pixels; 0: the world's own. `world`: settings of the world that differ from the default ones, as
-    "colours=8". Raises FileNotFoundError: a source does not exist. Raises ValueError: an archive without images, or unknown settings.
+    `names`: folders, LMDB folders, tar shards (*.tar), Parquet files (*.parquet), "torchvision:SET:SPLIT@ROOT" and the generated world
+    ("shapes" or "shapes:SPLIT"; a key names its split). `side`: side of the world's pictures in pixels; 0: the world's own. `world`:
+    settings of the world that differ from the default ones, as "colours=8". Raises FileNotFoundError: a source does not exist. Raises
+    ValueError: an archive without images, or unknown settings.
     """
 
     def __init__(self, names: Sequence[str | Path], *, side: int = 0, world: Sequence[str] = ()) -> None:
@@ -56,7 +59,7 @@ class ImageLookup:
         return any(source.holds(key) for source in self._sources)
 
     def read(self, key: str) -> Image.Image | bytes:
-        """Return a picture of the world, or the content of an image file.
+        """Return a picture of the world or of a set of torchvision, or the content of an image file.
 
         Raises UnreadableImageError: no source has the key, the key leads out of the folders, or the file cannot be read.
         """
@@ -113,7 +116,11 @@ def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> "_Folder |
         return _Archive(Lmdb(name)) if os.path.isfile(os.path.join(name, "data.mdb")) else _Folder(name, roots)
     if name.endswith(".tar"):
         return _Archive(TarShards(name))
-    kinds = "folders, LMDB folders, tar shards (*.tar) and shapes"
+    if name.endswith(".parquet"):
+        return _Archive(ParquetImages(name))
+    if (named := parse_source(name)) is not None:
+        return _Archive(TorchvisionSet(named.set, named.part or "test", named.root))
+    kinds = "folders, LMDB folders, tar shards (*.tar), Parquet files (*.parquet), torchvision:SET:SPLIT@ROOT and shapes"
     raise FileNotFoundError(f"no pictures at '{name}'; --images and vision.images take {kinds}")
 
 
@@ -141,14 +148,14 @@ class _Folder:
 
 
 class _Archive:
-    def __init__(self, source: TarShards | Lmdb) -> None:
+    def __init__(self, source: TarShards | Lmdb | ParquetImages | TorchvisionSet) -> None:
         self._source = source
         self._rows = {key: row for row, key in enumerate(source.keys)}
 
     def holds(self, key: str) -> bool:
         return key in self._rows
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str) -> Image.Image | bytes:
         return self._source.read(self._rows[key])
 
     def caption(self, key: str) -> str:

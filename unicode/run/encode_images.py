@@ -55,7 +55,7 @@ def default_batch_size(device: torch.device, side: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.encode_images", description="Encode images into a store of ids.")
     parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
-    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; or use the settings")
+    parser.add_argument("--images", help="folder, .txt, .json, .tar, .parquet, torchvision:SET:SPLIT@ROOT, shapes:SPLIT; or use settings")
     parser.add_argument("--out", required=True, help="folder of the store")
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
     parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")

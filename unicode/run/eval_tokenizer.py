@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_tokenizer", description="Measure a tokenizer's reconstructions.")
     parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
-    parser.add_argument("--images", help="folder, .txt list, LLaVA .json, tar shards or shapes:SPLIT; or use --data or the settings")
+    parser.add_argument("--images", help="what --images of encode_images takes; or use --data or the settings")
     parser.add_argument("--data", help="YAML file of a training run: its data set, and the split that it is validated on")
     parser.add_argument("--out", required=True, help="JSON file of the report; grid.png and skipped.jsonl go beside it")
     parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")

@@ -1,4 +1,4 @@
-"""Import the id files of UniCode-ECCV24 into a store."""
+"""Import the id files of UniCode-ECCV24, or a Parquet file of `unicode.run.export_ids`, into a store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from unicode.common.files import read_json, read_list, read_tensors
 from unicode.common.json_lists import read_json_list
 from unicode.ids.layout import Layout
+from unicode.ids.parquet import read_parquet
 from unicode.ids.store import StoreSpec, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
 from unicode.run.command import command, log
@@ -112,9 +113,9 @@ def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torc
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    description = "Import the id files of UniCode-ECCV24 into a store."
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.import_ids", description=description)
-    parser.add_argument("source", metavar="SRC", help="folder of <split>_image_list.json, <split>_codes_t.pth and <split>_codes_b.pth")
+    parser = argparse.ArgumentParser(prog="python -m unicode.run.import_ids", description=(__doc__ or "").replace("`", ""))
+    files = "<split>_image_list.json, <split>_codes_t.pth and <split>_codes_b.pth"
+    parser.add_argument("source", metavar="SRC", help=f"folder of {files}; or a .parquet file of export_ids")
     parser.add_argument("out", metavar="OUT", help="folder of the store")
     parser.add_argument("--split", default="train", help="first part of the file names (default: %(default)s)")
     parser.add_argument("--paths", help="LLaVA annotation (.json) or list (.txt) with the paths, from the image root, of bare names")
@@ -126,7 +127,10 @@ def main(argv: list[str] | None = None) -> int:
         from unicode.tokenizer.load import load_tokenizer
 
         tokenizer = load_tokenizer(args.ckpt)
-    spec = import_ids(args.source, args.out, split=args.split, paths=args.paths, tokenizer=tokenizer, dry_run=args.dry_run)
+    if args.source.endswith(".parquet"):
+        spec = read_parquet(args.source, args.out, tokenizer=tokenizer.fingerprint if tokenizer is not None else "", dry_run=args.dry_run)
+    else:
+        spec = import_ids(args.source, args.out, split=args.split, paths=args.paths, tokenizer=tokenizer, dry_run=args.dry_run)
     log.info("%s: %d images, %s", args.source if args.dry_run else args.out, spec.num_images, spec.layout.describe())
     return 0
 

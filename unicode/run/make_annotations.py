@@ -15,6 +15,7 @@ from unicode.annotations.build import VIEWS, Report, open_image_ids
 from unicode.annotations.captioned import get_folder_anno, get_shapes_anno
 from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
 from unicode.annotations.instructions import concat_llava_anno, concat_uni_anno, get_llava_uni_anno
+from unicode.annotations.public import get_label_anno, get_parquet_anno
 from unicode.annotations.text_to_image import get_decompression_anno, get_t2v_anno, get_uncond_anno
 from unicode.run.command import command, log
 
@@ -31,6 +32,8 @@ FUNCTIONS: dict[str, Callable[..., Report]] = {
         concat_vae_with_vqabench,
         get_shapes_anno,
         get_folder_anno,
+        get_label_anno,
+        get_parquet_anno,
     )
 }
 DATA, SAMPLE = (Path(__file__).resolve().parents[2] / name for name in ("datasets/llava", "data/sample"))
@@ -50,6 +53,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "questions": {"type": int, "help": "questions per picture, at most; default: %(default)s"},
     "limit": {"type": int, "help": "the first so many scenes of each split; default: %(default)s (all)"},
     "world": {"nargs": "+", "metavar": "KEY=VALUE", "help": "settings of the world that differ from the default one, as colours=8"},
+    "dataset": {"flag": "--set", "metavar": "NAME", "help": "data set, a class of torchvision.datasets; default: %(default)s"},
+    "path": {"metavar": "FILES", "help": "Parquet files below --root, as 'data/train-*.parquet'; default: %(default)s"},
+    "text_column": {"help": "column of captions, labels or conversations; default: %(default)s"},
     "bench": {"help": "folder of the benchmarks below --root; default: %(default)s"},
     "allow_test_images": {"action": "store_true", "help": "train the tokenizer on test images; scores are then not on unseen images"},
     "dry_run": {"action": "store_true", "help": "read the first records, check everything, write nothing"},

@@ -52,11 +52,15 @@ class StepSampler(ABC, Generic[Item]):
 
 
 class AugmentedSampler(StepSampler[AugmentedIndex]):
-    """The `length` pictures of a data set, with the seed of their augmentation; epoch e is a permutation seeded by (seed, e)."""
+    """The `length` pictures of a data set, with the seed of their augmentation; epoch e is a permutation seeded by (seed, e).
 
-    def __init__(self, length: int, **options: int) -> None:
+    `blocks`: (length,) number of the block from 0 that each picture is read with; the blocks are then shuffled, and the pictures within
+    every `window` of them. None: the pictures are shuffled one by one.
+    """
+
+    def __init__(self, length: int, *, blocks: np.ndarray | None = None, window: int = 1, **options: int) -> None:
         super().__init__(**options)
-        self.length = length
+        self.length, self.blocks, self.window = length, blocks, window
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def batch(self, step: int) -> list[AugmentedIndex]:
@@ -67,6 +71,9 @@ class AugmentedSampler(StepSampler[AugmentedIndex]):
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
+            if self.blocks is not None:
+                places = torch.randperm(int(self.blocks.max()) + 1, generator=generator)[torch.from_numpy(self.blocks)]
+                self._order = self._order[torch.argsort(places[self._order] // self.window, stable=True)]
         return AugmentedIndex(int(self._order[place]), ((number + 1) * _MIX + self.seed) % 2**63)
 
 

@@ -164,6 +164,8 @@ class TokenizerTrainer:
         loop, checkpoint = self.config.train, None
         sampler = AugmentedSampler(
             len(self.dataset),
+            blocks=self.dataset.blocks,
+            window=self.dataset.window,
             batch_size=loop.batch_size,
             accumulation=self.accumulation,
             rank=rank(),

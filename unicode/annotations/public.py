@@ -1,0 +1,151 @@
+"""Public data sets (torchvision's by name, Parquet files) -> annotation files of LLaVA's form: labels, texts and conversations."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from unicode.annotations.build import Report
+from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
+from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError
+from unicode.annotations.templates import LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, UNSEEN, fill_template
+from unicode.images.listing import is_held_out
+from unicode.images.parquet import ParquetImages
+from unicode.images.shapes import SPLITS
+from unicode.images.shapes_text import SceneQuestion, with_article
+from unicode.images.torchvision_sets import FASHION, TorchvisionSet
+
+PARTS = (*SPLITS, "test")
+
+
+def get_label_anno(
+    root: str | Path,
+    out: str | Path,
+    *,
+    dataset: str = FASHION,
+    seed: int = 0,
+    val_share: float = 0.0,
+    questions: int = 5,
+    dry_run: bool = False,
+) -> Report:
+    """Captions and questions of a torchvision data set from its labels: "a photo of a sneaker"; what is it, which of four, yes or no.
+
+    Writes <set>_captions_{train,val,test}.json and <set>_questions_{train,val,test}.json, shuffled; <set> is its name in small letters.
+    Training files use three quarters of the phrasings; val and test files ask "what" in one of them, "what_unseen" in one of the others,
+    then the rest.
+
+    Args:
+        root: the folder that holds the set, or Debian's folder of Fashion-MNIST.
+        dataset: name of the class in torchvision.datasets, as CIFAR10.
+        val_share: share of the train part for the val files, the same pictures as those of data.holdout; 0: the set's own val part.
+        questions: questions per picture, at most.
+    """
+    _check_share(val_share)
+    report = Report("get_label_anno", seed, inputs=[f"torchvision:{dataset}@{root}"])
+    opened = {"train": TorchvisionSet(dataset, "train", str(root))}
+    for part in ("test",) if val_share else ("val", "test"):
+        try:
+            found = TorchvisionSet(dataset, part, str(root))
+        except ValueError as error:
+            report.note(str(error))
+        else:
+            opened |= {part: found} if found.part == part else {}
+    names = label_words(opened["train"].classes)
+
+    def things() -> Iterator[dict[str, Any]]:
+        for part, pictures in opened.items():
+            for key, label in zip(pictures.keys, pictures.labels, strict=True):
+                held = part == "train" and is_held_out(key, val_share)
+                yield {"id": key, "label": int(label), "part": PARTS.index("val" if held else part)}
+
+    def describe(thing: dict[str, Any], rng: Random) -> Words:
+        return thing["part"], *label_text(thing["label"], names, rng, unseen=thing["part"] > 0)
+
+    return build_words(report, dataset.lower(), things(), describe, Path(out), splits=PARTS, questions=questions, dry_run=dry_run)
+
+
+def get_parquet_anno(
+    root: str | Path,
+    out: str | Path,
+    *,
+    path: str = "*.parquet",
+    text_column: str = "text",
+    seed: int = 0,
+    val_share: float = 0.0,
+    questions: int = 5,
+    dry_run: bool = False,
+) -> Report:
+    """Captions, questions or conversations of Parquet files, as Hugging Face publishes data sets, from one column.
+
+    A column of text gives captions; of lists of text, captions by the first of each; of labels with names, captions and questions as
+    get_label_anno; of LLaVA's conversations ({"from", "value"}), the conversations. Writes parquet_captions_{train,val}.json and
+    parquet_questions_{train,val}.json, shuffled. The files are read one row group at a time; rows of damaged ones are counted and left out.
+
+    Args:
+        root: the folder that `path` and the keys start from.
+        path: Parquet files, with braces {000..127} and globs.
+        text_column: the column to read.
+        val_share: share of the val files; the same pictures as those of data.holdout of this size.
+        questions: questions per picture, at most.
+    """
+    _check_share(val_share)
+    report = Report("get_parquet_anno", seed, inputs=[str(Path(root) / path)])
+    source = ParquetImages(path, str(root), column="")
+    names = label_words(source.class_names(text_column))
+
+    def describe(thing: dict[str, Any], rng: Random) -> Words:
+        if thing["row"] is None:
+            raise RefusedError(DAMAGED_GROUP, "its row group cannot be read")
+        value, split = thing["row"][text_column], int(is_held_out(thing["id"], val_share))
+        if isinstance(value, int):
+            return split, *label_text(value, names, rng, unseen=split > 0)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return split, "", value
+        text = next(iter(value), None) if isinstance(value, list) else value
+        if not isinstance(text, str) or not text.strip():
+            raise RefusedError(NO_CAPTION, f"the column '{text_column}' has {text!r:.60}")
+        return split, " ".join(text.split()), []
+
+    things = ({"id": key, "row": row} for key, row in source.rows([text_column]))
+    return build_words(report, "parquet", things, describe, Path(out), questions=questions, dry_run=dry_run)
+
+
+def label_words(classes: Sequence[str]) -> list[str]:
+    """Names of classes as words: "T-shirt/top" is "t-shirt", "0 - zero" is "zero", "AnnualCrop" is "annual crop".
+
+    The part behind a slash stays where two classes would be called alike without it.
+    """
+    plain = [" ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name.rpartition(" - ")[2]).lower().split()) for name in classes]
+    short = [name.strip("/").partition("/")[0] for name in plain]
+    return [brief if short.count(brief) == 1 else name for brief, name in zip(short, plain, strict=True)]
+
+
+def label_text(label: int, names: Sequence[str], rng: Random, *, unseen: bool) -> tuple[str, list[SceneQuestion]]:
+    """Caption of a picture of class `label` and questions about it.
+
+    `unseen`: ask "what" in a phrasing of training and in one that training never uses, in this order and before all else; otherwise all
+    questions are in phrasings of training, and shuffled. Raises RefusedError: there is no such class.
+    """
+    if not 0 <= label < len(names):
+        raise RefusedError(BAD_LABEL, f"label {label} of {len(names)} classes")
+    name, others = names[label], [other for other in names if other != names[label]]
+
+    def phrase(task: str, **slots: str) -> str:
+        return fill_template(rng.choice(TEMPLATES[task][:-UNSEEN]), **slots)
+
+    asked = [SceneQuestion(phrase(LABEL_WHAT), name, "what")]
+    if unseen:
+        asked.append(SceneQuestion(rng.choice(TEMPLATES[LABEL_WHAT][-UNSEEN:]), name, "what_unseen"))
+    if others:
+        options = [name, *rng.sample(others, min(NUM_CHOICES - 1, len(others)))]
+        *first, last = rng.sample(options, len(options))
+        asked.append(SceneQuestion(phrase(LABEL_CHOICE, choice=f"{', '.join(first)} or {last}"), name, "choice"))
+        asked.append(SceneQuestion(phrase(LABEL_CLAIM, noun=with_article(name)), "yes", "yesno"))
+        asked.append(SceneQuestion(phrase(LABEL_CLAIM, noun=with_article(rng.choice(others))), "no", "yesno"))
+    return phrase(LABEL_CAPTION, noun=with_article(name)), asked if unseen else rng.sample(asked, len(asked))
+
+
+def _check_share(val_share: float) -> None:
+    if not 0 <= val_share < 1:
+        raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
