@@ -47,7 +47,8 @@ from unicode.common.files import read_json, read_jsonl, read_list, read_tensors 
 from unicode.common.json_lists import locate_json_list, read_json_list  # noqa: E402
 from unicode.ids.store import Store  # noqa: E402
 from unicode.images.archives import TarShards  # noqa: E402
-from unicode.images.decode import UnreadableImageError, decode_image  # noqa: E402
+from unicode.images.decode import decode_image  # noqa: E402
+from unicode.images.listing import UnreadableImageError  # noqa: E402
 from unicode.llm.card import read_card  # noqa: E402
 from unicode.run.command import one_line  # noqa: E402
 from unicode.tokenizer.load import load_tokenizer  # noqa: E402

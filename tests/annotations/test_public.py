@@ -14,7 +14,7 @@ from public_sets import write_fashion, write_idx
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.public import get_label_anno, get_parquet_anno, label_text, label_words
 from unicode.annotations.records import RefusedError, read_record
-from unicode.annotations.templates import LABEL_WHAT, TEMPLATES, UNSEEN
+from unicode.annotations.templates import HELD, LABEL_WHAT, TEMPLATES
 from unicode.images.shapes_text import with_article
 
 
@@ -35,14 +35,14 @@ def test_labels_become_captions_and_questions(tmp_path: Path) -> None:
     report = get_label_anno(tmp_path / "set", tmp_path, val_share=0.3, seed=1)
     sizes = {Path(name).stem: size for name, size in report.outputs.items()}
     assert sizes["fashionmnist_questions_train"] + sizes["fashionmnist_questions_val"] == 40 and sizes["fashionmnist_captions_test"] == 2
-    seen, unseen = TEMPLATES[LABEL_WHAT][:-UNSEEN], TEMPLATES[LABEL_WHAT][-UNSEEN:]
+    seen, held = TEMPLATES[LABEL_WHAT][:-HELD], TEMPLATES[LABEL_WHAT][-HELD:]
     for part in ("train", "val", "test"):
         for record in read(tmp_path / f"fashionmnist_questions_{part}.json"):
             rows = asked(record)
-            kinds = ["what", "choice", "yesno", "yesno", *(["what_unseen"] if part != "train" else [])]
+            kinds = ["what", "choice", "yesno", "yesno", *(["what_held"] if part != "train" else [])]
             assert Counter(kind for _, _, kind in rows) == Counter(kinds)
             whats = {kind: text for text, _, kind in rows if kind.startswith("what")}
-            assert whats["what"] in seen and whats.get("what_unseen", unseen[0]) in unseen
+            assert whats["what"] in seen and whats.get("what_held", held[0]) in held
             (answer,) = {answer for _, answer, kind in rows if kind != "yesno"}
             (choice,) = (text for text, _, kind in rows if kind == "choice")
             assert answer in choice and {answer for _, answer, kind in rows if kind == "yesno"} == {"yes", "no"}
@@ -62,7 +62,7 @@ def test_names_of_classes_become_words() -> None:
     ]
     assert label_words(["apartment/indoor", "apartment/outdoor"]) == ["apartment/indoor", "apartment/outdoor"]
     with pytest.raises(RefusedError, match="label out of range: label 10 of 2 classes"):
-        label_text(10, ["a", "b"], Random(0), unseen=False)
+        label_text(10, ["a", "b"], Random(0), held_out=False)
 
 
 def features(**columns: object) -> dict[bytes, bytes]:

@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from unicode.images.archives import Lmdb, TarShards, find_shards
-from unicode.images.decode import UnreadableImageError
+from unicode.images.listing import UnreadableImageError
 
 
 def make_shard(path: Path, members: dict[str, bytes], mode: Any = "w") -> None:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from unicode.images.decode import (
-    UnreadableImageError,
     decode_image,
     eval_transform,
     open_image,
@@ -21,6 +20,7 @@ from unicode.images.decode import (
     to_uint8,
     train_transform,
 )
+from unicode.images.listing import UnreadableImageError
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

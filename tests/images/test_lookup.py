@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unicode.images.decode import UnreadableImageError, eval_transform
+from unicode.images.decode import eval_transform
+from unicode.images.listing import UnreadableImageError
 from unicode.images.lookup import ImageLookup, square_pixels
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_caption

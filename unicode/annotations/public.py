@@ -9,7 +9,7 @@ from typing import Any
 from unicode.annotations.build import Report
 from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
 from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError
-from unicode.annotations.templates import LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, UNSEEN, fill_template
+from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, fill_template
 from unicode.images.listing import is_held_out
 from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import SPLITS
@@ -32,7 +32,7 @@ def get_label_anno(
     """Captions and questions of a torchvision data set from its labels: "a photo of a sneaker"; what is it, which of four, yes or no.
 
     Writes <set>_captions_{train,val,test}.json and <set>_questions_{train,val,test}.json, shuffled; <set> is its name in small letters.
-    Training files use three quarters of the phrasings; val and test files ask "what" in one of them, "what_unseen" in one of the others,
+    Training files use three quarters of the phrasings; val and test files ask "what" in one of them, "what_held" in one of the others,
     then the rest.
 
     Args:
@@ -60,7 +60,7 @@ def get_label_anno(
                 yield {"id": key, "label": int(label), "part": PARTS.index("val" if held else part)}
 
     def describe(thing: dict[str, Any], rng: Random) -> Words:
-        return thing["part"], *label_text(thing["label"], names, rng, unseen=thing["part"] > 0)
+        return thing["part"], *label_text(thing["label"], names, rng, held_out=thing["part"] > 0)
 
     return build_words(report, dataset.lower(), things(), describe, Path(out), splits=PARTS, questions=questions, dry_run=dry_run)
 
@@ -99,7 +99,7 @@ def get_parquet_anno(
             raise RefusedError(DAMAGED_GROUP, "its row group cannot be read")
         value, split = thing["row"][text_column], int(is_held_out(thing["id"], val_share))
         if isinstance(value, int):
-            return split, *label_text(value, names, rng, unseen=split > 0)
+            return split, *label_text(value, names, rng, held_out=split > 0)
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return split, "", value
         text = next(iter(value), None) if isinstance(value, list) else value
@@ -121,10 +121,10 @@ def label_words(classes: Sequence[str]) -> list[str]:
     return [brief if short.count(brief) == 1 else name for brief, name in zip(short, plain, strict=True)]
 
 
-def label_text(label: int, names: Sequence[str], rng: Random, *, unseen: bool) -> tuple[str, list[SceneQuestion]]:
+def label_text(label: int, names: Sequence[str], rng: Random, *, held_out: bool) -> tuple[str, list[SceneQuestion]]:
     """Caption of a picture of class `label` and questions about it.
 
-    `unseen`: ask "what" in a phrasing of training and in one that training never uses, in this order and before all else; otherwise all
+    `held_out`: ask "what" in a phrasing of training and in one that training never uses, in this order and before all else; otherwise all
     questions are in phrasings of training, and shuffled. Raises RefusedError: there is no such class.
     """
     if not 0 <= label < len(names):
@@ -132,18 +132,18 @@ def label_text(label: int, names: Sequence[str], rng: Random, *, unseen: bool) -
     name, others = names[label], [other for other in names if other != names[label]]
 
     def phrase(task: str, **slots: str) -> str:
-        return fill_template(rng.choice(TEMPLATES[task][:-UNSEEN]), **slots)
+        return fill_template(rng.choice(TEMPLATES[task][:-HELD]), **slots)
 
     asked = [SceneQuestion(phrase(LABEL_WHAT), name, "what")]
-    if unseen:
-        asked.append(SceneQuestion(rng.choice(TEMPLATES[LABEL_WHAT][-UNSEEN:]), name, "what_unseen"))
+    if held_out:
+        asked.append(SceneQuestion(rng.choice(TEMPLATES[LABEL_WHAT][-HELD:]), name, "what_held"))
     if others:
         options = [name, *rng.sample(others, min(NUM_CHOICES - 1, len(others)))]
         *first, last = rng.sample(options, len(options))
         asked.append(SceneQuestion(phrase(LABEL_CHOICE, choice=f"{', '.join(first)} or {last}"), name, "choice"))
         asked.append(SceneQuestion(phrase(LABEL_CLAIM, noun=with_article(name)), "yes", "yesno"))
         asked.append(SceneQuestion(phrase(LABEL_CLAIM, noun=with_article(rng.choice(others))), "no", "yesno"))
-    return phrase(LABEL_CAPTION, noun=with_article(name)), asked if unseen else rng.sample(asked, len(asked))
+    return phrase(LABEL_CAPTION, noun=with_article(name)), asked if held_out else rng.sample(asked, len(asked))
 
 
 def _check_share(val_share: float) -> None:

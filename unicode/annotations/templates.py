@@ -11,7 +11,7 @@ UNCONDITIONAL = "unconditional"
 DECOMPRESSION = "decompression"
 CAPTION = "caption"
 LABEL_CAPTION, LABEL_WHAT, LABEL_CHOICE, LABEL_CLAIM = "label_caption", "label_what", "label_choice", "label_claim"
-UNSEEN = 4  # templates at the end of each list of labels that no training file uses
+HELD = 4  # templates at the end of each list of labels that no training file uses
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     task: tuple(texts) for task, texts in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")).items()

@@ -19,7 +19,6 @@ from unicode.images.decode import (
     CROPS,
     RESIZES,
     SMALLEST_AREA,
-    UnreadableImageError,
     decode_image,
     eval_transform,
     make_square,
@@ -27,7 +26,7 @@ from unicode.images.decode import (
     to_float,
     train_transform,
 )
-from unicode.images.listing import LAYOUTS, Files, PackedStrings, is_held_out
+from unicode.images.listing import LAYOUTS, Files, PackedStrings, UnreadableImageError, is_held_out
 from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import Scene, ShapesConfig, draw_scene, scene_keys
 from unicode.images.torchvision_sets import TorchvisionSet, parse_source

@@ -9,7 +9,8 @@ from torch import nn
 
 from unicode.annotations.records import TASKS
 from unicode.common.logging import get_logger
-from unicode.images.decode import PictureTransform, UnreadableImageError
+from unicode.images.decode import PictureTransform
+from unicode.images.listing import UnreadableImageError
 from unicode.images.lookup import ImageLookup, square_pixels
 from unicode.llm.examples import IGNORED, Example
 
