@@ -6,7 +6,8 @@ from pathlib import Path
 from catalogue import SPLITS, Emoji
 from PIL import Image, ImageDraw, ImageFont, features
 
-from unicode.images.decode import decode_image, read_bytes
+from unicode.images.decode import decode_image
+from unicode.images.listing import read_bytes
 
 FONT_SIZES = (109, 128, 136, 160, 96, 72)  # bitmap fonts have one size: 109 pixels for Noto Color Emoji
 FACE, HEART, UNKNOWN = "\U0001f600", "\u2764\ufe0f", "\U0010fffd"  # two emoji that every font has, a character that none has

@@ -41,8 +41,8 @@ def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
     from unicode.annotations.captioned import read_caption
     from unicode.annotations.records import RefusedError
     from unicode.common.files import atomic_write, write_list
-    from unicode.images.decode import decode_image, read_bytes
-    from unicode.images.listing import UnreadableImageError, list_folder
+    from unicode.images.decode import decode_image
+    from unicode.images.listing import UnreadableImageError, list_folder, read_bytes
 
     made = left_out = 0
     for key in list_folder(root).keys:

@@ -14,13 +14,12 @@ from unicode.images.decode import (
     decode_image,
     eval_transform,
     open_image,
-    read_bytes,
     seeded,
     to_float,
     to_uint8,
     train_transform,
 )
-from unicode.images.listing import UnreadableImageError
+from unicode.images.listing import UnreadableImageError, read_bytes
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

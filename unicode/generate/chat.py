@@ -18,8 +18,7 @@ from unicode.generate.images import Drawing, GenerationConfig, ImageSampler, cap
 from unicode.generate.interleaved import ChatSampler, answer_parts
 from unicode.generate.questions import AskedQuestion, ImageLike
 from unicode.generate.sampling import Sampling
-from unicode.images.decode import read_bytes
-from unicode.images.listing import EXTENSIONS, UnreadableImageError
+from unicode.images.listing import EXTENSIONS, UnreadableImageError, read_bytes
 from unicode.llm.load import Content, LanguageModel, open_model
 
 

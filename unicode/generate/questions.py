@@ -20,8 +20,7 @@ from torch import Tensor
 from unicode.common.logging import get_logger
 from unicode.generate.jobs import Key, check_unique, key_of
 from unicode.ids.store import Store
-from unicode.images.decode import read_bytes
-from unicode.images.listing import UnreadableImageError
+from unicode.images.listing import UnreadableImageError, read_bytes
 from unicode.images.lookup import ImageLookup, is_world
 from unicode.llm.load import Content, LanguageModel
 

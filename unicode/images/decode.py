@@ -26,17 +26,6 @@ def open_image(source: bytes | str | Path) -> Image.Image:
     return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Return the content of a file. Raises UnreadableImageError: there is no such file, or it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise UnreadableImageError("missing file") from error
-    except OSError as error:
-        raise UnreadableImageError(f"unreadable file: {error.strerror}") from error
-
-
 def decode_image(data: bytes, *, shorter: int = 0, max_pixels: int = 89_478_485) -> Image.Image:
     """Decode an image file and return it upright and in RGB.
 

@@ -51,9 +51,18 @@ class Files:
 
     def read(self, index: int) -> bytes:
         """Return the bytes of file `index`; UnreadableImageError if they cannot be read."""
-        from unicode.images.decode import read_bytes  # imports torch, which listing images does without
-
         return read_bytes(self.root / self.keys[index])
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return the content of a file. Raises UnreadableImageError: there is no such file, or it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise UnreadableImageError("missing file") from error
+    except OSError as error:
+        raise UnreadableImageError(f"unreadable file: {error.strerror}") from error
 
 
 def list_folder(folder: str | Path, *, root: str | Path | None = None) -> Files:

@@ -13,8 +13,8 @@ from unicode.common.config import load_config
 from unicode.common.logging import get_logger
 from unicode.images.archives import Lmdb, TarShards
 from unicode.images.dataset import DataConfig
-from unicode.images.decode import PictureTransform, decode_image, make_square, read_bytes
-from unicode.images.listing import UnreadableImageError
+from unicode.images.decode import PictureTransform, decode_image, make_square
+from unicode.images.listing import UnreadableImageError, read_bytes
 from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_caption
