@@ -9,7 +9,7 @@ from random import Random
 
 from catalogue import NO_TONE, TONES, TWEMOJI, Emoji
 
-from unicode.images.shapes_text import with_article
+from unicode.images.shapes_text import vary, with_article
 
 SEEN, HELD = "seen", "held"
 
@@ -72,7 +72,6 @@ CLAIMS = {
         HELD: ("Does the person have {t} skin?", "Is the skin colour {t}?"),
     },
 }
-SPELLINGS = (("colour", "color"), ("grey", "gray"))
 
 
 @dataclass(frozen=True)
@@ -105,23 +104,9 @@ def article(noun: str) -> str:
     return noun if many or name else with_article(noun)
 
 
-def vary(text: str, rng: Random) -> str:
-    """Return a text in another case, with other punctuation at its end or in the other spelling, as people type."""
-    for pair in SPELLINGS:
-        word = rng.choice(pair)
-        for other in pair:
-            text = re.sub(rf"\b{other}", word, text)
-    text = text.replace("medium-", "medium ") if rng.random() < 0.25 else text
-    end = "" if text[-1] not in ".?!" else text[-1] if rng.random() < 0.7 else " "
-    text = text.rstrip(".?!")
-    draw = rng.random()
-    if draw < 0.3:
-        text = text[0].upper() + text[1:]
-    elif draw < 0.7:
-        text = text.lower()
-    elif draw < 0.73:
-        text = text.upper()
-    return (text + (end or rng.choices(["", ".", "!"], [0.72, 0.25, 0.03])[0])).rstrip()
+def typed(text: str, rng: Random) -> str:
+    """Return a text as people type it."""
+    return vary(text.replace("medium-", "medium ") if rng.random() < 0.25 else text, rng)
 
 
 def caption(one: Emoji, rng: Random, *, form: str = SEEN) -> Caption:
@@ -140,7 +125,7 @@ def caption(one: Emoji, rng: Random, *, form: str = SEEN) -> Caption:
     text = wrap.format(c=fill(core, noun, one.tone))
     if one.style != TWEMOJI:
         text = f"{text.rstrip('?')}, {one.style} style"
-    return Caption(vary(text, rng), form, wrap.format(c=core).replace("{n}", order).replace("{a}", f"a {order}"))
+    return Caption(typed(text, rng), form, wrap.format(c=core).replace("{n}", order).replace("{a}", f"a {order}"))
 
 
 def is_job(one: Emoji) -> bool:
@@ -175,14 +160,14 @@ class Asker:
         for kind, answer in answers.items():
             if answer:
                 template = rng.choice(QUESTIONS[kind][form])
-                asked.append(Question(vary(template, rng), answer, kind, form, template))
+                asked.append(Question(typed(template, rng), answer, kind, form, template))
         about = "tone" if one.tone and rng.random() < 0.5 else "what"
         wrong = self._wrong(one, about, rng)
         if wrong:
             for value, answer in ((one.tone if about == "tone" else one.concept, "yes"), (wrong, "no")):
                 template = rng.choice(CLAIMS[about][form])
                 words = fill(template, one.concept, value) if about == "tone" else fill(template, value)
-                asked.append(Question(vary(words, rng), answer, "yesno", form, template))
+                asked.append(Question(typed(words, rng), answer, "yesno", form, template))
         return rng.sample(asked, len(asked))
 
     def _wrong(self, one: Emoji, about: str, rng: Random) -> str:

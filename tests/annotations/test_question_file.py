@@ -30,14 +30,14 @@ def test_every_turn_becomes_a_question(annotations: Path, tmp_path: Path) -> Non
     for question, (record, turn) in zip(questions, turns, strict=True):
         assert question["image"] == record["image"] and question["category"] == record["kinds"][turn]
         asked, answer = (record["conversations"][2 * turn + part]["value"] for part in (0, 1))
-        assert question["answer"] == answer and question["text"].endswith(f"?\n{SHORT}")
+        assert question["answer"] == answer and question["text"].endswith(f"\n{SHORT}") and question["split"] == "val"
         assert question["text"].partition("\n")[0] in asked and "<image>" not in question["text"]
 
 
 def test_some_questions(annotations: Path, tmp_path: Path) -> None:
     out = tmp_path / "questions.jsonl"
     assert write_question_file(annotations, out, limit=4, kinds=("colour", "count"), instruct=False) == 4
-    assert {line["category"] for line in lines(out)} <= {"colour", "count"} and all(line["text"].endswith("?") for line in lines(out))
+    assert {line["category"] for line in lines(out)} <= {"colour", "count"} and not any(SHORT in line["text"] for line in lines(out))
 
 
 def test_a_dry_run_reads_and_writes_nothing(annotations: Path, tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def test_nothing_in_particular():
     assert len({one.request(seed=0).seed for one in prompts}) == 3
 
 
+def test_typed_prompts_name_what_they_describe(tmp_path):
+    (tmp_path / "typed.txt").write_text("a red apple\t1f34e\nplain\n")
+    prompts = read_prompts(str(tmp_path / "typed.txt"))
+    assert [(prompt.text, prompt.reference) for prompt in prompts] == [("a red apple", "1f34e"), ("plain", "")]
+
+
+def test_scenes_in_held_out_words():
+    seen, held = (read_prompts(f"shapes:{name}", limit=20) for name in ("val", "held"))
+    assert [one.reference for one in seen] == [one.reference for one in held]
+    assert not {one.text for one in seen} & {one.text for one in held}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [

@@ -8,7 +8,19 @@ from random import Random
 import pytest
 
 from unicode.images.shapes import Scene, ShapesConfig, Thing, draw_scene
-from unicode.images.shapes_text import CAPTIONS, KINDS, fact, scene_caption, scene_questions, world_text
+from unicode.images.shapes_text import (
+    CAPTIONS,
+    KINDS,
+    QUESTIONS,
+    REQUESTS,
+    THINGS,
+    fact,
+    scene_caption,
+    scene_questions,
+    typed_caption,
+    typed_question,
+    world_text,
+)
 
 WORLDS = [
     ShapesConfig(),
@@ -88,6 +100,34 @@ def test_kinds_take_turns_and_yes_is_as_frequent_as_no() -> None:
 def test_sizes_are_asked_for_where_there_are_some() -> None:
     config = ShapesConfig(sizes=2)
     assert "size" in {question.kind for question in scene_questions(draw_scene(config, "train", 0), Random(0))}
+
+
+@pytest.mark.parametrize("config", WORLDS)
+@pytest.mark.parametrize("held", [False, True])
+def test_typed_words_mean_the_same(config: ShapesConfig, held: bool) -> None:
+    rng = Random(0)
+    places = "|".join(sorted(config.place_names, key=len, reverse=True))
+    for index in range(200):
+        scene = draw_scene(config, "train", index)
+        text = typed_caption(scene, rng, held=held).lower()
+        sizes = re.findall("small|large", text) or ["large"] * len(scene.things)
+        found = [re.findall(rf"\b({names})\b", text) for names in ("|".join(config.colour_names), "|".join(config.shape_names), places)]
+        assert {Thing(*words) for words in zip(*found[:2], sizes, found[2], strict=True)} == set(scene.things), text
+        for question in scene_questions(scene, rng):
+            typed = typed_question(question, rng, held=held)
+            assert (typed.answer, typed.kind) == (question.answer, question.kind)
+            names = rf"\b(?:{places}|{'|'.join(config.colour_names + config.shape_names)})"
+            assert sorted(re.findall(names, typed.text.lower())) == sorted(re.findall(names, question.text))
+
+
+def test_held_out_forms_are_other_orders_of_known_words() -> None:
+    tables = [THINGS, REQUESTS, *QUESTIONS.values()]
+    seen, held = ({word for table in tables for text in table[part] for word in re.findall(r"[a-z']+", text.lower())} for part in (0, 1))
+    assert not held - seen and all(not set(table.seen) & set(table.held) for table in tables)
+    scene = draw_scene(ShapesConfig(), "train", 4)
+    texts = [{typed_caption(scene, Random(seed), held=part) for seed in range(400)} for part in (False, True)]
+    assert not texts[0] & texts[1] and min(map(len, texts)) > 150
+    assert any(text.islower() and text[-1] != "." for text in texts[0])
 
 
 def test_facts_are_sentences() -> None:

@@ -2,6 +2,8 @@
 
 <name>_captions_{train,val}.json    {"id", "image", "conversations": ["<image>\\nDescribe it.", caption]}, as LLaVA's 558K
 <name>_questions_{train,val}.json   the same with short questions and answers, as LLaVA's 665K mix, and "kinds", one a question
+
+Of the shapes world there are <name>_{captions,questions}_val_held.json too: the val scenes in forms of words that training does not have.
 """
 
 import re
@@ -17,7 +19,7 @@ from unicode.annotations.templates import CAPTION, draw, fill
 from unicode.common.config import load_config
 from unicode.images.listing import is_held_out, list_folder
 from unicode.images.shapes import SPLITS, ShapesConfig, find_scene, scene_keys
-from unicode.images.shapes_text import SceneQuestion, scene_caption, scene_questions
+from unicode.images.shapes_text import SceneQuestion, scene_questions, typed_caption, typed_question
 
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
@@ -32,7 +34,8 @@ def get_shapes_anno(
 ) -> Report:
     """Captions and questions of the shapes world. Its pictures are generated when they are encoded: --images shapes:train, shapes:val.
 
-    Writes shapes_captions_{train,val}.json and shapes_questions_{train,val}.json, shuffled. The scenes have a seed of their own in `world`.
+    Writes shapes_captions_{train,val,val_held}.json and shapes_questions_{train,val,val_held}.json, shuffled. Words are in many forms;
+    those of val_held do not occur in the other files. The scenes have a seed of their own in `world`.
 
     Args:
         world: settings of the world, as "colours=8"; the same that the tokenizer's command is given as shapes.colours=8.
@@ -43,13 +46,18 @@ def get_shapes_anno(
     if limit < 0:
         raise ValueError(f"limit is {limit}; it must be 0 (all scenes) or more")
 
-    def describe(key: str, rng: Random) -> Words:
-        scene = find_scene(config, key)
-        return SPLITS.index(key.partition("/")[0]), scene_caption(scene, rng), scene_questions(scene, rng)
+    def describe(key: str, rng: Random) -> list[Words]:
+        scene, split = find_scene(config, key), SPLITS.index(key.partition("/")[0])
+        made: list[Words] = []
+        for held in (False, True)[: split + 1]:
+            asked = [typed_question(question, rng, held=held) for question in scene_questions(scene, rng)]
+            made.append((split + held, typed_caption(scene, rng, held=held), asked))
+        return made
 
     report = Report("get_shapes_anno", seed, inputs=["shapes"])
     keys = [key for split in SPLITS for key in scene_keys(config, split, limit=limit)]
-    return build_words(report, "shapes", keys, describe, Path(out), questions=questions, dry_run=dry_run)
+    splits = (*SPLITS, "val_held")
+    return build_words(report, "shapes", keys, describe, Path(out), splits=splits, questions=questions, dry_run=dry_run)
 
 
 def get_folder_anno(
@@ -84,7 +92,7 @@ def build_words(
     report: Report,
     name: str,
     things: Iterable[Any],
-    describe: Callable[[Any, Random], Words],
+    describe: Callable[[Any, Random], Words | list[Words]],
     out: Path,
     *,
     splits: Sequence[str] = SPLITS,
@@ -93,8 +101,8 @@ def build_words(
 ) -> Report:
     """Write the files of `name`, captions and questions for each of `splits`, from the words of every picture.
 
-    `things`: keys of pictures, or objects that have the key as "id"; `describe` gets them one after another. The first groups are captions,
-    the later ones questions.
+    `things`: keys of pictures, or objects that have the key as "id"; `describe` gets them one after another and returns their words,
+    or several of them. The first groups are captions, the later ones questions.
     """
     if questions < 1:
         raise ValueError(f"questions is {questions}; ask at least one question per picture")
@@ -104,20 +112,20 @@ def build_words(
 
     def convert(thing: Any, _: str) -> Made:
         key = thing["id"] if isinstance(thing, dict) else thing
-        split, caption, asked = describe(thing, Random(draw(2**63, seed, "words", key)))
-        made = []
-        if caption:
-            prompt = fill(CAPTION, seed, key)
-            prompt = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", key) else f"{prompt}\n{IMAGE_TAG}"
-            made.append((split, _record(key, make_turns([prompt, caption]))))
-        if asked and isinstance(asked[0], dict):
-            made.append((len(splits) + split, _record(key, asked)))
-        elif asked:
-            chosen = [question for question in asked[:questions] if isinstance(question, SceneQuestion)]
-            turns = [text for question in chosen for text in (question.text, question.answer)]
-            turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
-            record = {**_record(key, make_turns(turns)), "kinds": [question.kind for question in chosen]}
-            made.append((len(splits) + split, record))
+        described, made = describe(thing, Random(draw(2**63, seed, "words", key))), []
+        for split, caption, asked in described if isinstance(described, list) else [described]:
+            if caption:
+                prompt = fill(CAPTION, seed, key)
+                prompt = f"{IMAGE_TAG}\n{prompt}" if draw(2, seed, "tag", key) else f"{prompt}\n{IMAGE_TAG}"
+                made.append((split, _record(key, make_turns([prompt, caption]))))
+            if asked and isinstance(asked[0], dict):
+                made.append((len(splits) + split, _record(key, asked)))
+            elif asked:
+                chosen = [question for question in asked[:questions] if isinstance(question, SceneQuestion)]
+                turns = [text for question in chosen for text in (question.text, question.answer)]
+                turns[0] = f"{IMAGE_TAG}\n{turns[0]}\n{SHORT}"
+                record = {**_record(key, make_turns(turns)), "kinds": [question.kind for question in chosen], "split": splits[split]}
+                made.append((len(splits) + split, record))
         return made
 
     items = ((report.inputs[0], place, thing) for place, thing in enumerate(things))

@@ -60,6 +60,7 @@ def _questions(annotations: str | Path, instruct: bool) -> Iterator[dict[str, An
                 "text": f"{text}\n{SHORT}" if instruct else text,
                 "category": kinds[place] if place < len(kinds) else "",
                 "answer": answer,
+                **({"split": record["split"]} if "split" in record else {}),
             }
 
 

@@ -23,10 +23,11 @@ from unicode.ids.text import OPEN, write_run
 from unicode.images.dataset import ImageDataset, ShapesImages, Skipped
 from unicode.images.decode import to_float
 from unicode.images.shapes import SPLITS, ShapesConfig, find_scene, scene_keys
-from unicode.images.shapes_text import scene_caption
+from unicode.images.shapes_text import scene_caption, typed_caption
 from unicode.llm.load import LanguageModel
 
 TEXT_KEYS = ("prompt", "caption", "text")
+HELD_FORMS = "held"  # shapes:held
 log = get_logger(__name__)
 
 
@@ -61,7 +62,8 @@ def read_prompts(source: str, *, world: ShapesConfig | None = None, limit: int =
     """Read all prompts of a source.
 
     Args:
-        source: a .txt file (one prompt a line), a .jsonl file, a LLaVA .json file, shapes:SPLIT, or unconditional:NUMBER.
+        source: a .txt file (one prompt a line; what it describes may follow after a tab, as a key), a .jsonl file, a LLaVA .json file,
+            shapes:SPLIT, or unconditional:NUMBER.
         world: settings of the shapes world.
         limit: the first so many only; 0: all.
 
@@ -87,17 +89,21 @@ def read_prompts(source: str, *, world: ShapesConfig | None = None, limit: int =
 
 
 def _world_prompts(split: str, world: ShapesConfig, limit: int) -> list[DrawPrompt]:
-    if split not in SPLITS:
-        raise ValueError(f"prompts 'shapes:{split}': the shapes world has the splits {' and '.join(SPLITS)}")
-    keys = scene_keys(world, split, limit=limit)
-    captions = (scene_caption(find_scene(world, key), Random(key)) for key in keys)
+    held = split == HELD_FORMS
+    if split not in SPLITS and not held:
+        known = f"{' and '.join(SPLITS)}, and {HELD_FORMS}, val in held-out words"
+        raise ValueError(f"prompts 'shapes:{split}': the shapes world has the splits {known}")
+    keys = scene_keys(world, "val" if held else split, limit=limit)
+    captions = (typed_caption(find_scene(world, key), Random(key), held=held) for key in keys)
     return [DrawPrompt(key.removesuffix(".png"), text, f"scene {key}", reference=key) for key, text in zip(keys, captions, strict=True)]
 
 
 def _text_lines(path: Path) -> Iterator[DrawPrompt]:
     lines = path.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
     for number, line in enumerate(lines, 1):
-        yield DrawPrompt(f"{number:06d}", line.strip(), f"{path}, line {number}", error="" if line.strip() else "the prompt is empty")
+        text, _, reference = map(str.strip, line.partition("\t"))
+        where, fault = f"{path}, line {number}", "" if text else "the prompt is empty"
+        yield DrawPrompt(f"{number:06d}", text, where, reference=reference, error=fault)
 
 
 def _json_lines(path: Path) -> Iterator[DrawPrompt]:

@@ -1,15 +1,20 @@
-"""Scenes of the shapes world -> captions, questions with one right answer, and lines of text for pre-training."""
+"""Scenes of the shapes world -> captions, questions with one right answer, both in many forms, and lines of text for pre-training."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
+from typing import NamedTuple
 
-from unicode.images.shapes import COLOURS, SHAPES, Scene, ShapesConfig, Thing, draw_scene
+from unicode.images.shapes import COLOURS, PLACES, SHAPES, Scene, ShapesConfig, Thing, draw_scene
 
 KINDS = ("colour", "shape", "place", "count", "yesno", "size")
 WIDE = {"colours": len(COLOURS), "shapes": len(SHAPES), "places": 3, "min_objects": 2, "max_objects": 3, "jitter": 0}
 WIDE_SHARE, HELD_SHARE, FACT_SHARE = 0.6, 0.25, 0.05  # of the lines of text
+SENTENCES = 0.4  # share of the captions of training that are plain sentences
+SPELLINGS = (("colour", "color"), ("grey", "gray"))
+ENDS = {"": 0.72, ".": 0.25, "!": 0.03}
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,102 @@ class _QuestionMaker:
         return self._number(**properties) == 1
 
 
+class Forms(NamedTuple):
+    """Templates that occur in training, and held-out ones: other orders of words that training has too."""
+
+    seen: tuple[str, ...]
+    held: tuple[str, ...]
+
+
+# {n}: the object, {a}: the object with its article, {p}: its place
+THINGS = Forms(
+    ("{a} at the {p}", "{a} in the {p}", "the {n} at the {p}", "{n} at the {p}", "{n} {p}", "{n}, {p}", "at the {p} {a}", "{p}: {n}"),
+    ("{n} at {p}", "in the {p} {a}", "{a}, {p}", "the {p}: {a}"),
+)
+REQUESTS = Forms(
+    (
+        *["{c}"] * 4, "draw {c}", "draw me {c}", "please draw {c}", "{c} please", "{c}, please", "can you draw {c}?", "there is {c}",
+        "i want {c}", "i would like {c}", "show me {c}", "a picture of {c}", "the picture shows {c}", "put {c}", "make {c}",
+    ),
+    ("please show me {c}", "i want a picture of {c}", "can you make {c}, please?", "i would like a picture of {c}"),
+)  # fmt: skip
+AND = (" and ", ", ", " and ")
+
+# plain question -> its forms; {x}: what is asked about
+QUESTIONS = {
+    r"What (?P<k>color|shape|size) is the (?P<x>.+)\?": Forms(
+        ("What {k} is the {x}?", "What is the {k} of the {x}?", "Which {k} does the {x} have?", "What's the {k} of the {x}?",
+         "{k} of the {x}?", "Which {k} is it: the {x}?", "Tell me the {k} of the {x}."),
+        ("Which {k} is the {x}?", "What {k} does the {x} have?", "Tell me which {k} the {x} is."),
+    ),
+    r"Where is the (?P<x>.+)\?": Forms(
+        ("Where is the {x}?", "Where do you see the {x}?", "Where's the {x}?", "In which place is the {x}?", "Tell me where the {x} is."),
+        ("In which place do you see the {x}?", "The {x} is where?"),
+    ),
+    r"How many (?P<x>.+?) (?:are there|does the picture show)\?": Forms(
+        ("How many {x} are there?", "How many {x} does the picture show?", "How many {x} do you see?", "How many {x} are in the picture?",
+         "What is the number of {x}?", "Count the {x}."),
+        ("What is the number of {x} in the picture?", "How many {x} are there in the picture?"),
+    ),
+    rf"Is the object at the (?P<p>{'|'.join(sorted({*PLACES[2], *PLACES[3]}, key=len, reverse=True))}) (?P<x>.+)\?": Forms(
+        ("Is the object at the {p} {x}?", "Is the thing at the {p} {x}?", "Is it {x} at the {p}?", "Is what is at the {p} {x}?"),
+        ("At the {p}, is it {x}?", "Is it {x}, the object at the {p}?"),
+    ),
+    r"Is there (?P<x>.+)\?": Forms(
+        ("Is there {x}?", "Do you see {x}?", "Does the picture show {x}?", "Is {x} in the picture?", "Can you see {x}?"),
+        ("Is there {x} in the picture?", "Do you see {x} in the picture?"),
+    ),
+}  # fmt: skip
+
+
+def typed_caption(scene: Scene, rng: Random, *, held: bool = False) -> str:
+    """Return a caption that determines the scene, as people type it. `held`: the words around the objects, or the request, are held out."""
+    if not scene.things or (not held and rng.random() < SENTENCES):
+        return scene_caption(scene, rng)
+    sized = scene.config.sizes > 1
+    part = rng.choice([THINGS, REQUESTS]) if held else None
+    thing, request = (rng.choice(forms.held if forms is part else forms.seen) for forms in (THINGS, REQUESTS))
+    phrases = []
+    for one in rng.sample(scene.things, len(scene.things)):
+        noun = f"{one.size} {one.colour} {one.shape}" if sized else f"{one.colour} {one.shape}"
+        phrases.append(thing.format(n=noun, a=with_article(noun), p=one.place))
+    return vary(request.format(c=rng.choice(AND).join(phrases)), rng)
+
+
+def typed_question(question: SceneQuestion, rng: Random, *, held: bool = False) -> SceneQuestion:
+    """Return a question of `scene_questions` in another form, with the same answer."""
+    plain = question.text.replace("What is the color of the", "What color is the")
+    plain = plain.replace("What shape is at the", "What shape is the object at the")
+    for pattern, forms in QUESTIONS.items():
+        match = re.fullmatch(pattern, plain)
+        if match:
+            text = rng.choice(forms.held if held else forms.seen).format(**match.groupdict())
+            return SceneQuestion(vary(text[0].upper() + text[1:], rng), question.answer, question.kind)
+    raise AssertionError(f"'{question.text}' has no other forms")
+
+
+def vary(text: str, rng: Random) -> str:
+    """Return a text in another case, with other punctuation at its end, or in the other spelling, as people type."""
+    for pair in SPELLINGS:
+        word = rng.choice(pair)
+        for other in pair:
+            text = re.sub(rf"\b{other}", word, text)
+    bare = text.rstrip(".?!")
+    end = text[len(bare) :]
+    if end and rng.random() < 0.3:
+        end = ""
+    elif not end:
+        end = rng.choices(list(ENDS), list(ENDS.values()))[0]
+    drawn = rng.random()
+    if drawn < 0.3:
+        bare = bare[0].upper() + bare[1:]
+    elif drawn < 0.7:
+        bare = bare.lower()
+    elif drawn < 0.73:
+        bare = bare.upper()
+    return bare + end
+
+
 def fact(config: ShapesConfig, rng: Random) -> str:
     """Return a sentence that is true in the whole world, for pre-training a language model on its words."""
     colour, shape, place = rng.choice(config.colour_names), rng.choice(config.shape_names), rng.choice(config.place_names)
@@ -211,6 +312,7 @@ def world_text(num_lines: int | None = None, *, seed: int = 0, config: ShapesCon
             continue
         split = "val" if rng.random() < HELD_SHARE else "train"
         scene = draw_scene(wide if rng.random() < WIDE_SHARE else world, split, 2**20 + rng.getrandbits(40))
-        words = [scene_caption(scene, rng) for _ in range(rng.randint(1, 5))]
-        words += [f"Question: {question.text} Answer: {question.answer}." for question in scene_questions(scene, rng)[: rng.randint(0, 5)]]
-        yield " ".join(words)
+        words = [typed_caption(scene, rng) for _ in range(rng.randint(1, 5))]
+        asked = [typed_question(question, rng) for question in scene_questions(scene, rng)[: rng.randint(0, 5)]]
+        words += [f"Question: {question.text} Answer: {question.answer}." for question in asked]
+        yield " ".join(word if word[-1] in ".?!" else f"{word}." for word in words)

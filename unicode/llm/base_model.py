@@ -21,7 +21,7 @@ from unicode.common.files import read_json, read_list, write_json
 from unicode.common.logging import get_logger
 from unicode.common.schedules import learning_rate
 from unicode.images.shapes import ShapesConfig, draw_scene
-from unicode.images.shapes_text import scene_caption, world_text
+from unicode.images.shapes_text import typed_caption, world_text
 
 if TYPE_CHECKING:
     import torch
@@ -81,10 +81,10 @@ def base_text(*, instructions: float, seed: int, text: str = "") -> Iterator[str
     world = ShapesConfig(seed=seed)
     for number, line in enumerate(file_text(text, seed=seed) if text else world_text(seed=seed)):
         if rng.random() < instructions:
-            caption = line.partition(" Question: ")[0] if text else scene_caption(draw_scene(world, "train", number), rng)
+            caption = line.partition(" Question: ")[0] if text else typed_caption(draw_scene(world, "train", number), rng)
             yield rng.choice(templates).replace("{caption}", caption.rstrip("."))
         elif rng.random() < BRIEF:
-            yield line.replace("? Answer:", f"?\n{SHORT} Answer:")
+            yield line.replace(" Answer:", f"\n{SHORT} Answer:")
         else:
             yield line
 
