@@ -9,7 +9,6 @@ from pathlib import Path
 from unicode.run.command import command, log
 
 TYPES = ("f32", "f16", "q8_0")
-CELL_HEAD = "cell_head.safetensors"
 
 
 @command
@@ -21,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="open the model, write nothing")
     args = parser.parse_args(argv)
     from unicode.llm.card import FILE, read_card
+    from unicode.llm.cell_head import FILE as CELL_HEAD
     from unicode.llm.gguf_export import export_gguf
     from unicode.llm.llava import PROJECTOR_FILE
     from unicode.llm.load import ADAPTER_CONFIG
