@@ -67,7 +67,7 @@ def test_a_named_template_is_written_as_jinja(merged, tmp_path):
     text.chat_template = open_gguf(tmp_path / "model.gguf").get_field("tokenizer.chat_template").contents()
     turns = [{"role": "user", "content": "a's?"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     found = text.apply_chat_template(turns, tokenize=False)
-    assert found.startswith("A chat between a curious user") and found.endswith("'s questions. USER: a's? ASSISTANT: b</s>USER: c ASSISTANT:")
+    assert found.startswith("A chat between a curious user") and found.endswith("questions. USER: a's? ASSISTANT: b</s>USER: c ASSISTANT:")
 
 
 def test_scaled_positions_are_written_where_llama_cpp_has_them(text, tmp_path):
