@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from unicode.common.logging import get_logger
 from unicode.generate.sampling import GREEDY, Sampling, choose, guide
 from unicode.ids.layout import Layout
+from unicode.llm.cell_head import CellHead
 from unicode.llm.vocabulary import Markers
 
 CACHES = ("auto", "dynamic", "static")
@@ -21,6 +22,7 @@ log = get_logger(__name__)
 _GROWTH = 256  # positions that a dynamic cache reserves at a time
 _PADDED_TO = 64  # lengths of static caches are multiples of it, so that batches of nearly one length share one
 _IDENTITY_ROWS = 512
+NONE = -1  # in place of a further id at a position that has one token
 _CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # config keys of models that change logits after the head
 
 
@@ -64,14 +66,14 @@ def reserved_cache(config: Any, capacity: int) -> DynamicCache:
 
 @dataclass(frozen=True)
 class HeadRows:
-    """The rows of an output head that belong to some ids."""
+    """The rows of an output head, or of the outputs of a cell head, that belong to some ids."""
 
     ids: Tensor  # (K,) int64 vocabulary ids
     weight: Tensor | None  # (K, D); None where the model's logits are needed because it scales or caps them
     bias: Tensor | None  # (K,)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features (R, D) of `CachedDecoder` -> (R, K) float32."""
+        """Features (R, D) of `CachedDecoder`, or outputs of the cell head -> (R, K) float32."""
         if self.weight is None:
             return features.index_select(-1, self.ids).float()
         return F.linear(features, self.weight, self.bias).float()
@@ -103,7 +105,7 @@ class CachedDecoder:
         self.device = next(self.embedding.parameters()).device
         self._body: Any = self.causal.get_decoder()
         self.vocab_size = int(self.config.vocab_size)  # rows of the embedding table
-        self._plain_head = self._head_is_all()
+        self._plain_head, self._keeps_states = self._head_is_all(), False
         windows = "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
         kinds = set(getattr(self.config, "layer_types", None) or [windows])
         sees_all = kinds == {"full_attention"}
@@ -162,7 +164,10 @@ class CachedDecoder:
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
-        """Take one more token per row, (R,) int64 -> (R, D) features after it."""
+        """Take one more position per row -> (R, D) features after it.
+
+        `tokens`: (R,) int64, or (R, m) for the ids of a cell, whose rows are added up; NONE stands behind a row's only token.
+        """
         if self._own_mask:
             self._additive[..., self._filled] = 0  # the token sees itself
             seen = self._additive.shape[-1] if self._static else self._filled + 1
@@ -170,14 +175,26 @@ class CachedDecoder:
         else:
             self._visible[:, self._filled] = 1
             mask = self._visible[:, : self._filled + 1]
-        features = self._run_step(F.pad(tokens, (0, len(self._visible) - len(tokens)))[:, None], None, mask, self._positions)
+        ids, embeds = F.pad(tokens.view(len(tokens), -1), (0, 0, 0, len(self._visible) - len(tokens))), None
+        if ids.shape[1] > 1:
+            rows = self.embedding(ids.clamp_min(0)).masked_fill((ids == NONE)[..., None], 0)
+            ids, embeds = None, rows.sum(1, keepdim=True)
+        features = self._run_step(ids, embeds, mask, self._positions)
         self._positions = self._positions + 1
         self._filled += 1
         return features[: self._batch]
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (R, D) -> (R, V) float32 logits of every token."""
-        return (self.head(features) if self._plain_head else features).float()
+        return (self.head(features) if self._plain_head else features[:, : self.vocab_size]).float()
+
+    def keep_states_(self) -> None:
+        """Let `states` work for the batches to come."""
+        self._keeps_states = True
+
+    def states(self, features: Tensor) -> Tensor:
+        """Features -> (R, D) the language model's state, which its output head and a cell head take."""
+        return features if self._plain_head else features[:, self.vocab_size :]
 
     @torch.no_grad()
     def rows(self, ids: Tensor) -> HeadRows:
@@ -208,7 +225,8 @@ class CachedDecoder:
         given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         if self._plain_head:
             return self._body(**given).last_hidden_state[:, -1]
-        return self.causal(**given, logits_to_keep=1).logits[:, -1]
+        found = self.causal(**given, logits_to_keep=1, output_hidden_states=self._keeps_states)
+        return torch.cat((found.logits[:, -1], found.hidden_states[-1][:, -1]), -1) if self._keeps_states else found.logits[:, -1]
 
     def _new_cache(self, rows: int, capacity: int) -> tuple[int, int]:
         """Make an empty cache, or empty the static one that is there if it is large enough; return its rows and positions."""
@@ -242,11 +260,21 @@ class ImageHead:
         row_ids: (K,) ids that may stand in an image, or one such tensor for each level of `layout`.
         layout: grid and order of the ids of one image.
         markers: ids of the marker tokens.
+        cells: what writes the ids of a cell at one position; None: every id takes a position.
 
-    Raises ValueError: ids outside the vocabulary, a marker among the image ids, or a number of sets that is not the number of levels.
+    `position_ids` ids are written at each of the `num_positions` positions of an image. Raises ValueError: ids outside the vocabulary, a
+    marker among the image ids, a number of sets that is not the number of levels, or a cell head of other ids or another layout.
     """
 
-    def __init__(self, decoder: CachedDecoder, row_ids: Tensor | Sequence[Tensor], layout: Layout, *, markers: Markers) -> None:
+    def __init__(
+        self,
+        decoder: CachedDecoder,
+        row_ids: Tensor | Sequence[Tensor],
+        layout: Layout,
+        *,
+        markers: Markers,
+        cells: CellHead | None = None,
+    ) -> None:
         given, top = [row_ids] if isinstance(row_ids, Tensor) else list(row_ids), decoder.vocab_size - 1
         if len(given) not in (1, layout.num_levels):
             raise ValueError(f"{len(given)} sets of image ids were given; {layout.describe()} has {layout.num_levels} levels")
@@ -257,41 +285,75 @@ class ImageHead:
             if clash := set(markers.ids()) & set(ids.tolist()):
                 reason = f"id {min(clash)} is a marker and an image id"
                 raise ValueError(f"{reason}; export the codebook table again, which leaves special tokens out")
-        self.num_ids, self.markers = layout.num_codes, markers
-        self.rows = decoder.rows(torch.cat(given).unique())
+        self.num_ids, self.markers, self.cells = layout.num_codes, markers, cells
+        self.position_ids = 1 if cells is None else cells.cell_length
+        self.num_positions = self.num_ids // self.position_ids
+        ids = torch.cat(given).unique().to(decoder.device)
+        if cells is None:
+            self.rows = decoder.rows(ids)
+        else:
+            _check_cells(cells, ids, layout)
+            decoder.keep_states_()
+            tables = cells.tables(decoder.embedding(ids))
+            self._inputs, self.rows = tables.inputs, HeadRows(ids, tables.outputs, None)
         levels = layout.levels() if len(given) > 1 else torch.zeros(self.num_ids, dtype=torch.int64)
         self.levels = levels.to(decoder.device)  # (n,) which set each position of an image takes
         allowed = torch.stack([torch.isin(self.rows.ids.cpu(), ids.cpu()) for ids in given])
         self.masks = torch.where(allowed, 0.0, -torch.inf).to(decoder.device)  # (L, K)
 
     def mask(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Logits (B, K) at the positions (B,) of an image -> the same with -inf for ids of other levels."""
+        """Logits (B, K) at ids number `places` (B,) of an image -> the same with -inf for ids of other levels."""
         return logits if len(self.masks) == 1 else logits + self.masks[self.levels[places.clamp_max(self.num_ids - 1)]]
+
+    def write(self, features: Tensor, *, places: Tensor, sampling: Sampling, seeds: Tensor, step: int) -> Tensor:
+        """Sample the ids of one position: (B, position_ids) int64.
+
+        `features`: (R, D) of `CachedDecoder`, before cells its states; R is 2 B where `sampling` is guided. `places`: (B,) number of the
+        position within its image. `step`: number of the first id for the noise.
+        """
+
+        def pick(outputs: Tensor, number: int) -> Tensor:
+            if sampling.guided and self.cells is not None:  # logits are linear in outputs, so half the products do
+                outputs = guide(outputs.float(), sampling.guidance).to(outputs.dtype)
+            logits = self.rows.logits(outputs)
+            if sampling.guided and self.cells is None:
+                logits = guide(logits, sampling.guidance)
+            logits = self.mask(logits, places * self.position_ids + number)
+            return choose(logits, self.rows.ids, sampling, seeds=seeds, step=step + number)
+
+        return pick(features, 0)[:, None] if self.cells is None else self.cells.sample(features, self._inputs, choose=pick)
+
+
+def _check_cells(cells: CellHead, ids: Tensor, layout: Layout) -> None:
+    if cells.layout != layout:
+        raise ValueError(f"the cell head writes images of {cells.layout.describe()}, the image tokenizer {layout.describe()}; take its own")
+    if not torch.equal(cells.row_ids, ids):
+        raise ValueError(f"the cell head knows other image ids ({len(cells.row_ids)}) than the image tokenizer ({len(ids)}); take its own")
 
 
 @torch.no_grad()
 def sample_image_tokens(
     decoder: CachedDecoder, features: Tensor, head: ImageHead, *, places: Tensor, count: int, sampling: Sampling, seeds: Tensor, step: int
 ) -> Tensor:
-    """Sample the next ids of images that every row is inside of: (B, count) int64; the last is not in the cache yet.
+    """Sample the next ids of images that every row is inside of: (B, count * head.position_ids) int64; the last position is not in the
+    cache yet.
 
     Args:
         decoder: with the prompts in its cache; twice as many rows where `sampling` is guided, the unconditional ones below.
         features: (R, D) of the last token.
-        places: (B,) number of the next id within its image.
-        count: how many ids to sample for each row.
+        places: (B,) number of the next position within its image.
+        count: how many positions to write for each row.
         seeds: (B,) int64.
-        step: number of the first of these ids for the noise.
+        step: number of the first of these positions for the noise; of an id it is that of its position times `head.position_ids`, and on.
     """
     sampled: list[Tensor] = []
     for number in range(count):
         if number:
-            features = decoder.step(sampled[-1].repeat(2) if sampling.guided else sampled[-1])
-        logits = head.rows.logits(features)
-        if sampling.guided:
-            logits = guide(logits, sampling.guidance)
-        sampled.append(choose(head.mask(logits, places + number), head.rows.ids, sampling, seeds=seeds, step=step + number))
-    return torch.stack(sampled, dim=1)
+            features = decoder.step(sampled[-1].repeat(2, 1) if sampling.guided else sampled[-1])
+        given = features if head.cells is None else decoder.states(features)
+        noise = (step + number) * head.position_ids
+        sampled.append(head.write(given, places=places + number, sampling=sampling, seeds=seeds, step=noise))
+    return torch.cat(sampled, dim=1)
 
 
 TEXT = -1
@@ -300,15 +362,18 @@ TEXT = -1
 class ImageConstraint:
     """Lets an answer hold images only as complete blocks: start marker, all ids of an image on their levels, end marker.
 
-    All `rows` (B) begin in text; logits have width `vocab_size` (V). An image begins only if it fits into `num_tokens`, the longest answer,
-    and at most `max_images` begin in one answer. `step` (B,) is the number of the image id that comes next; the number of ids of an image:
-    the end marker; TEXT: text.
+    All `rows` (B) begin in text; logits have width `vocab_size` (V). An image begins only if it fits into `num_tokens`, the positions of
+    the longest answer, of all rows or (B,) of each, and at most `max_images` begin in one answer; None: any number. `step` (B,) is the
+    number of the image position that comes next; the number of positions of an image: the end marker; TEXT: text.
     """
 
-    def __init__(self, head: ImageHead, *, vocab_size: int, rows: int, num_tokens: int, max_images: int = 1) -> None:
+    def __init__(
+        self, head: ImageHead, *, vocab_size: int, rows: int, num_tokens: int | Tensor, max_images: int | None = 1
+    ) -> None:
         device = head.levels.device
-        self.head, self.markers = head, head.markers
-        self._room, self._images_left = num_tokens, torch.full((rows,), max_images, device=device)
+        self.head, self.markers, self._room = head, head.markers, torch.as_tensor(num_tokens, device=device)
+        most = torch.iinfo(torch.int64).max if max_images is None else max_images
+        self._images_left = torch.full((rows,), most, device=device)
         self.step = torch.full((rows,), TEXT, device=device)
         self._table = torch.full((3 + len(head.masks), vocab_size), -torch.inf, device=device)
         self._table[:2] = 0
@@ -320,29 +385,35 @@ class ImageConstraint:
     def advance(self, tokens: Tensor) -> None:
         """Take the next token of each row, (B,), into the state."""
         begun = (self.step < 0) & (tokens == self.markers.image_start)
-        following = torch.where(self.step == self.head.num_ids, TEXT, self.step + 1)
+        following = torch.where(self.step == self.head.num_positions, TEXT, self.step + 1)
         self.step = torch.where(self.step >= 0, following, begun.long() - 1)
         self._images_left = self._images_left - begun.long()
-        self._room -= 1
+        self._room = self._room - 1
 
     def mask(self, logits: Tensor) -> Tensor:
         """Logits (B, V) of the next token -> the same with -inf wherever a token may not come."""
-        fits = self._room >= self.head.num_ids + 2
-        levels = self.head.levels[self.step.clamp(0, self.head.num_ids - 1)] + 3
-        inside = torch.where(self.step == self.head.num_ids, 2, levels)
+        fits = self._room >= self.head.num_positions + 2
+        levels = self.head.levels[(self.step * self.head.position_ids).clamp(0, self.head.num_ids - 1)] + 3
+        inside = torch.where(self.step == self.head.num_positions, 2, levels)
         text = ((self._images_left > 0) & fits).long()
         return logits + self._table[torch.where(self.step >= 0, inside, text)].to(logits.dtype)
 
+    @property
+    def in_cells(self) -> Tensor:
+        """(B,) bool, which rows write a cell next."""
+        return (self.step >= 0) & (self.step < self.head.num_positions) & (self.head.cells is not None)
+
     def certain(self, finished: Tensor) -> Tensor:
-        """() how many steps all rows that are not finished, (B,) bool, are certain to need image ids for."""
-        return torch.where(self.step >= 0, self.head.num_ids - self.step, 0).masked_fill(finished, self.head.num_ids).min()
+        """() how many positions all rows that are not finished, (B,) bool, are certain to need image ids for."""
+        return torch.where(self.step >= 0, self.head.num_positions - self.step, 0).masked_fill(finished, self.head.num_positions).min()
 
 
 @dataclass(frozen=True)
 class Decoded:
     """Answers of a batch."""
 
-    ids: list[list[int]]  # Of each row the tokens without the end token
+    ids: list[list[int]]  # Of each row the tokens without the end token; an image has all its ids, whatever positions they took
+    lengths: list[int]  # Of each row the positions that it took, the end token included
     ended: list[bool]  # Of each row whether an end token ended it
 
 
@@ -363,13 +434,13 @@ def decode_answers(
 
     Args:
         features: (B, D), what `decoder.start` gave.
-        limits: longest answer of each row in tokens, markers and image ids included.
+        limits: longest answer of each row in positions: words, markers, and image ids or cells.
         end_ids: tokens that end an answer.
         seeds: (B,) int64.
         words: how tokens outside of images are sampled.
         images: how ids inside are sampled; unguided, because each image would need a second prompt.
-        constraint: which tokens may come; None: any, all sampled as words.
-        has_stopped: tokens so far (B, n) -> (B,) bool, which rows end without an end token.
+        constraint: which tokens may come; None: any, all sampled as words, and no cells.
+        has_stopped: tokens so far (B, n), of a cell its first id -> (B,) bool, which rows end without an end token, unless inside an image.
 
     Raises ValueError: guidance was asked for.
     """
@@ -380,35 +451,41 @@ def decode_answers(
     longest, ends = (torch.tensor(list(values), device=features.device) for values in (limits, end_ids))
     lengths = torch.zeros_like(longest)
     finished = ended = torch.zeros_like(longest, dtype=torch.bool)
-    tokens: list[Tensor] = []
-    certain = 0
+    width = 1 if constraint is None else constraint.head.position_ids
+    positions: list[Tensor] = []  # (B, width) each
+    certain = inside = 0
     while True:
-        step = len(tokens)
+        step = len(positions)
         if constraint is not None and certain:
             places, count = constraint.step.clamp_min(0), min(certain, max(limits) - step)
             sampled = sample_image_tokens(
                 decoder, features, constraint.head, places=places, count=count, sampling=images, seeds=seeds, step=step
-            )
+            ).view(-1, count, width)
         else:
-            logits = decoder.logits(features)
-            sampled = _sample_token(logits, everything, constraint, words, images, seeds=seeds, step=step)[:, None]
-        for column in sampled.unbind(1):
-            tokens.append(torch.where(finished, ends[0], column))
+            noise = {"seeds": seeds, "step": step * width}
+            sampled = _sample_token(decoder.logits(features), everything, constraint, words, images, **noise)[:, None, None]
+            sampled = F.pad(sampled, (0, width - 1), value=NONE)
+            if constraint is not None and inside:
+                cells = constraint.head.write(decoder.states(features), places=constraint.step, sampling=images, **noise)
+                sampled = torch.where(constraint.in_cells[:, None, None], cells[:, None], sampled)
+        for ids in sampled.unbind(1):
+            positions.append(torch.where(finished[:, None], ends[0], ids))
+            token = positions[-1][:, 0]
             lengths = lengths + ~finished
-            at_end = torch.isin(tokens[-1], ends)
+            at_end = torch.isin(token, ends)
+            stopped = torch.zeros_like(finished) if has_stopped is None else has_stopped(torch.stack(positions, 1)[..., 0])
             if constraint is not None:
-                constraint.advance(tokens[-1])
-                at_end = at_end & (constraint.step < 0)
+                constraint.advance(token)
+                at_end, stopped = at_end & (constraint.step < 0), stopped & (constraint.step < 0)
             ended = ended | (at_end & ~finished)
-            finished = finished | at_end | (lengths >= longest)
-            if has_stopped is not None:
-                finished = finished | has_stopped(torch.stack(tokens, 1))
-        inside = torch.zeros_like(lengths[0]) if constraint is None else constraint.certain(finished)
-        done, certain = torch.stack([finished.all().long(), inside]).tolist()  # the one wait for the device
+            finished = finished | at_end | stopped | (lengths >= longest)
+        ahead = [finished.all().long(), *((constraint.certain(finished), constraint.in_cells.any().long()) if constraint else ())]
+        done, certain, inside = (*torch.stack(ahead).tolist(), 0, 0)[:3]  # the one wait for the device
         if done:
-            rows = zip(torch.stack(tokens, 1).tolist(), lengths.tolist(), ended.tolist(), strict=True)
-            return Decoded([row[: length - end] for row, length, end in rows], ended.tolist())
-        features = decoder.step(tokens[-1])
+            rows = zip(torch.stack(positions, 1).tolist(), lengths.tolist(), ended.tolist(), strict=True)
+            written = [[one for cell in row[: length - end] for one in cell if one != NONE] for row, length, end in rows]
+            return Decoded(written, lengths.tolist(), ended.tolist())
+        features = decoder.step(positions[-1])
 
 
 def _sample_token(
@@ -419,4 +496,6 @@ def _sample_token(
         return choose(logits, ids, words, seeds=seeds, step=step)
     logits = constraint.mask(logits)
     word = choose(logits, ids, words, seeds=seeds, step=step)
-    return word if words == images else torch.where(constraint.step >= 0, choose(logits, ids, images, seeds=seeds, step=step), word)
+    if words == images or constraint.head.cells is not None:
+        return word
+    return torch.where(constraint.step >= 0, choose(logits, ids, images, seeds=seeds, step=step), word)

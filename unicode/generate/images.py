@@ -80,7 +80,7 @@ class ImageSampler:
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()
         self.decoder = decoder or CachedDecoder(model.causal)
-        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers)
+        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers, cells=getattr(model, "cell_head", None))
         self._builder = ExampleBuilder(model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
 
     def prompt(self, request: DrawRequest) -> Example:
@@ -88,12 +88,12 @@ class ImageSampler:
 
         Raises ValueError: given ids that are no rows of an image, or a prompt that leaves no room for the picture in the context.
         """
-        count = self.layout.num_codes - len(request.given)
+        count = self._positions(request)
         if count < 1:
             raise ValueError(f"{len(request.given)} ids are given, which is the whole image; nothing is left to draw")
         example, context = self._open_answer(request), self.model.context
         if len(example) > context - count:
-            room = f"with {count} ids to draw, {context - count} fit into the model's context of {context}"
+            room = f"with {count} {getattr(self.model.card, 'output_mode', 'ids')} to draw, {context - count} fit into the model's context of {context}"
             raise ValueError(f"the prompt has {len(example)} tokens; {room}; shorten it")
         return example
 
@@ -114,12 +114,11 @@ class ImageSampler:
         return [drawings[place] for place in range(len(requests))]
 
     def _draw(self, requests: Sequence[DrawRequest], examples: list[Example]) -> list[Drawing]:
-        start, given = time.perf_counter(), len(requests[0].given)
+        start, count = time.perf_counter(), self._positions(requests[0])
         if self.sampling.guided:
             examples = examples + [self._open_answer(replace(request, question=FREE_QUESTION)) for request in requests]
-        count = self.layout.num_codes - given
         features = self.decoder.start(**self.model.inputs([Prompt(example) for example in examples]), max_new=count)
-        places = torch.full((len(requests),), given, device=features.device)
+        places = torch.full((len(requests),), self.head.num_positions - count, device=features.device)
         seeds = torch.tensor([request.seed for request in requests], device=features.device)
         ids = sample_image_tokens(
             self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0
@@ -127,6 +126,10 @@ class ImageSampler:
         rows = ids.cpu().numpy()
         seconds = (time.perf_counter() - start) / len(requests)
         return [Drawing(np.concatenate([request.given, row]), seconds) for request, row in zip(requests, rows, strict=True)]
+
+    def _positions(self, request: DrawRequest) -> int:
+        """How many positions are to be written."""
+        return (self.layout.num_codes - len(request.given)) // self.head.position_ids
 
     def _open_answer(self, request: DrawRequest) -> Example:
         mode = "sum" if request.compressed else self.model.card.input_mode

@@ -63,12 +63,21 @@ class _Layer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, m, W) -> (n, m, W)."""
-        q, k, v = rearrange(self.qkv(self.attention_norm(x)), "n m (three h d) -> three n h m d", three=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(n, j, W) -> the same, and the keys and values (2, n, h, steps so far, d). `past`: those of earlier steps; then j is 1."""
+        q, *kv = rearrange(self.qkv(self.attention_norm(x)), "n m (three h d) -> three n h m d", three=3, h=self.heads)
+        seen = torch.stack(kv) if past is None else torch.cat((past, torch.stack(kv)), dim=3)
+        mixed = F.scaled_dot_product_attention(q, *seen, is_causal=past is None)
         x = x + self.out(rearrange(mixed, "n h m d -> n m (h d)"))
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x)))), seen
+
+
+@dataclass(frozen=True)
+class CellTables:
+    """The rows of image ids as the layers of a head see them; made once, they save its products with whole rows."""
+
+    inputs: Tensor  # (K, W) what enters the layers for each id
+    outputs: Tensor  # (K, W) their products with what leaves the layers are the logits
 
 
 class CellHead(nn.Module):
@@ -110,31 +119,43 @@ class CellHead(nn.Module):
         `states`: (n, D), the language model's state before each cell. `cells`: (n, j, E) rows of the first j ids of each cell; j from 0 to
         m - 1, and then j + 1 steps are returned.
         """
-        # Rows of language models are small and of various lengths; normalized, they are what the first layer expects.
-        rows = F.rms_norm(cells, cells.shape[-1:], eps=1e-12).to(states.dtype)
-        x = torch.cat((self.from_state(states)[:, None], self.from_row(rows)), dim=1) + self.steps[: cells.shape[1] + 1]
+        x = torch.cat((self.from_state(states)[:, None], self._read(cells)), dim=1) + self.steps[: cells.shape[1] + 1]
         for layer in self.layers:
-            x = layer(x)
+            x, _ = layer(x)
         return self.to_row(self.norm(x))
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """Rows of the table (..., E) -> what enters the layers, (..., W)."""
+        # Rows of language models are small and of various lengths; normalized, they are what the first layer expects.
+        return self.from_row(F.rms_norm(rows, rows.shape[-1:], eps=1e-12).to(self.steps.dtype))
 
     def targets(self, ids: Tensor) -> Tensor:
         """Return the places of vocabulary ids in `row_ids`, which are the classes of the logits; any shape, int64."""
         return torch.searchsorted(self.row_ids, ids)
 
     @torch.no_grad()
-    def sample(self, states: Tensor, *, rows: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def tables(self, rows: Tensor) -> CellTables:
+        """Return what `sample` takes of `rows` (K, E), the rows of `row_ids` in the language model's table."""
+        return CellTables(self._read(rows), rows.to(self.steps.dtype) @ self.to_row.weight)
+
+    @torch.no_grad()
+    def sample(self, states: Tensor, inputs: Tensor, *, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Write one cell: (n, m) int64 vocabulary ids.
 
-        `states`: (R, D). `rows`: (K, E), the rows of `row_ids` in the language model's table. `choose`: logits (R, K) float32 and the
-        number of the step -> (n,) vocabulary ids; where R is 2 n (guidance), both halves go on with the same ids.
+        `states`: (R, D). `inputs`: those of `tables`. `choose`: the outputs (R, W) of a step, whose products with `CellTables.outputs` are
+        the logits, and its number -> (n,) vocabulary ids; where R is 2 n (guidance), both halves go on with the same ids.
         """
         ids: list[Tensor] = []
-        cells = states.new_empty(len(states), 0, rows.shape[1])
+        past: list[Tensor | None] = [None] * len(self.layers)
+        x = self.from_state(states.to(self.steps.dtype))
         for step in range(self.cell_length):
-            query = self(states, cells)[:, -1]
-            ids.append(choose(F.linear(query, rows.to(query.dtype)).float(), step))
-            found = rows[self.targets(ids[-1])]
-            cells = torch.cat((cells, found.repeat(len(states) // len(found), 1)[:, None].to(cells.dtype)), dim=1)
+            if step:
+                found = inputs[self.targets(ids[-1])]
+                x = found.repeat(len(states) // len(found), 1)
+            x = (x + self.steps[step])[:, None]
+            for number, layer in enumerate(self.layers):
+                x, past[number] = layer(x, past[number])
+            ids.append(choose(self.norm(x)[:, 0], step))
         return torch.stack(ids, dim=1)
 
     def describe(self) -> dict[str, Any]:
