@@ -367,9 +367,7 @@ class ImageConstraint:
     number of the image position that comes next; the number of positions of an image: the end marker; TEXT: text.
     """
 
-    def __init__(
-        self, head: ImageHead, *, vocab_size: int, rows: int, num_tokens: int | Tensor, max_images: int | None = 1
-    ) -> None:
+    def __init__(self, head: ImageHead, *, vocab_size: int, rows: int, num_tokens: int | Tensor, max_images: int | None = 1) -> None:
         device = head.levels.device
         self.head, self.markers, self._room = head, head.markers, torch.as_tensor(num_tokens, device=device)
         most = torch.iinfo(torch.int64).max if max_images is None else max_images
@@ -462,11 +460,12 @@ def decode_answers(
                 decoder, features, constraint.head, places=places, count=count, sampling=images, seeds=seeds, step=step
             ).view(-1, count, width)
         else:
-            noise = {"seeds": seeds, "step": step * width}
-            sampled = _sample_token(decoder.logits(features), everything, constraint, words, images, **noise)[:, None, None]
+            noise, logits = step * width, decoder.logits(features)
+            sampled = _sample_token(logits, everything, constraint, words, images, seeds=seeds, step=noise)[:, None, None]
             sampled = F.pad(sampled, (0, width - 1), value=NONE)
             if constraint is not None and inside:
-                cells = constraint.head.write(decoder.states(features), places=constraint.step, sampling=images, **noise)
+                states = decoder.states(features)
+                cells = constraint.head.write(states, places=constraint.step, sampling=images, seeds=seeds, step=noise)
                 sampled = torch.where(constraint.in_cells[:, None, None], cells[:, None], sampled)
         for ids in sampled.unbind(1):
             positions.append(torch.where(finished[:, None], ends[0], ids))

@@ -80,7 +80,8 @@ class ImageSampler:
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()
         self.decoder = decoder or CachedDecoder(model.causal)
-        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers, cells=getattr(model, "cell_head", None))
+        cells = getattr(model, "cell_head", None)
+        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers, cells=cells)
         self._builder = ExampleBuilder(model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
 
     def prompt(self, request: DrawRequest) -> Example:
@@ -93,7 +94,7 @@ class ImageSampler:
             raise ValueError(f"{len(request.given)} ids are given, which is the whole image; nothing is left to draw")
         example, context = self._open_answer(request), self.model.context
         if len(example) > context - count:
-            room = f"with {count} {getattr(self.model.card, 'output_mode', 'ids')} to draw, {context - count} fit into the model's context of {context}"
+            room = f"with {count} positions to write, {context - count} fit into the model's context of {context}"
             raise ValueError(f"the prompt has {len(example)} tokens; {room}; shorten it")
         return example
 
