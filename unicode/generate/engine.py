@@ -175,11 +175,12 @@ class CachedDecoder:
         else:
             self._visible[:, self._filled] = 1
             mask = self._visible[:, : self._filled + 1]
-        ids, embeds = F.pad(tokens.view(len(tokens), -1), (0, 0, 0, len(self._visible) - len(tokens))), None
-        if ids.shape[1] > 1:
+        ids = F.pad(tokens.view(len(tokens), -1), (0, 0, 0, len(self._visible) - len(tokens)))
+        if ids.shape[1] == 1:
+            features = self._run_step(ids, None, mask, self._positions)
+        else:
             rows = self.embedding(ids.clamp_min(0)).masked_fill((ids == NONE)[..., None], 0)
-            ids, embeds = None, rows.sum(1, keepdim=True)
-        features = self._run_step(ids, embeds, mask, self._positions)
+            features = self._run_step(None, rows.sum(1, keepdim=True), mask, self._positions)
         self._positions = self._positions + 1
         self._filled += 1
         return features[: self._batch]

@@ -67,7 +67,7 @@ class _Layer(nn.Module):
         """(n, j, W) -> the same, and the keys and values (2, n, h, steps so far, d). `past`: those of earlier steps; then j is 1."""
         q, *kv = rearrange(self.qkv(self.attention_norm(x)), "n m (three h d) -> three n h m d", three=3, h=self.heads)
         seen = torch.stack(kv) if past is None else torch.cat((past, torch.stack(kv)), dim=3)
-        mixed = F.scaled_dot_product_attention(q, *seen, is_causal=past is None)
+        mixed = F.scaled_dot_product_attention(q, seen[0], seen[1], is_causal=past is None)
         x = x + self.out(rearrange(mixed, "n h m d -> n m (h d)"))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)))), seen
 
@@ -131,7 +131,7 @@ class CellHead(nn.Module):
 
     def targets(self, ids: Tensor) -> Tensor:
         """Return the places of vocabulary ids in `row_ids`, which are the classes of the logits; any shape, int64."""
-        return torch.searchsorted(self.row_ids, ids)
+        return torch.searchsorted(self.row_ids, ids.contiguous())
 
     @torch.no_grad()
     def tables(self, rows: Tensor) -> CellTables:
