@@ -144,7 +144,7 @@ def described(one: Any, text: str, *, place: str = "") -> dict[str, Any]:
 
 def with_attributes(one: Any, record: dict[str, Any]) -> dict[str, Any]:
     """Return a record with the properties of its emoji, by which drawings are measured."""
-    return {**record, "attributes": one.attributes()}
+    return {**record, "attributes": one.attributes(), "split": one.split}
 
 
 def caption_record(one: Any, rng: Random, form: str) -> dict[str, Any]:

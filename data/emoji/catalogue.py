@@ -50,7 +50,7 @@ class Emoji:
 
     def attributes(self) -> dict[str, str]:
         """The properties that apply, for annotations and for measuring drawings by each."""
-        names = ("concept", "tone", "gender", "role", "group", "style", "split")
+        names = ("concept", "tone", "gender", "role", "group", "style")
         return {name: value for name, value in asdict(self).items() if name in names and value}
 
 

@@ -29,6 +29,7 @@ ANSWER = "python -m unicode.run.answer --model DIR --questions FILE --images DIR
 DRAW = "python -m unicode.run.generate_images --model DIR --prompts FILE --out DIR"
 BENCHMARK = "python -m unicode.run.benchmark NAME --model DIR --data DIR --out DIR"
 CORRECT, SHUFFLED = "all", "shuffled_all"  # measures of eval_generation: every object is as the prompt asks, as the prompt of another asks
+NEAREST = "nearest_pixels"  # measure of eval_generation --gallery
 EXPECTED = ("answer", "answers", "label", "gt_answer")  # fields of a question that may hold the right answer, or several of them
 PROTOCOL = "An answer is right if it equals an expected one, in lower case, without punctuation and articles."
 FIRST_CURVES = ("loss", "psnr", "accuracy", "usage", "perplexity")
@@ -280,8 +281,14 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
     else:
         blocks.append(page.missing("The images were not measured. Measures come from", "python -m unicode.run.eval_generation --help"))
     own = scores["this model"]
-    note = f"shuffled prompts {own[SHUFFLED]}" if SHUFFLED in own else f"{len(drawn):,} prompts"
-    return page.Section(title, name, blocks, [("images with every object right", str(own[CORRECT]), note)] if own.get(CORRECT) else [])
+    measured = [("images with every object right", CORRECT, SHUFFLED)]
+    measured.append(("images nearest to the right picture", NEAREST, f"shuffled_{NEAREST}"))
+    figures = [
+        (what, str(own[measure]), f"shuffled prompts {own[baseline]}" if baseline in own else f"{len(drawn):,} prompts")
+        for what, measure, baseline in measured
+        if own.get(measure)
+    ]
+    return page.Section(title, name, blocks, figures)
 
 
 def decompression_section(folder: str | Path | None, images: ImageLookup) -> page.Section:

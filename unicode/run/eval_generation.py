@@ -1,9 +1,10 @@
-"""Measure drawn images: FID, inception score, CLIP score; in the shapes world the objects that are recognized."""
+"""Measure drawn images: FID, inception score, CLIP score, the nearest picture of a gallery; objects of the shapes world."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from unicode.annotations.records import RefusedError, read_record
 from unicode.common.config import load_config
 from unicode.common.distributed import all_reduce_sum_, is_main, open_job, rank, world_size
-from unicode.common.files import read_json, read_jsonl, write_json
+from unicode.common.files import read_json, read_jsonl, write_json, write_jsonl
+from unicode.common.json_lists import read_json_list
 from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
 from unicode.metrics import NotComputed, format_metrics
 from unicode.run.command import command, log
@@ -109,6 +112,93 @@ def measure_scenes(drawn: Drawn) -> dict[str, Any]:
     return scene_metrics([list(find_scene(config, key).things) for key in keys], found)
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures with their properties, among which the nearest to a drawn image is looked for."""
+
+    keys: list[str]
+    pictures: Tensor  # (N, 3, H, W) uint8
+    attributes: list[dict[str, str]]
+
+    def rows(self, drawn: Drawn) -> dict[int, int]:
+        """Place of a drawn image -> row of the picture that its prompt describes: by key, else by the name of the file.
+
+        Raises ValueError: no prompt describes a picture of the gallery.
+        """
+        by_key = {key: row for row, key in enumerate(self.keys)}
+        by_stem = {Path(key).stem: row for row, key in reversed(list(enumerate(self.keys)))} | by_key
+        named = [str(record.get("reference") or record.get("id", "")) for record in drawn.records]
+        found = {place: by_stem.get(name, by_stem.get(f"{name}.png")) for place, name in enumerate(named)}
+        known = {place: row for place, row in found.items() if row is not None}
+        if not known:
+            example = f"'{named[0]}', the gallery has '{self.keys[0]}'"
+            raise ValueError(f"no prompt describes a picture of the gallery: the first is about {example}")
+        return known
+
+
+def read_gallery(path: str, *, side: int) -> Gallery:
+    """Read a LLaVA .json of captioned pictures, its paths below its folder or `images` beside it, or a folder of pictures.
+
+    Properties are the "attributes" of a record and its caption where several pictures have the same; of a folder those of the tree.
+    `side`: of the squares in pixels. Raises FileNotFoundError, ValueError: as `open_images`; a picture cannot be read.
+    """
+    import torch
+
+    from unicode.images.dataset import Skipped, open_images
+
+    root, attributes = "", {}
+    if Path(path).suffix == ".json" and Path(path).is_file():
+        for number, record in enumerate(read_json_list(path)):
+            try:
+                conversation = read_record(record, form="llava")
+                known = {str(name): str(value) for name, value in record.get("attributes", {}).items()}
+                attributes[conversation.keys[0]] = known | {"caption": conversation.turns[1]}
+            except (RefusedError, IndexError, AttributeError) as error:
+                raise ValueError(f"{path}, record {number}: {error}; expected a conversation about one picture") from error
+        first = next(iter(attributes), "")
+        root = next((str(folder) for folder in (Path(path).parent, Path(path).parent / "images") if (folder / first).is_file()), "")
+    dataset = open_images(path, image_size=side, root=root)
+    pictures = []
+    for index in range(len(dataset)):
+        pixels = dataset.pixels(index)
+        if isinstance(pixels, Skipped):
+            raise ValueError(f"the picture {pixels.key} of the gallery cannot be read: {pixels.reason}")
+        pictures.append(pixels)
+    keys = dataset.keys
+    found = [attributes.get(key) or {"folder": str(Path(key).parent)} for key in keys]
+    if len({one.get("caption") for one in found}) == len(found):
+        found = [{name: value for name, value in one.items() if name != "caption"} for one in found]
+    return Gallery(keys, torch.stack(pictures), found)
+
+
+def measure_nearest(drawn: Drawn, gallery: Gallery, *, features: str, device: torch.device, out: Path) -> dict[str, Any]:
+    """Name -> entry of retrieval by pixels, and by the features of a vision model; writes what is nearest to each image to `out`."""
+    import torch
+
+    from unicode.metrics.retrieval import VisionFeatures, featurize, nearest, pixel_features, retrieval_metrics
+
+    rows = gallery.rows(drawn)
+    images = torch.stack([drawn.image(place) for place in rows])
+    _, same = gallery.pictures.flatten(1).unique(dim=0, return_inverse=True)  # equal pictures are one: either is the right one
+    wanted = list(rows.values())
+    report: dict[str, Any] = {}
+    told = [(drawn.records[place], gallery.keys[row]) for place, row in rows.items()]
+    lines = [{"id": record.get("id"), "prompt": record.get("prompt"), "right": key} for record, key in told]
+    computers: dict[str, Any] = {"pixels": pixel_features}
+    if features:
+        model = VisionFeatures(features, device=device)
+        computers[model.name] = model
+    for name, compute in computers.items():
+        found = nearest(featurize(compute, images), featurize(compute, gallery.pictures)).tolist()
+        found = [right if same[row] == same[right] else row for row, right in zip(found, wanted, strict=True)]
+        how = f"nearest by {name} of {len(gallery.keys)} pictures to each of {len(rows)} images of {drawn.side} px"
+        report |= retrieval_metrics(found, wanted, gallery.attributes, name=name, how=how)
+        for line, row in zip(lines, found, strict=True):
+            line[f"nearest_{name}"] = gallery.keys[row]
+    write_jsonl(out, lines)
+    return report
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_generation", description="Measure drawn images.")
     parser.add_argument("--pictures", required=True, help="folder that generate_images filled")
@@ -117,6 +207,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default=None, help="YAML of a protocol; its data are the images to compare with")
     parser.add_argument("--inception", default="", help="file of torch-fidelity's Inception weights, for FID and inception score")
     parser.add_argument("--clip", default="", help="folder of a CLIP model of transformers, for the CLIP score")
+    gallery = "LLaVA .json of captioned pictures (with attributes), or a folder: is the right picture the nearest to what was drawn?"
+    parser.add_argument("--gallery", default="", help=gallery)
+    parser.add_argument("--features", default="", help="folder of a vision model, as CLIP or DINO, that --gallery compares by too")
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
@@ -145,6 +238,9 @@ def main(argv: list[str] | None = None) -> int:
         reference = open_images(args.images, image_size=drawn.side, config=config.data)
     elif args.config is not None:
         reference = build_dataset(config.data, image_size=drawn.side, train=False)
+    gallery = read_gallery(args.gallery, side=drawn.side) if args.gallery and is_main() else None
+    if args.features and not args.gallery:
+        raise ValueError("--features compares drawn images with those of --gallery; name both")
     inception = load_networks({"inception": partial(load_inception, args.inception)}, device=device)["inception"]
     clip = load_clip(args.clip, device=device)
     if args.dry_run:
@@ -165,7 +261,11 @@ def main(argv: list[str] | None = None) -> int:
         "drawn_by": drawn.settings,
     }
     if is_main():
-        write_json(Path(args.out or Path(args.pictures) / "metrics.json"), report)
+        out = Path(args.out or Path(args.pictures) / "metrics.json")
+        if gallery is not None:
+            nearest = measure_nearest(drawn, gallery, features=args.features, device=device, out=out.with_name("nearest.jsonl"))
+            report["metrics"] = nearest | report["metrics"]
+        write_json(out, report)
         print(format_metrics(report["metrics"]))
     return 0
 
