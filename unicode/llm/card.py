@@ -11,6 +11,7 @@ import numpy as np
 from unicode.annotations.records import INPUT_MODES
 from unicode.common.files import read_json, write_json
 from unicode.ids.layout import Layout
+from unicode.llm.cell_head import OUTPUT_MODES
 from unicode.llm.vocabulary import Markers, find_model, open_gguf, read_rows, read_vocabulary
 
 FILE = "unicode.json"
@@ -22,7 +23,7 @@ _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "a
 
 @dataclass
 class Card:
-    """Content of unicode.json. Raises ValueError: an unknown kind or input mode."""
+    """Content of unicode.json. Raises ValueError: an unknown kind or mode, or cells without a head or a layout."""
 
     kind: str  # "lora", "full" or "llava"
     base: str  # Path of the base model as it was given
@@ -33,13 +34,17 @@ class Card:
     image_tokenizer: dict[str, str] | None = None  # {"path": ..., "fingerprint": ...} of the tokenizer that made the ids
     markers: Markers | None = None  # Tokens around images; None for a model that reads no images
     vision: dict[str, Any] | None = None  # Settings of the tower and projector of a "llava" model
+    output_mode: str = "ids"  # How images in answers are written: "ids" or "cells"
+    cells: dict[str, Any] | None = None  # `CellHead.describe` and "fingerprint" of the head that writes cells
     max_length: int = 0  # Longest sequence of the training; 0 if unknown
     config: dict[str, Any] = field(default_factory=dict)  # Other facts of the training
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", KINDS), ("input_mode", INPUT_MODES)):
+        for name, known in (("kind", KINDS), ("input_mode", INPUT_MODES), ("output_mode", OUTPUT_MODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is '{getattr(self, name)}'; known: {', '.join(known)}")
+        if self.output_mode == "cells" and (self.layout is None or self.cells is None):
+            raise ValueError("output_mode is 'cells', which needs a layout and the description of a cell head (cells)")
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ RQ-Transformer) writes its m ids. It has no table of its own: its inputs and its
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +181,7 @@ def load_cell_head_(head: CellHead, folder: str | Path, *, fingerprint: str) -> 
     Raises FileNotFoundError: the folder has none. Raises ValueError: it is damaged, of another shape, table or layout.
     """
     path = Path(folder) / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {FILE}, which draws with output_mode 'cells'; the copy is incomplete")
-    try:
-        with safe_open(path, "pt") as file:
-            found, state = (file.metadata() or {}).get("fingerprint", ""), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
+    found, state = _read(path)
     if found != fingerprint:
         reason = f"was trained for another table, set of image ids or layout ({found}, and here it is {fingerprint})"
         raise ValueError(f"{path} {reason}; take the head that was saved with this model")
@@ -195,6 +189,32 @@ def load_cell_head_(head: CellHead, folder: str | Path, *, fingerprint: str) -> 
         head.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the head that the card describes: {error}") from error
+
+
+def open_cell_head(folder: str | Path, described: dict[str, Any], *, layout: Layout, hidden_size: int, table_width: int) -> CellHead:
+    """Open the head of a model folder, on the CPU in float32. `described`: what unicode.json keeps of it; the rest as `CellHead`.
+
+    Raises FileNotFoundError: there is none. Raises ValueError: it is damaged, or card, layout and weights do not fit each other.
+    """
+    _, state = _read(Path(folder) / FILE)
+    row_ids = state.get("row_ids", torch.empty(0, dtype=torch.int64))
+    settings = CellSettings(*(described.get(one.name, 0) for one in fields(CellSettings)))
+    head = CellHead(settings, hidden_size=hidden_size, table_width=table_width, layout=layout, row_ids=row_ids)
+    if (shape := head.describe()) != (expected := {name: described.get(name) for name in shape}):
+        raise ValueError(f"{folder}: unicode.json describes a cell head {expected}, but {FILE} and the layout make it {shape}")
+    load_cell_head_(head, folder, fingerprint=described.get("fingerprint", ""))
+    return head
+
+
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return the fingerprint and the weights of a file. FileNotFoundError, ValueError: as `load_cell_head_`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {FILE}, which draws with output_mode 'cells'; the copy is incomplete")
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("fingerprint", ""), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
 
 
 def check_cells(layout: Layout) -> None:

@@ -28,7 +28,7 @@ class Example:
         input_ids: (T,) int64.
         labels: (T,) int64, IGNORED or the id at the same position (the model shifts them itself).
         is_image: (T,) bool, positions of image ids or compressed cells, without the markers.
-        extra_ids: (n, m - 1) int64, the further ids of n compressed cells of m ids; the first stands in `input_ids`.
+        extra_ids: (n, m - 1) int64, the further ids of n cells of m ids, read or written; the first stands in `input_ids`.
         extra_at: (n,) int64, the positions of these cells.
         branch: (T,) int64, 0 for positions that every turn sees, then 1, 2, ... for turns that do not see each other.
         task: one of the tasks of annotations.
@@ -50,7 +50,8 @@ class Example:
     @property
     def num_image_targets(self) -> int:
         """Number of image ids that are learned."""
-        return int(((self.labels != IGNORED) & self.is_image).sum())
+        learned = (self.labels != IGNORED) & self.is_image
+        return int(learned.sum() + learned[self.extra_at].sum() * self.extra_ids.shape[1])
 
     @property
     def num_text_targets(self) -> int:
@@ -71,7 +72,7 @@ class Segment:
     ids: Any
     learned: bool = False
     image: bool = False
-    extra: np.ndarray | None = None  # (cells, m - 1) of a compressed image
+    extra: np.ndarray | None = None  # (cells, m - 1) of an image of which a position is a cell
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class ExampleBuilder:
         layout: of whole images; None leaves the length of runs unchecked (then there is no input_mode "sum").
         vocab_size: rows of the embedding table; every id must lie below it.
         bare_images: no markers, and the text behind an image is tokenized as at the beginning of a text, as for LLaVA's models.
+        output_mode: "cells" writes an image in an answer in one position for each cell, as input_mode "sum" reads one.
     """
 
     template: Template
@@ -93,6 +95,7 @@ class ExampleBuilder:
     layout: Layout | None = None
     vocab_size: int = 0
     bare_images: bool = False
+    output_mode: str = "ids"
 
     def __post_init__(self) -> None:
         text_encoder(self.text_tokenizer)  # raises where the tokenizer cannot be used
@@ -180,13 +183,13 @@ class ExampleBuilder:
                 for words in re.split(f"({IMAGE.pattern})", part.text):
                     if IMAGE.fullmatch(words):
                         run = np.asarray(next(runs) if words == IMAGE_TAG else read_run(words), dtype=np.int64)
-                        yield from self._image(run, part.learned, compressed=input_mode == "sum" and not part.learned)
+                        yield from self._image(run, part.learned, mode=self.output_mode if part.learned else input_mode)
                         prefix = self.bare_images or after_special
                     elif words:
                         yield Segment(encoder.encode(words, prefix=prefix and not part.learned), part.learned)
                         prefix = False
 
-    def _image(self, ids: np.ndarray, learned: bool, *, compressed: bool) -> Iterator[Segment]:
+    def _image(self, ids: np.ndarray, learned: bool, *, mode: str) -> Iterator[Segment]:
         """Yield marker, ids, marker. ValueError for ids that are no rows of an image of this vocabulary."""
         if self.bare_images:
             yield Segment(ids, learned, image=True)
@@ -200,17 +203,17 @@ class ExampleBuilder:
             raise ValueError(f"image ids range from {ids.min()} to {ids.max()}, but the language model has {self.vocab_size} tokens")
         if np.isin(ids, markers.ids()).any():
             raise ValueError(f"an image holds the id of a marker ({markers.ids()}); its ids are of another vocabulary")
-        if not compressed:
-            yield Segment([markers.image_start], learned)
-            yield Segment(ids, learned, image=True)
-            yield Segment([markers.image_end], learned)
-            return
-        if self.layout is None:
-            raise ValueError("input_mode is 'sum', but the layout of the ids is not known; name the image tokenizer or a store of ids")
-        cells = ids.reshape(-1, self.layout.cell_length)
-        yield Segment([markers.compressed_start])
-        yield Segment(cells[:, 0], image=True, extra=cells[:, 1:])
-        yield Segment([markers.compressed_end])
+        extra = None
+        if mode != "ids":
+            if self.layout is None:
+                name = "output_mode" if learned else "input_mode"
+                raise ValueError(f"{name} is '{mode}', but the layout of the ids is not known; name the image tokenizer or a store of ids")
+            rows = ids.reshape(-1, self.layout.cell_length)
+            ids, extra = rows[:, 0], rows[:, 1:]
+        compressed = mode == "sum"
+        yield Segment([markers.compressed_start if compressed else markers.image_start], learned)
+        yield Segment(ids, learned, image=True, extra=extra)
+        yield Segment([markers.compressed_end if compressed else markers.image_end], learned)
 
 
 def split_branches(turns: Sequence[str | None]) -> list[list[str | None]] | None:

@@ -24,6 +24,7 @@ from unicode.images.decode import eval_transform, to_float
 from unicode.images.lookup import square_pixels
 from unicode.llm.card import FILE as CARD_FILE
 from unicode.llm.card import Card, check_base, check_tokenizer, fingerprint_base, read_card
+from unicode.llm.cell_head import CellHead, open_cell_head
 from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
@@ -60,6 +61,7 @@ class LanguageModel:
     device: torch.device  # Where it computes
     fingerprint: str  # 16 hexadecimal digits that tell trained models apart
     tokenizer_path: str = ""  # Folder of the image tokenizer; empty: there is none
+    cell_head: CellHead | None = None  # Writes the ids of a cell; None for output_mode "ids"
     markers: Markers | None = field(init=False)  # Ids of the tokens around images; None for a model that reads none
     template: Template = field(init=False)  # How turns are written as text
     layout: Layout | None = field(init=False)  # Of the ids of an image; None where the model reads pixels or knows no image ids
@@ -68,7 +70,8 @@ class LanguageModel:
         self.markers, self.layout = self.card.markers, self.card.layout
         self.template = get_template(self.card.template, self.text)
         bare = self.reads_pixels and self.markers is None
-        self._builder = ExampleBuilder(self.template, self.text, self.markers, self.layout, self.vocab_size, bare)
+        known = (self.template, self.text, self.markers, self.layout, self.vocab_size)
+        self._builder = ExampleBuilder(*known, bare, output_mode=self.card.output_mode)
 
     @property
     def reads_pixels(self) -> bool:
@@ -245,10 +248,12 @@ def open_model(
     """
     folder, chosen = Path(path), choose_device(device)
     options = {"dtype": inference_dtype(dtype, chosen), "attention": attention, "device": chosen.type}
-    tokenizer_path = image_tokenizer
+    tokenizer_path, cell_head = image_tokenizer, None
     if (folder / CARD_FILE).is_file():
         card = read_card(folder)
         lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
+        if card.output_mode == "cells":
+            cell_head = _open_cell_head(folder, card, lm).to(device=chosen, dtype=lm.dtype).eval()
         if card.vision is not None:
             lm = _add_vision(lm, card.vision, folder, tower=image_tokenizer)
         tokenizer_path = image_tokenizer or (card.image_tokenizer or {}).get("path", "")
@@ -263,7 +268,7 @@ def open_model(
     if not getattr(lm, "is_quantized", False):
         lm = lm.to(chosen)
     fingerprint = digest_folder(folder, "" if card.base == str(folder) else card.base_fingerprint)
-    return LanguageModel(card, lm.eval(), text, device=chosen, fingerprint=fingerprint, tokenizer_path=tokenizer_path)
+    return LanguageModel(card, lm.eval(), text, device=chosen, fingerprint=fingerprint, tokenizer_path=tokenizer_path, cell_head=cell_head)
 
 
 def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tuple[Any, Any, Card]:
@@ -282,6 +287,8 @@ def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tup
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{folder} holds no adapter ({ADAPTER_CONFIG}); its weights need no merging")
     lm, text = _open_weights(folder, card, base=base, merge=True, options={"dtype": dtype, "device": "cpu"})
+    if card.output_mode == "cells":
+        _open_cell_head(folder, card, lm)  # raises where it is not the one of the card
     return lm, text, card
 
 
@@ -308,6 +315,13 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
     if has_adapter and not (folder / ADAPTER_FILE).is_file():
         raise FileNotFoundError(f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_FILE}; the copy is incomplete")
     return add_adapter(model, folder, merge=merge) if has_adapter else model, open_text_tokenizer(folder)
+
+
+def _open_cell_head(folder: Path, card: Card, lm: Any) -> CellHead:
+    """Open the head that a card describes, for the language model that was opened beside it."""
+    assert card.cells is not None and card.layout is not None, card
+    sizes = {"hidden_size": lm.config.get_text_config().hidden_size, "table_width": lm.get_input_embeddings().weight.shape[1]}
+    return open_cell_head(folder, card.cells, layout=card.layout, **sizes)
 
 
 def _add_vision(lm: Any, vision: dict[str, Any], folder: Path, *, tower: str) -> LlavaModel:

@@ -6,6 +6,7 @@ python -m unicode.run.merge_lora outputs/unicode_lora outputs/unicode_merged
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 
 from unicode.run.command import command, log
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="open base model and adapter, write nothing")
     args = parser.parse_args(argv)
     from unicode.llm.card import write_card
+    from unicode.llm.cell_head import FILE as CELL_HEAD_FILE
     from unicode.llm.llava import PROJECTOR_FILE, read_projector, save_projector
     from unicode.llm.load import open_merged
 
@@ -37,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     text.save_pretrained(out)
     if (run / PROJECTOR_FILE).is_file():
         save_projector(out, read_projector(run))
+    if card.output_mode == "cells":
+        copyfile(run / CELL_HEAD_FILE, out / CELL_HEAD_FILE)
     # last, so that a folder with a card is complete
     write_card(out, replace(card, kind="full" if card.kind == "lora" else card.kind, config={**card.config, "merged_from": str(run)}))
     log.info("%s: %d weights, %s", out, model.num_parameters(), model.dtype)
