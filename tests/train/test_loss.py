@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from unicode.train import loss
 from unicode.train.loss import IMAGE, TASK_NAMES, TEXT, LossTable, Targets, combine, find_targets, prepare_forward_, target_losses
 
 V = 11
@@ -53,6 +54,31 @@ def test_logits_are_computed_only_where_something_is_learned(tiny_llama: Path) -
     assert found.shape == (1, 2, 60)
     torch.testing.assert_close(found[0], expected.flatten(0, 1)[targets.at])
     assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_of_large_logits_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    made = batch(1, rows=8)
+    targets = targets_of(made)
+    found = []
+    for chunk in (loss.CHUNK, 3 * V + 1, 1):
+        monkeypatch.setattr(loss, "CHUNK", chunk)
+        logits = made["logits"].to(dtype).flatten(0, 1)[targets.at].requires_grad_()
+        nll = target_losses(logits, targets)
+        (nll * torch.linspace(1, 2, len(nll))).sum().backward()
+        found.append((nll.detach(), logits.grad))
+    for nll, gradient in found[1:]:
+        assert torch.equal(nll, found[0][0]) and torch.equal(gradient, found[0][1])
+
+
+def test_no_float32_copy_of_large_logits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = batch(2, rows=8)
+    targets = targets_of(made)
+    monkeypatch.setattr(loss, "CHUNK", 4 * V)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        target_losses(made["logits"].bfloat16().flatten(0, 1)[targets.at].requires_grad_(), targets)
+    assert not [tensor for tensor in kept if tensor.dtype == torch.float32 and tensor.numel() >= V]
 
 
 def test_shares_of_micro_batches_add_up_to_the_loss_of_the_step() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from unicode.annotations.records import TASKS
 from unicode.common.logging import get_logger
@@ -98,6 +99,17 @@ def branch_mask(owner: torch.Tensor, branch: torch.Tensor, *, dtype: torch.dtype
     if dtype is None:
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=owner.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def block_mask(owner: torch.Tensor, branch: torch.Tensor | None) -> BlockMask:
+    """Return what `branch_mask` means, of tensors (B, T), as blocks for flex attention: no tensor of T x T is kept. None: no branches."""
+
+    def seen(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        inside = (q >= k) & (owner[b, q] == owner[b, k])
+        return inside if branch is None else inside & ((branch[b, k] == 0) | (branch[b, q] == branch[b, k]))
+
+    rows, width = owner.shape
+    return create_block_mask(seen, rows, None, width, width, device=owner.device, _compile=owner.is_cuda)
 
 
 class PixelReader:

@@ -154,7 +154,9 @@ class ModelConfig:
     """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; may be empty for training."""
     template: str = "vicuna_v1"  # Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)
     input_mode: str = "ids"  # `ids` (one position per id) or `sum` (one position per coarse cell: the sum of the rows of its ids)
-    attention: str = "auto"  # `auto` (eager for models of few parameters on a CPU, sdpa otherwise) or the name of an implementation
+    attention: str = "auto"
+    """`auto` (eager for models of few parameters on a CPU, flash or flex attention for `data.pack` and `data.isolate_turns` on a GPU, sdpa
+    otherwise) or the name of an implementation."""
     dtype: str = "auto"  # Type of the weights in memory: float32, bfloat16, float16, or `auto`: as `run.precision` needs it
     quantize: str = "none"  # `none`, or `nf4` / `int8`: frozen weights in 4 or 8 bits under LoRA; needs a GPU and the package bitsandbytes
     gradient_checkpointing: bool = False

@@ -32,7 +32,7 @@ from unicode.train.config import TrainLlmConfig
 from unicode.train.llm_data import open_vision, read_data, spread
 from unicode.train.loss import Batch, Collator, LossTable, combine, prepare_forward_, target_losses
 from unicode.train.monitor import LlmMonitor
-from unicode.train.runtime import build_arguments, check_resumable, resolve_runtime
+from unicode.train.runtime import build_arguments, check_resumable, resolve_attention, resolve_runtime
 from unicode.train.samplers import ConversationSampler
 
 SUMMARY = "summary.json"
@@ -57,6 +57,7 @@ class LlmTraining:
         self.vision = open_vision(config.vision)
         self.markers_train = marker_rows_train(config.lora, zero_stage=self.runtime.zero_stage)
         model_config, self.text_tokenizer = open_description(config.model.path)
+        self.attention = resolve_attention(config, self.runtime, model_config)
         self.markers = choose_markers(self.text_tokenizer, table_rows=table_rows(model_config))
         self.template = get_template(config.model.template, self.text_tokenizer)
         self.data = read_data(
@@ -81,7 +82,7 @@ class LlmTraining:
         # Frozen weights may be bfloat16; trained ones need an exact copy somewhere, which DeepSpeed keeps.
         small = self.runtime.bf16 and (config.lora.enabled or bool(config.run.deepspeed))
         dtype = model.dtype if model.dtype != "auto" else "bfloat16" if small else "float32"
-        base: Any = open_base(model.path, dtype=dtype, attention=model.attention, quantize=model.quantize, device=device)[0]
+        base: Any = open_base(model.path, dtype=dtype, attention=self.attention, quantize=model.quantize, device=device)[0]
         fit_embeddings_(base, self.markers)
         base.config.use_cache = False
         if model.gradient_checkpointing:
@@ -347,7 +348,8 @@ class LlmTrainer(Trainer):
         return target_losses(outputs.logits, targets), targets
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        moved = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs["inputs"].items()}
+        given: Batch = inputs["inputs"]
+        moved = {k: v.to(self.args.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
         return inputs | {"inputs": moved, "targets": inputs["targets"].to(self.args.device)}
 
     def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from unicode.annotations.records import TASKS
 from unicode.common.distributed import all_reduce_sum_
-from unicode.llm.collate import branch_mask, collate, sum_inputs
+from unicode.llm.collate import block_mask, branch_mask, collate, sum_inputs
 from unicode.llm.examples import Example
 
 Batch = dict[str, Any]
@@ -18,9 +19,11 @@ TEXT, IMAGE = 0, 1
 NUM_KINDS = 2
 TASK_NAMES = [*TASKS, "other"]
 """Names in the logs, in the order of their indices in targets; "other" are conversations whose record names no task."""
+CHUNK = 2**24  # Logits of which float32 copies are held at once: 64 MiB each
 MODEL_INPUTS = ("input_ids", "position_ids")
 BRANCH_INPUTS = ("example", "branch")
 EXTRA_INPUTS = ("extra_ids", "extra_at")
+PACKED_INPUTS = ("cu_seq_lens", "max_length")  # of a packed row: (n + 1,) int32 borders of its examples, and the longest length
 
 
 @dataclass
@@ -73,6 +76,10 @@ class Collator:
         laid = collate(examples, pad_id=self.pad_id, pack=self.pack)
         names = MODEL_INPUTS + (EXTRA_INPUTS if self.sums else ()) + (BRANCH_INPUTS if "branch" in laid else ())
         inputs = {name: laid[name] for name in names if name in laid}
+        if self.pack:  # counted here: on the device it costs a wait
+            lengths = [len(example) for example in examples]
+            ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+            inputs |= {"example": laid["example"], "cu_seq_lens": ends, "max_length": max(lengths)}
         if self.add_images is not None:
             inputs |= self.add_images(examples, laid)
         weights = torch.tensor([self.task_weights.get(task, 1.0) for task in TASK_NAMES])
@@ -86,8 +93,10 @@ def prepare_forward_(model: Any, *, mask_dtype: torch.dtype = torch.float32) -> 
     """Let a causal language model take compressed images and isolated turns, and compute logits only where something is learned.
 
     The forward of a model of transformers or peft then takes `extra_ids` and `extra_at` (see `collate.sum_inputs`), `example` and `branch`
-    (see `collate.branch_mask`, of `mask_dtype`), and `logits_at`, (n,) flat positions b T + t; with these the logits are (1, n, V). Hooks
-    of torch, so the model keeps its class, and everything happens on its device, inside the forward that DDP and DeepSpeed wrap.
+    (see `collate.branch_mask`, of `mask_dtype`), PACKED_INPUTS, and `logits_at`, (n,) flat positions b T + t; with these the logits are
+    (1, n, V). Packed rows need no mask with flash attention, which takes their borders; flex attention gets blocks; any other attention
+    a mask of T x T, which transformers makes from position_ids. Hooks of torch, so the model keeps its class, and everything happens on
+    its device, inside the forward that DDP and DeepSpeed wrap.
     """
     wanted: list[torch.Tensor] = []
 
@@ -96,9 +105,15 @@ def prepare_forward_(model: Any, *, mask_dtype: torch.dtype = torch.float32) -> 
         if "extra_ids" in options:
             rest = {name: value for name, value in options.items() if name not in ("input_ids", *EXTRA_INPUTS)}
             options = {"inputs_embeds": sum_inputs(model.get_input_embeddings(), options), **rest}
-        if "branch" in options:
-            owner, branch = (options.pop(name) for name in BRANCH_INPUTS)
+        owner, branch, ends, longest = (options.pop(name, None) for name in (*BRANCH_INPUTS, *PACKED_INPUTS))
+        text = model.config.get_text_config()
+        attention, windowed = str(text._attn_implementation), getattr(text, "sliding_window", None) is not None
+        if owner is not None and attention == "flex_attention" and (branch is not None or not windowed):
+            options["attention_mask"] = block_mask(owner, branch)
+        elif branch is not None:
             options["attention_mask"] = branch_mask(owner, branch, dtype=mask_dtype)
+        elif ends is not None and attention.startswith("flash_attention"):
+            options |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
         return args, options
 
     def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -109,8 +124,19 @@ def prepare_forward_(model: Any, *, mask_dtype: torch.dtype = torch.float32) -> 
 
 
 def target_losses(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """(n,) float32 negative log likelihoods of the targets. `logits`: (1, n, V) or (n, V), computed at the positions `targets.at`."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.ids, reduction="none")
+    """(n,) float32 negative log likelihoods of the targets. `logits`: (1, n, V) or (n, V), computed at the positions `targets.at`.
+
+    Float32 copies and probabilities of large logits exist for one chunk of rows at a time; the backward pass computes them again.
+    """
+    rows = logits.flatten(0, -2)
+    if rows.numel() <= CHUNK:
+        return F.cross_entropy(rows.float(), targets.ids, reduction="none")
+
+    def chunk(part: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(part.float(), ids, reduction="none")
+
+    pairs = zip(*(values.split(max(1, CHUNK // rows.shape[1])) for values in (rows, targets.ids)), strict=True)
+    return torch.cat([checkpoint(chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
 
 
 def combine(nll: torch.Tensor, targets: Targets, *, totals: torch.Tensor, kind_weights: torch.Tensor) -> torch.Tensor:

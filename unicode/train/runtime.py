@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import distributed
-from transformers import TrainingArguments
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
 
 from unicode.common.distributed import world_size
 from unicode.common.files import read_json
@@ -19,6 +20,7 @@ from unicode.common.logging import get_logger
 from unicode.train.config import TrainLlmConfig, TrainTokenizerConfig, split_batch
 
 DEEPSPEED_FILES = "configs/deepspeed/zero2.json, zero3.json, zero2_offload.json or zero3_offload.json"
+FLEX_HEAD = 16  # Smallest width of an attention head that flex attention takes on a GPU
 logger = get_logger(__name__)
 
 
@@ -63,6 +65,32 @@ def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
         }
         deepspeed = read_deepspeed(config.run.deepspeed, expected=expected)
     return Runtime(cpu, bf16, accumulation, micro, deepspeed)
+
+
+def resolve_attention(config: TrainLlmConfig, runtime: Runtime, model_config: Any) -> str:
+    """Return `model.attention`; `auto` on a GPU becomes one that needs no T x T mask for packed rows or isolated turns, where there is one.
+
+    Packed rows take flash attention 2 in bfloat16 where flash-attn is installed. Flex attention takes both, if the model has it. Raises
+    ValueError: flash attention with isolated turns, or flex attention on a CPU, where it has no gradient.
+    """
+    wanted, isolated = config.model.attention, config.data.isolate_turns
+    if isolated and wanted.startswith("flash_attention"):
+        raise ValueError(f"data.isolate_turns needs a mask, which {wanted} does not take; set model.attention=auto")
+    if wanted == "flex_attention" and runtime.cpu:
+        raise ValueError("model.attention=flex_attention trains on a GPU only; set model.attention=auto")
+    if not (config.data.pack or isolated):
+        return wanted
+    if wanted == "auto" and not runtime.cpu:
+        text, model = model_config.get_text_config(), MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        plain = getattr(text, "sliding_window", None) is None and not getattr(text, "attention_dropout", 0)
+        if not isolated and runtime.bf16 and is_flash_attn_2_available() and getattr(model, "_supports_flash_attn", False):
+            return "flash_attention_2"
+        if plain and head >= FLEX_HEAD and getattr(model, "_supports_flex_attn", False):
+            return "flex_attention"
+    if not wanted.startswith(("flash_attention", "flex_attention")):
+        logger.info("packed rows and isolated turns use a mask of T x T here; flash or flex attention on a GPU needs none")
+    return wanted
 
 
 def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) -> dict[str, Any]:
