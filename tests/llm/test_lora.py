@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from unicode.llm import lora
 from unicode.llm.lora import LoraSettings, add_lora_, count_parameters, freeze_table_, marker_rows_train, shares_table
-from unicode.llm.model import open_base
+from unicode.llm.model import add_adapter, open_base
 from unicode.llm.vocabulary import Markers
 
 MARKERS = Markers(3, 50, 51, 52)
@@ -49,6 +51,50 @@ def test_an_adapter_learns_beside_frozen_weights(tiny_llama: Path, tmp_path: Pat
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     rows = [value for name, value in load_file(tmp_path / "adapter_model.safetensors").items() if "trainable_tokens" in name]
     assert [tuple(value.shape) for value in rows] == [(4, 32)] * (1 if tied else 2)
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors as large as a table that operations make, views of the tables left out."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.count, self.numel = 0, 60 * 32
+        self.tables = {weight.untyped_storage().data_ptr() for weight in model.parameters() if weight.numel() == self.numel}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.numel() == self.numel:
+            self.count += made.untyped_storage().data_ptr() not in self.tables
+        return made
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_beside_large_tables_need_no_copy_of_them(tiny_llama: Path, tmp_path: Path, monkeypatch, tied: bool) -> None:
+    found, copies = [], []
+    for large in (2**22, 0):
+        monkeypatch.setattr(lora, "LARGE_TABLE", large)
+        torch.manual_seed(0)
+        adapted = add_lora_(open_tiny(tiny_llama, tied=tied), LoraSettings(r=2, alpha=4, dropout=0.0), MARKERS)
+        rows = [value for name, value in adapted.named_parameters() if "trainable_tokens" in name]
+        with torch.no_grad():
+            for value in rows:
+                value += 1
+        with Copies(adapted) as seen:
+            made = adapted(input_ids=IDS, labels=IDS, use_cache=False)
+            made.loss.backward()
+        copies.append(seen.count)
+        with adapted.disable_adapter():
+            plain = adapted(input_ids=IDS).logits
+        adapted.save_pretrained(tmp_path / str(large), save_embedding_layers=False)
+        found.append([made.logits, plain, *(value.grad for value in rows)])
+    assert copies[0] > 0 and copies[1] == 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("0", "4194304"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    opened = add_adapter(open_tiny(tiny_llama, tied=tied), tmp_path / "0", merge=False)
+    torch.testing.assert_close(opened(input_ids=IDS).logits, found[0][0], rtol=1e-4, atol=1e-6)
+    merged = add_adapter(open_tiny(tiny_llama, tied=tied), tmp_path / "0", merge=True)
+    torch.testing.assert_close(merged(input_ids=IDS).logits, found[0][0], rtol=1e-4, atol=1e-5)
 
 
 def test_full_tuning_keeps_all_rows_but_those_of_markers(tiny_llama: Path) -> None:

@@ -1,8 +1,9 @@
 """Trainable weights of a language model: LoRA adapters or all layers; of the embedding table only the rows of the image markers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 TRAIN_MARKERS = ("auto", "on", "off")
+LARGE_TABLE = 2**22  # Weights of a table from which on a copy of it in each forward costs more than anything else there
 
 
 @dataclass
@@ -61,7 +63,40 @@ def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, 
         task_type="CAUSAL_LM",
         trainable_token_indices=rows,
     )
-    return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
+    return spare_tables_(get_peft_model(model, config))  # type: ignore[return-value, arg-type]
+
+
+def spare_tables_(model: Any) -> Any:
+    """Let marker rows beside large tables replace their own activations and logits only; return the model.
+
+    peft's layers write the rows into a copy of the table in each forward, and compute the gradient of all its rows. Parameters, and what
+    is saved, are the same. Small tables keep peft's way, whose sums differ in their last bits.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer) and layer.base_layer.weight.numel() >= LARGE_TABLE:
+            (rows,) = layer.token_indices.values()
+            weight = layer.base_layer.get_parameter("weight")
+            layer.register_buffer("marker_ids", torch.tensor(rows, device=weight.device), persistent=False)
+            layer.forward_adapters = partial(_forward_rows, layer)  # type: ignore[method-assign]
+    return model
+
+
+def _forward_rows(layer: Any, inputs: torch.Tensor, active: Sequence[str]) -> torch.Tensor:
+    """Return what `layer.forward_adapters` of peft returns."""
+    if layer.disable_adapters or layer.merged or not active:
+        return type(layer).forward_adapters(layer, inputs, active)  # type: ignore[no-any-return]
+    base, ids, rows = layer.base_layer, layer.marker_ids, layer.trainable_tokens_delta[active[0]]
+    found: torch.Tensor = base(inputs)
+    if isinstance(base, nn.Linear):
+        bias = None if base.bias is None else base.bias[ids]
+        columns = nn.functional.linear(inputs, rows.to(base.weight.dtype), bias)
+        return found.index_copy_(-1, ids, columns.to(found.dtype))
+    hits = inputs[..., None] == ids
+    scale = layer._get_embed_scale()
+    own = nn.functional.embedding(hits.int().argmax(dim=-1), rows if scale is None else rows * scale.to(rows.dtype))
+    return torch.where(hits.any(dim=-1, keepdim=True), own.to(found.dtype), found)
 
 
 def freeze_table_(model: PreTrainedModel, markers: Markers, *, train_markers: bool = True) -> None:

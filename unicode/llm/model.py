@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils.logging import disable_progress_bar
 
 from unicode.common.logging import get_logger
+from unicode.llm.lora import spare_tables_
 from unicode.llm.vocabulary import Markers, find_model, first_line, open_text_tokenizer, weight_files
 
 EAGER_WIDTH = 512  # On a CPU, models narrower than this are faster with plain attention: the fused kernels cost more than they save
@@ -69,7 +70,7 @@ def add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers deprecates
             # an adapter that is merged keeps float32, so that the sum is rounded once
             adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=merge, local_files_only=True)
-            return adapted.merge_and_unload() if merge else adapted.to(model.dtype)  # type: ignore[operator]
+            return adapted.merge_and_unload() if merge else spare_tables_(adapted.to(model.dtype))  # type: ignore[operator]
     except Exception as error:  # peft, torch and safetensors have errors of their own for damaged files and wrong shapes
         reason = first_line(error, limit=300)
         raise ValueError(f"the adapter of {folder} does not fit its base model ({reason}); give the right one with --base DIR") from error
