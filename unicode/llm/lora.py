@@ -74,12 +74,13 @@ def spare_tables_(model: Any) -> Any:
     """
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-    for layer in model.modules():
-        if isinstance(layer, TrainableTokensLayer) and layer.base_layer.weight.numel() >= LARGE_TABLE:
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+    for layer in layers:
+        weight = layer.base_layer.weight
+        if weight.numel() >= LARGE_TABLE:
             (rows,) = layer.token_indices.values()
-            weight = layer.base_layer.get_parameter("weight")
             layer.register_buffer("marker_ids", torch.tensor(rows, device=weight.device), persistent=False)
-            layer.forward_adapters = partial(_forward_rows, layer)  # type: ignore[method-assign]
+            layer.forward_adapters = partial(_forward_rows, layer)
     return model
 
 

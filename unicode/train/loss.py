@@ -75,7 +75,7 @@ class Collator:
         """Return {"inputs": arguments of the model, "targets": `Targets`, "num_tokens": tokens without padding}."""
         laid = collate(examples, pad_id=self.pad_id, pack=self.pack)
         names = MODEL_INPUTS + (EXTRA_INPUTS if self.sums else ()) + (BRANCH_INPUTS if "branch" in laid else ())
-        inputs = {name: laid[name] for name in names if name in laid}
+        inputs: Batch = {name: laid[name] for name in names if name in laid}
         if self.pack:  # counted here: on the device it costs a wait
             lengths = [len(example) for example in examples]
             ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)

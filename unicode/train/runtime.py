@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import distributed
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, TrainingArguments
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from unicode.common.distributed import world_size
 from unicode.common.files import read_json
