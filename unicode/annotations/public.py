@@ -10,6 +10,7 @@ from unicode.annotations.build import Report
 from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
 from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError
 from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, fill_template
+from unicode.common.files import write_list
 from unicode.images.listing import is_held_out
 from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import SPLITS
@@ -17,6 +18,7 @@ from unicode.images.shapes_text import SceneQuestion, with_article
 from unicode.images.torchvision_sets import FASHION, TorchvisionSet
 
 PARTS = (*SPLITS, "test")
+TEXT_LINES = 10_000
 
 
 def get_label_anno(
@@ -33,7 +35,7 @@ def get_label_anno(
 
     Writes <set>_captions_{train,val,test}.json and <set>_questions_{train,val,test}.json, shuffled; <set> is its name in small letters.
     Training files use three quarters of the phrasings; val and test files ask "what" in one of them, "what_held" in one of the others,
-    then the rest.
+    then the rest. <set>_text.txt has the words of training alone, for make_base_model --text.
 
     Args:
         root: the folder that holds the set, or Debian's folder of Fashion-MNIST.
@@ -62,7 +64,14 @@ def get_label_anno(
     def describe(thing: dict[str, Any], rng: Random) -> Words:
         return thing["part"], *label_text(thing["label"], names, rng, held_out=thing["part"] > 0)
 
-    return build_words(report, dataset.lower(), things(), describe, Path(out), splits=PARTS, questions=questions, dry_run=dry_run)
+    build_words(report, dataset.lower(), things(), describe, Path(out), splits=PARTS, questions=questions, dry_run=dry_run)
+    if not dry_run:
+        rng, lines = Random(seed), []
+        for number in range(TEXT_LINES):
+            caption, asked = label_text(number % len(names), names, rng, held_out=False)
+            lines.append(" ".join([caption, *(f"Question: {question.text} Answer: {question.answer}." for question in asked)]))
+        write_list(Path(out) / f"{dataset.lower()}_text.txt", lines)
+    return report
 
 
 def get_parquet_anno(

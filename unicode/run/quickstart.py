@@ -18,13 +18,16 @@ from unicode.common.files import lock_folder, name_errors, open_append, read_jso
 from unicode.run.command import command
 
 RECORD = "steps.jsonl"
-DATA = ("shapes", "stamps")
+DATA = ("shapes", "stamps", "fashion")
+FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 
-# Each step: its name, the file or folder that it makes, where it exists ("made": where a base model is made), and its command.
-# {names} are values of `plan`; a word that is only the name of a list becomes one word for each of its items.
+# Each step: its name, the file or folder that it makes, for which data ("made": where a base model is made), and its command.
+# {names} are values of `plan` and `WORLD`; a word that is only such a name becomes all words of the value.
 STEPS = """
+data: anno/fashionmnist_questions_test.json if fashion
+    python -m unicode.run.make_annotations --func get_label_anno --root {fashion} --set FashionMNIST --val-share 0.02 --out {out}/anno
 base: base/base.json if made
-    python -m unicode.run.make_base_model --out {base}
+    python -m unicode.run.make_base_model --out {base} {base_settings}
 codebook: table.safetensors
     python -m unicode.run.export_codebook --model {base} --out {out}/table.safetensors
 data: anno/shapes_questions_val.json if shapes
@@ -38,6 +41,10 @@ ids_train: ids/train/manifest.json if shapes
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images shapes:train --out {out}/ids/train
 ids_val: ids/val/manifest.json if shapes
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images shapes:val --out {out}/ids/val
+ids_train: ids/train/manifest.json if fashion
+    python -m unicode.run.encode_images --ckpt {out}/hqvae --images torchvision:FashionMNIST:train@{fashion} --out {out}/ids/train pad=true
+ids_test: ids/test/manifest.json if fashion
+    python -m unicode.run.encode_images --ckpt {out}/hqvae --images {held_out} --out {out}/ids/test
 ids_all: ids/all/manifest.json if stamps
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images {out}/anno/images --out {out}/ids/all
 reconstruction: reconstruction/metrics.json
@@ -49,23 +56,27 @@ decompression: anno/{prefix}_captions_train_decompression.json
 unconditional: anno/{prefix}_captions_train_uncond.json
     python -m unicode.run.make_annotations --func get_uncond_anno {captions_and_ids}
 questions: anno/questions.jsonl
-    python -m unicode.run.export_questions --anno {anno}_questions_val.json --out {out}/anno/questions.jsonl --limit 1000
+    python -m unicode.run.export_questions --anno {questions} --out {out}/anno/questions.jsonl {asked}
 export_benchmarks: benchmarks/shapes_forms_train.json if shapes
     python -m unicode.run.export_benchmarks --out {out}/benchmarks --train 4000 pope sqa
-vqa: vqa/summary.json
-    bash scripts/finetune_lora.sh configs/llm/unicode_lora_{data}.yaml {training} data.files=[{vqa_files}] run.dir={out}/vqa {longer}
-draw: draw/summary.json
+both: both/summary.json if fashion
+    bash scripts/finetune.sh configs/llm/unicode_fashion.yaml {training}
+        data.files=[{anno}_questions_train.json,{draw_files}] run.dir={out}/both
+vqa: vqa/summary.json if shapes|stamps
+    bash scripts/finetune_lora.sh configs/llm/unicode_lora_{data}.yaml {training}
+        data.files=[{anno}_questions_train.json{forms}] run.dir={out}/vqa {longer}
+draw: draw/summary.json if shapes|stamps
     bash scripts/finetune_visual_text_lora.sh configs/llm/unicode_visual_text_{data}.yaml {training}
-        data.files=[{draw_files}] run.dir={out}/draw {longer}
+        data.files=[{anno}_questions_train.json*0.15,{draw_files}] run.dir={out}/draw {longer}
 answers: answers/model.jsonl
-    python -m unicode.run.answer --model {out}/vqa --merge --questions {out}/anno/questions.jsonl
+    python -m unicode.run.answer --model {reader} --merge --questions {out}/anno/questions.jsonl
         --answers {out}/answers/model.jsonl {places} --batch-size 64 --max-new-tokens 16
 answers_blind: answers/blind.jsonl
-    python -m unicode.run.answer --model {out}/vqa --merge --questions {out}/anno/questions.jsonl
+    python -m unicode.run.answer --model {reader} --merge --questions {out}/anno/questions.jsonl
         --answers {out}/answers/blind.jsonl --blank-images grey {places} --batch-size 64 --max-new-tokens 16
 drawings: drawings/contact_sheet.png
-    python -m unicode.run.generate_images --model {out}/draw --merge batch_size=50 temperature=0 --prompts {prompts}
-        --out {out}/drawings limit=200 guidance=2
+    python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 {sampling} --prompts {prompts}
+        --out {out}/drawings {drawn}
 drawings_judged: drawings/metrics.json if shapes
     python -m unicode.run.eval_generation --pictures {out}/drawings --out {out}/drawings/metrics.json
 drawings_unguided: drawings_unguided/contact_sheet.png if shapes
@@ -74,8 +85,8 @@ drawings_unguided: drawings_unguided/contact_sheet.png if shapes
 drawings_unguided_judged: drawings_unguided/metrics.json if shapes
     python -m unicode.run.eval_generation --pictures {out}/drawings_unguided --out {out}/drawings_unguided/metrics.json
 decompressed: decompressed/contact_sheet.png
-    python -m unicode.run.generate_images --model {out}/draw --merge batch_size=50 temperature=0 {picture_root}
-        --decompress {prompts} --out {out}/decompressed limit=100
+    python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 temperature=0 {picture_root}
+        --decompress {compressed} --out {out}/decompressed limit=100
 benchmarks: scores/sqa/scores.json if shapes
     python -m unicode.run.benchmark all --model {out}/vqa --data {out}/benchmarks --out {out}/scores --batch-size 64
 benchmarks_blind: scores/blank_grey/sqa/scores.json if shapes
@@ -83,15 +94,39 @@ benchmarks_blind: scores/blank_grey/sqa/scores.json if shapes
         --blank-images grey
 report: report.html
     python -m unicode.run.report --out {out}/report.html --tokenizer {out}/hqvae --reconstruction {out}/reconstruction --base {base}
-        --ids {stores} --images {pictures} --llm questions={out}/vqa drawing={out}/draw --questions {out}/anno/questions.jsonl
+        --ids {stores} --images {pictures} --llm questions={reader} drawing={drawer} --questions {out}/anno/questions.jsonl
         --answers {out}/answers/model.jsonl blind={out}/answers/blind.jsonl --generation {out}/drawings {unguided}
         --decompression {out}/decompressed --steps {out}/steps.jsonl {scores}
 """
 
-# annotations that drawing is trained on, with their shares
-CAPTIONED = ("_t2v_full.json", "_t2v_part.json*0.1", "_decompression.json*0.4", "_uncond.json*0.4", ".json*0.05")
 # what the small base model affords on real pictures, where SmolLM2 takes ten seconds a step
-LONGER = ["lora.r=64", "lora.alpha=128", "train.steps=600", "train.batch_size=16", "train.log_every=25", "train.eval_every=300"]
+LONGER = "lora.r=64 lora.alpha=128 train.steps=600 train.batch_size=16 train.log_every=25 train.eval_every=300"
+CAPTIONED = ("_t2v_full.json", "_t2v_part.json*0.1", "_decompression.json*0.4", "_uncond.json*0.4", ".json*0.05")  # with their shares
+TEST = f"torchvision:FashionMNIST:test@{FASHION}"
+# values of STEPS that depend on the data: those of the generated world, and what others have instead
+WORLD = {
+    "prefix": "shapes", "stores": "{out}/ids/train {out}/ids/val", "pictures": "shapes", "picture_root": "",
+    "base_settings": "", "tokenizer_settings": "", "longer": "",
+    "held_out": "shapes:val", "prompts": "shapes:val", "compressed": "shapes:val",
+    "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
+    "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
+    "unguided": "unguided={out}/drawings_unguided", "scores": "--benchmarks {out}/scores",
+}  # fmt: skip
+OTHERS = {
+    "shapes": {},
+    "stamps": {
+        "prefix": "images", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "picture_root": "data.root={out}/anno/images",
+        "tokenizer_settings": "data.root={out}/anno/images model.image_size=64",
+        "held_out": "{anno}_captions_val.json --root {out}/anno/images",
+        "prompts": "{anno}_captions_val.json", "compressed": "{anno}_captions_val.json", "forms": "", "unguided": "", "scores": "",
+    },
+    "fashion": {
+        "prefix": "fashionmnist", "stores": "{out}/ids/train {out}/ids/test", "pictures": f"{TEST.replace(':test', ':train')} {TEST}",
+        "base_settings": "--text {anno}_text.txt", "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true", "compressed": TEST,
+        "prompts": "{anno}_captions_test.json", "questions": "{anno}_questions_test.json", "asked": "--kinds what what_held",
+        "sampling": "", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "", "unguided": "", "scores": "",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,51 +145,32 @@ class Step:
 def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
     """Return the steps in order; each reads only what earlier steps made in `out`.
 
-    `data`: one of `DATA`: the generated world, or Tux Paint's stamps with their captions and subjects. `llm`: folder or GGUF file of the
-    language model; "": a small one is made.
+    `data`: one of `DATA`: the generated world, Tux Paint's stamps with their captions and subjects, or Fashion-MNIST. `llm`: folder or GGUF
+    file of the language model; "": a small one is made.
     """
-    world = data == "shapes"
-    prefix, pictures = ("shapes", ["shapes"]) if world else ("images", [f"{out}/anno/images"])
-    anno, base, root = f"{out}/anno/{prefix}", llm or f"{out}/base", f"data.root={out}/anno/images"
-    stores = [f"{out}/ids/{split}" for split in (("train", "val") if world else ("all",))]
-    forms = f",{out}/benchmarks/shapes_forms_train.json*0.4" if world else ""
-    values: dict[str, Any] = {
-        "out": out,
-        "data": data,
-        "base": base,
-        "prefix": prefix,
-        "anno": anno,
-        "stores": stores,
-        "pictures": pictures,
-        "picture_root": [] if world else [root],
-        "tokenizer_settings": [] if world else [root, "model.image_size=64", *([] if llm else ["model.codebook.num_rows=0"])],
-        "longer": [] if world or llm else LONGER,
-        "held_out": ["shapes:val"] if world else [f"{anno}_captions_val.json", "--root", *pictures],
-        "prompts": "shapes:val" if world else f"{anno}_captions_val.json",
-        "captions_and_ids": ["--root", f"{out}/anno", "--out", f"{out}/anno", "--anno", f"{prefix}_captions_train.json", "--ids", *stores],
-        "training": [
-            f"model.path={base}",
-            f"model.image_tokenizer={out}/hqvae",
-            f"data.stores=[{','.join(stores)}]",
-            f"data.val_files=[{anno}_questions_val.json]",
-        ],
-        "vqa_files": f"{anno}_questions_train.json{forms}",
-        "draw_files": ",".join([f"{anno}_questions_train.json*0.15", *(f"{anno}_captions_train{file}" for file in CAPTIONED)]),
-        "places": [word for store in stores for word in ("--store", store)] + ["--images", *pictures],
-        "unguided": [f"unguided={out}/drawings_unguided"] if world else [],
-        "scores": ["--benchmarks", f"{out}/scores"] if world else [],
+    table = WORLD | OTHERS[data]
+    plain = {"out": out, "data": data, "fashion": FASHION, "base": llm or f"{out}/base", "anno": f"{out}/anno/{table['prefix']}"}
+    if data == "stamps" and not llm:
+        table |= {"tokenizer_settings": f"{table['tokenizer_settings']} model.codebook.num_rows=0", "longer": LONGER}
+    stores = table["stores"].split()
+    table |= {
+        "places": " ".join(f"--store {store}" for store in stores) + f" --images {table['pictures']}",
+        "captions_and_ids": f"--root {{out}}/anno --out {{out}}/anno --anno {{prefix}}_captions_train.json --ids {table['stores']}",
+        "training": "model.path={base} model.image_tokenizer={out}/hqvae "
+        f"data.stores=[{','.join(stores)}] data.val_files=[{{anno}}_questions_val.json]",
+        "draw_files": ",".join(f"{{anno}}_captions_train{file}" for file in CAPTIONED),
     }
     kinds = {"", data, "" if llm else "made"}
-    steps = re.findall(r"^(\w+): (\S+)(?: if (\w+))?\n((?: +.*\n)+)", STEPS, flags=re.MULTILINE)
-    return [Step(name, _fill(line, values), out / made.format(**values)) for name, made, kind, line in steps if kind in kinds]
+    steps = re.findall(r"^(\w+): (\S+)(?: if ([\w|]+))?\n((?: +.*\n)+)", STEPS, flags=re.MULTILINE)
+    chosen = [(name, made, line) for name, made, kind, line in steps if kinds & {*kind.split("|")}]
+    return [Step(name, _fill(line, plain, table), out / made.format(**plain, **table)) for name, made, line in chosen]
 
 
-def _fill(line: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    words: list[str] = []
-    for word in line.split():
-        value = values.get(word[1:-1])
-        words += value if isinstance(value, list) else [word.format(**values)]
-    return tuple(words)
+def _fill(line: str, plain: Mapping[str, Any], table: Mapping[str, str]) -> tuple[str, ...]:
+    """Put values into a command; a word that is only the name of a value becomes the words of this value."""
+    texts = {**plain, **{name: text.format(**plain, prefix=table["prefix"]) for name, text in table.items()}}
+    words = [part for word in line.split() for part in (table[word[1:-1]].split() if word[1:-1] in table else [word])]
+    return tuple(word.format(**texts) for word in words)
 
 
 def choose_steps(steps: Sequence[Step], *, first: str = "", only: Sequence[str] = ()) -> list[Step]:
