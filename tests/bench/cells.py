@@ -3,8 +3,8 @@
     bash scripts/quickstart.sh outputs/quickstart --data shapes
     python tests/bench/cells.py --quickstart outputs/quickstart --out outputs/cells --seconds 240 --processes 2
 
-Every run tunes one model that reads and draws. A probe of each mode, both beside one another, measures the seconds of a step; a run then gets as
-many steps as fit into `--seconds`. Finished runs are kept; the same command goes on with the others and prints the table.
+Every run tunes one model that reads and draws. A probe of each mode, both side by side, measures the seconds of a step; a run then gets
+as many steps as fit into `--seconds`. Finished runs are kept; the same command goes on with the others and prints the table.
 """
 
 import argparse
@@ -20,8 +20,14 @@ from statistics import mean, stdev
 ROOT = Path(__file__).parents[2]
 MODES, SMOOTHING = ("ids", "cells"), (0.0, 0.4)
 PROBE_STEPS = 150
-FILES = ("questions_train.json*0.6", "captions_train_t2v_full.json", "captions_train_t2v_part.json*0.1", "captions_train_decompression.json*0.4",
-         "captions_train_uncond.json*0.4", "captions_train.json*0.05")  # fmt: skip
+FILES = (
+    "questions_train.json*0.6",
+    "captions_train_t2v_full.json",
+    "captions_train_t2v_part.json*0.1",
+    "captions_train_decompression.json*0.4",
+    "captions_train_uncond.json*0.4",
+    "captions_train.json*0.05",
+)
 COLUMNS = ("steps", "drawn %", "one object %", "two objects %", "drawn, guidance 2 %", "questions %")
 
 
@@ -34,6 +40,7 @@ def run(*command: str) -> None:
 
 def train(args: argparse.Namespace, folder: Path, *, mode: str, smoothing: float, seed: int, steps: int) -> dict[str, float]:
     """Tune a model and return its summary; a finished run is read."""
+    made = Path(args.quickstart).resolve()
     files = ",".join(f"{made}/anno/shapes_{name}" for name in FILES)
     settings = [f"model.path={made}/base", f"model.image_tokenizer={made}/hqvae", "model.input_mode=sum", f"model.output_mode={mode}"]
     settings += [f"data.files=[{files}]", f"data.stores=[{made}/ids/train,{made}/ids/val]", "data.val_files=[]"]
@@ -54,14 +61,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     made, found = Path(args.quickstart).resolve(), {}
     for guidance in (1, 2):
         out = folder / f"drawings_{guidance}"
-        run("unicode.run.generate_images", "--model", str(folder), "--merge", "batch_size=50", "temperature=0", "--prompts", "shapes:val", "--out",
-            str(out), "limit=200", f"guidance={guidance}")  # fmt: skip
+        options = ["batch_size=50", "temperature=0", "limit=200", f"guidance={guidance}"]
+        run("unicode.run.generate_images", "--model", str(folder), "--merge", *options, "--prompts", "shapes:val", "--out", str(out))
         run("unicode.run.eval_generation", "--pictures", str(out), "--out", str(out / "metrics.json"))
         metrics = json.loads((out / "metrics.json").read_text())["metrics"]
         found[guidance] = {name: metrics[name]["value"] for name in ("all", "all_1", "all_2")}
     questions, answers = made / "anno/questions.jsonl", folder / "answers.jsonl"
-    run("unicode.run.answer", "--model", str(folder), "--merge", "--questions", str(questions), "--answers", str(answers), "--images", "shapes",
-        "--store", str(made / "ids/train"), "--store", str(made / "ids/val"), "--batch-size", "64", "--max-new-tokens", "16")  # fmt: skip
+    places = ["--images", "shapes", "--store", str(made / "ids/train"), "--store", str(made / "ids/val")]
+    options = ["--model", str(folder), "--merge", *places, "--batch-size", "64", "--max-new-tokens", "16"]
+    run("unicode.run.answer", *options, "--questions", str(questions), "--answers", str(answers))
     right = [json.loads(line)["answer"].lower() for line in questions.read_text().splitlines()]
     given = [json.loads(line)["text"].strip().lower() for line in answers.read_text().splitlines()]
     share = 100 * mean(a == b for a, b in zip(right, given, strict=True))
