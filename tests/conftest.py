@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,43 @@ class Tuned:
     run: Path
 
 
+def write_tuned(folder: Path, *, tied: bool = True, input_mode: str = "ids", context: int = 512) -> Tuned:
+    """Write the folders of `Tuned`; see `make_tuned`."""
+    from unicode.llm.card import Card, fingerprint_base, write_card
+    from unicode.llm.lora import LoraSettings, add_lora_
+    from unicode.llm.model import fit_embeddings_, open_base, table_rows
+    from unicode.llm.vocabulary import choose_markers
+    from unicode.tokenizer.load import load_tokenizer
+
+    found = Tuned(folder / "base", folder / "image_tokenizer", folder / "run")
+    _write_base(found.base, tied=tied, context=context)
+    _write_image_tokenizer(found.image_tokenizer)
+    images = load_tokenizer(found.image_tokenizer)
+    model, text = open_base(found.base, device="cpu")
+    markers = choose_markers(text, table_rows=table_rows(model))
+    fit_embeddings_(model, markers)
+    adapted = add_lora_(model, LoraSettings(r=4, alpha=8.0, dropout=0.0), markers)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(found.run, save_embedding_layers=False)
+    text.save_pretrained(found.run)
+    card = Card(
+        kind="lora",
+        base=str(found.base),
+        base_fingerprint=fingerprint_base(found.base),
+        template="vicuna_v1",
+        input_mode=input_mode,
+        layout=images.layout,
+        image_tokenizer={"path": str(found.image_tokenizer), "fingerprint": images.fingerprint},
+        markers=markers,
+    )
+    write_card(found.run, card)
+    return found
+
+
 @pytest.fixture(scope="session")
 def make_tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tuned]:
     """Make a LLaMA of 140 rows, an HQ-VAE of 16 px on 24 of them (2x2 + 4x4 codes) and a run folder with an adapter as training writes it.
@@ -55,41 +93,8 @@ def make_tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tuned]
     `tied`: whether its output layer is its table; the four markers are then tokens of the vocabulary, else rows to be added.
     """
 
-    def make(*, tied: bool = True, input_mode: str = "ids", context: int = 512) -> Tuned:
-        from unicode.llm.card import Card, fingerprint_base, write_card
-        from unicode.llm.lora import LoraSettings, add_lora_
-        from unicode.llm.model import fit_embeddings_, open_base, table_rows
-        from unicode.llm.vocabulary import choose_markers
-        from unicode.tokenizer.load import load_tokenizer
-
-        folder = tmp_path_factory.mktemp("tuned")
-        found = Tuned(folder / "base", folder / "image_tokenizer", folder / "run")
-        _write_base(found.base, tied=tied, context=context)
-        _write_image_tokenizer(found.image_tokenizer)
-        images = load_tokenizer(found.image_tokenizer)
-        model, text = open_base(found.base, device="cpu")
-        markers = choose_markers(text, table_rows=table_rows(model))
-        fit_embeddings_(model, markers)
-        adapted = add_lora_(model, LoraSettings(r=4, alpha=8.0, dropout=0.0), markers)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in adapted.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        adapted.save_pretrained(found.run, save_embedding_layers=False)
-        text.save_pretrained(found.run)
-        card = Card(
-            kind="lora",
-            base=str(found.base),
-            base_fingerprint=fingerprint_base(found.base),
-            template="vicuna_v1",
-            input_mode=input_mode,
-            layout=images.layout,
-            image_tokenizer={"path": str(found.image_tokenizer), "fingerprint": images.fingerprint},
-            markers=markers,
-        )
-        write_card(found.run, card)
-        return found
+    def make(**options: Any) -> Tuned:
+        return write_tuned(tmp_path_factory.mktemp("tuned"), **options)
 
     return make
 

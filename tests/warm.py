@@ -10,6 +10,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -45,8 +46,21 @@ def start(name: str, *words: object, log: Path, cwd: Path | None = None, **envir
     log.touch()
     values = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
     process = CONTEXT.Process(target=_command, args=(name, [str(word) for word in words], str(log), str(cwd or Path.cwd()), values))
+    open_server()
     process.start()
     return Forked(process, log)
+
+
+def open_server() -> None:
+    """Start the server process, unless it runs, with this folder on its path, which Python 3.11 does not hand over by itself."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parent, Path(__file__).parents[1], *filter(None, [before])]))
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def run_ranks(name: str, *words: object, logs: Path, ranks: int = 2, cwd: Path | None = None, **environment: str) -> list[str]:

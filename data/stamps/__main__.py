@@ -91,6 +91,7 @@ def prepare(argv: list[str] | None) -> int:
     """
     from unicode.annotations.captioned import get_folder_anno
     from unicode.annotations.exports import write_question_file
+    from unicode.common.files import lock_folder
 
     args = build_parser().parse_args(argv)
     if not args.root.is_dir():
@@ -101,9 +102,10 @@ def prepare(argv: list[str] | None) -> int:
         get_folder_anno(args.root, args.out, seed=args.seed, val_share=args.val_share, dry_run=True)
         return 0
     images = args.out / "images"
-    made, left_out = make_squares(args.root, images, size=args.size)
-    get_folder_anno(images, args.out, seed=args.seed, val_share=args.val_share)
-    asked = write_question_file(args.out / "images_questions_val.json", args.out / "questions_val.jsonl")
+    with lock_folder(args.out, "preparing stamps"):
+        made, left_out = make_squares(args.root, images, size=args.size)
+        get_folder_anno(images, args.out, seed=args.seed, val_share=args.val_share)
+        asked = write_question_file(args.out / "images_questions_val.json", args.out / "questions_val.jsonl")
     print(f"{args.out}: {made} squares of {args.size} pixels, {left_out} pictures left out, {asked} held-out questions")
     return 0
 

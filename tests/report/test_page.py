@@ -82,8 +82,9 @@ def test_the_page_says_what_the_runs_reached(page):
         assert shown in text, shown
 
 
-def test_a_page_of_nothing_says_what_is_missing(tmp_path):
-    assert main(["--out", str(tmp_path / "empty.html")]) == 0
+def test_a_page_of_almost_nothing_says_what_is_missing(tmp_path):
+    (tmp_path / "steps.jsonl").write_text("")
+    assert main(["--out", str(tmp_path / "empty.html"), "--steps", str(tmp_path / "steps.jsonl")]) == 0
     text = (tmp_path / "empty.html").read_text(encoding="utf-8")
     read(text)
     for name in ("eval_tokenizer", "encode_images", "unicode.run.answer", "generate_images", "unicode.run.benchmark", "quickstart.sh"):
@@ -99,10 +100,11 @@ def test_dry_run_writes_nothing(runs, tmp_path):
     ("words", "message"),
     [
         (["--out", "page.pdf"], "no .html file"),
-        (["--out", "page.html", "--images", "nowhere"], "no pictures at 'nowhere'"),
+        (["--out", "page.html"], "error: nothing to report on; name at least one of --tokenizer, --reconstruction, --ids, "),
+        (["--out", "page.html", "--steps", "steps.jsonl", "--images", "nowhere"], "no pictures at 'nowhere'"),
         (["--out", "page.html", "--answers", "a=x", "a=y"], "two things are called a"),
         (["--out", "page.html", "--ids", "nowhere"], "nowhere is no store of ids"),
-        (["--out", "page.html", "--world", "colors=8"], "colours"),
+        (["--out", "page.html", "--steps", "steps.jsonl", "--world", "colors=8"], "colours"),
     ],
 )
 def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unicode.common.files import atomic_write
 
 T = TypeVar("T")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
@@ -33,7 +35,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         try:
             base = OmegaConf.merge(base, layer)
         except OmegaConfBaseException as error:
-            raise ValueError(f"{source}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{source}: {str(error).splitlines()[0].rstrip('.')}{_expected(base, error.full_key)}") from error
     try:
         return OmegaConf.to_object(base)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -62,6 +64,14 @@ def _read_chain(path: Path, extending: tuple[Path, ...] = ()) -> list[tuple[str,
     extended = layer.pop("extends", None)
     below = [] if extended is None else _read_chain(path.parent / str(extended), (*extending, path))
     return [*below, (str(path), layer)]
+
+
+def _expected(config: Any, key: str | None) -> str:
+    """Return what the setting `key` takes, with an example, for the end of a message; "" where its kind is not known."""
+    value = OmegaConf.select(config, key) if key else None
+    kind = "a list" if OmegaConf.is_list(value) else KINDS.get(type(value))
+    example = f"{key}=[a,b]" if OmegaConf.is_list(value) else f"{key}={json.dumps(value)}" if kind else ""
+    return f"; {key} takes {kind}, for example {example}" if kind else ""
 
 
 def _check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:

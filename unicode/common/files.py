@@ -95,7 +95,10 @@ def lock_folder(path: str | Path, purpose: str) -> Iterator[None]:
 def _take_lock(file: Path, purpose: str) -> int | None:
     """Return the open and locked file, None where the file system has no locks."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:  # its last holder removed the empty folder
+        return _take_lock(file, purpose)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
-from unicode.common.files import read_json, read_list, write_json
+from unicode.common.files import lock_folder, read_json, read_list, write_json
 from unicode.common.logging import get_logger
 from unicode.common.schedules import learning_rate
 from unicode.images.shapes import ShapesConfig, draw_scene
@@ -228,8 +228,20 @@ def settings_of(config: BaseConfig) -> dict[str, Any]:
 def make_base_model(folder: Path, config: BaseConfig) -> float:
     """Train the tokenizer and the model, save both to `folder`, which is created last, and return the final loss.
 
-    Raises FileNotFoundError, ValueError: as `file_text`. Raises OSError: the disk is full.
+    A model of these settings that is there stays. Raises FileNotFoundError, ValueError: as `file_text`. Raises OSError: the disk is full.
+    Raises ValueError: another process makes the model.
     """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        with lock_folder(unfinished, "making the base model"):
+            made = is_made(folder, config)
+            return float(read_json(folder / SUMMARY)["loss"]) if made else _make(folder, config, unfinished / "model")
+    finally:
+        with suppress(OSError):  # another process waits for the lock
+            unfinished.rmdir()
+
+
+def _make(folder: Path, config: BaseConfig, partial: Path) -> float:
     from safetensors import SafetensorError
 
     lines = base_text(instructions=config.instructions, seed=config.seed, text=config.text)
@@ -237,8 +249,8 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
     model = build_model(config, tokenizer)
     log.info("base model: %d tokens, %.2f million parameters", len(tokenizer), model.num_parameters() / 1e6)
     loss = pretrain_(model, packed_rows(tokenizer, lines, row_tokens=config.row_tokens), config)
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+    partial.mkdir()
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

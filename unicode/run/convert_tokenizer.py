@@ -6,6 +6,7 @@ python -m unicode.run.convert_tokenizer published/hqvae outputs/hqvae_converted
 import argparse
 from pathlib import Path
 
+from unicode.common.files import lock_folder
 from unicode.run.command import command, log
 
 
@@ -38,8 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{out} holds another tokenizer; remove it or choose another OUT")
     if args.dry_run:
         return 0
-    tokenizer.save_pretrained(out)
-    again = load_tokenizer(out)
+    with lock_folder(out, "converting"):
+        tokenizer.save_pretrained(out)
+        again = load_tokenizer(out)
     images = 2 * torch.rand(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0)) - 1
     codes = tokenizer.encode(images)
     same = torch.equal(codes, again.encode(images)) and torch.equal(tokenizer.to_ids(codes), again.to_ids(codes))

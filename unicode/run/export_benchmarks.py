@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unicode.annotations.exports import EXPORTS, export_benchmarks, training_conversations
 from unicode.common.config import load_config
+from unicode.common.files import lock_folder
 from unicode.common.json_lists import write_json_list
 from unicode.images.shapes import SPLITS, ShapesConfig
 from unicode.run.command import command, log
@@ -31,15 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.train < 0:
         raise ValueError(f"--train {args.train} is below 0")
     settings = {"split": args.split, "num_scenes": args.scenes, "questions": args.questions, "seed": args.seed, "names": args.names}
-    counts = export_benchmarks(args.out, config=config, **settings, dry_run=args.dry_run)
     if args.dry_run:
+        counts = export_benchmarks(args.out, config=config, **settings, dry_run=True)
         log.info("would write %s to %s", ", ".join(counts), args.out)
         return 0
-    for name, count in counts.items():
-        log.info("%s: %d questions about %d pictures", name, count, args.scenes)
-    if args.train:
-        path = Path(args.out) / "shapes_forms_train.json"
-        log.info("%s: %d conversations", path, write_json_list(path, training_conversations(config, num_scenes=args.train)))
+    with lock_folder(args.out, "exporting"):
+        for name, count in export_benchmarks(args.out, config=config, **settings).items():
+            log.info("%s: %d questions about %d pictures", name, count, args.scenes)
+        if args.train:
+            path = Path(args.out) / "shapes_forms_train.json"
+            log.info("%s: %d conversations", path, write_json_list(path, training_conversations(config, num_scenes=args.train)))
     return 0
 
 

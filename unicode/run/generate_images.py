@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unicode.common.distributed import is_main, world_size
+from unicode.common.files import lock_folder
 from unicode.images.listing import EXTENSIONS, Files
 from unicode.run.command import add_model_options, command, log, open_named_model
 
@@ -147,8 +148,9 @@ def hold_conversations(model: LanguageModel, args: argparse.Namespace, config: G
     if not is_main():
         return 0  # a few conversations for a reader are not worth dealing out
     pictures = open_lookup(args.images, model)
-    dialogues = sample_dialogues(sampler, asked, pictures=pictures, seed=config.seed, batch_size=config.batch_size)
-    write_pages(model, Path(args.out), dialogues, title=f"{Path(args.model).name}: {source.name}")
+    with lock_folder(args.out, "drawing"):
+        dialogues = sample_dialogues(sampler, asked, pictures=pictures, seed=config.seed, batch_size=config.batch_size)
+        write_pages(model, Path(args.out), dialogues, title=f"{Path(args.model).name}: {source.name}")
     errors = [one.error for one in dialogues if one.error]
     for error in errors[:SHOWN_ERRORS]:
         log.warning("%s", error)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 
+from unicode.common.files import lock_folder
 from unicode.run.command import command, log
 
 
@@ -35,14 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         log.info("%s on %s can be merged: %d weights, %s", run, card.base, model.num_parameters(), model.dtype)
         return 0
-    model.save_pretrained(out)
-    text.save_pretrained(out)
-    if (run / PROJECTOR_FILE).is_file():
-        save_projector(out, read_projector(run))
-    if card.output_mode == "cells":
-        copyfile(run / CELL_HEAD_FILE, out / CELL_HEAD_FILE)
-    # last, so that a folder with a card is complete
-    write_card(out, replace(card, kind="full" if card.kind == "lora" else card.kind, config={**card.config, "merged_from": str(run)}))
+    with lock_folder(out, "merging"):
+        model.save_pretrained(out)
+        text.save_pretrained(out)
+        if (run / PROJECTOR_FILE).is_file():
+            save_projector(out, read_projector(run))
+        if card.output_mode == "cells":
+            copyfile(run / CELL_HEAD_FILE, out / CELL_HEAD_FILE)
+        # last, so that a folder with a card is complete
+        write_card(out, replace(card, kind="full" if card.kind == "lora" else card.kind, config={**card.config, "merged_from": str(run)}))
     log.info("%s: %d weights, %s", out, model.num_parameters(), model.dtype)
     return 0
 

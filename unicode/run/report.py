@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unicode.report.page import Section
 
 NAMED = "[NAME=]PATH"
+INPUTS = ("tokenizer", "reconstruction", "ids", "llm", "answers", "generation", "decompression", "benchmarks", "steps")
 LEAD = "One codebook for text and images: an image becomes a run of a language model's own tokens, and a run becomes an image."
 
 
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.out.suffix not in (".html", ".htm"):
         raise ValueError(f"--out {args.out} is no .html file")
+    if not any(getattr(args, name) for name in INPUTS):
+        raise ValueError(f"nothing to report on; name at least one of --{', --'.join(INPUTS)}")
     parts = page_sections(args, shlex.join(["python", "-m", "unicode.run.report", *(sys.argv[1:] if argv is None else argv)]))
     if args.dry_run:
         log.info("%s", "; ".join(part.title for part in parts))
