@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
@@ -29,7 +29,7 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.model import add_adapter, choose_device, context_length, fit_embeddings_, inference_dtype, open_base, table_rows
+from unicode.llm.model import add_adapter, choose_device, context_length, fit_embeddings_, inference_dtype, open_base, open_description, table_rows
 from unicode.llm.template import CHAT, Template, get_template, text_encoder
 from unicode.llm.vocabulary import Markers, choose_markers, open_text_tokenizer
 from unicode.tokenizer.load import load_tokenizer
@@ -269,6 +269,26 @@ def open_model(
         lm = lm.to(chosen)
     fingerprint = digest_folder(folder, "" if card.base == str(folder) else card.base_fingerprint)
     return LanguageModel(card, lm.eval(), text, device=chosen, fingerprint=fingerprint, tokenizer_path=tokenizer_path, cell_head=cell_head)
+
+
+def open_without_weights(path: str | Path, *, image_tokenizer: str = "", device: str | torch.device = "auto") -> LanguageModel:
+    """Open what turns conversations into ids and ids into pictures; the weights of the language model are read by an engine elsewhere.
+
+    Args:
+        path: a folder of `unicode.run.merge_lora`.
+        image_tokenizer, device: as `open_model`, of the image tokenizer.
+
+    Raises FileNotFoundError, ValueError: as `open_model`; or the folder holds an adapter.
+    """
+    folder = Path(path)
+    card = read_card(folder)
+    if not (folder / "config.json").is_file() or card.kind == "llava":
+        raise ValueError(f"{folder} is no merged model that reads ids, which engines serve; make one: python -m unicode.run.merge_lora")
+    config, text = open_description(folder)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    path = image_tokenizer or (card.image_tokenizer or {}).get("path", "")
+    return LanguageModel(card, lm, text, choose_device(device), digest_folder(folder, card.base_fingerprint), path)
 
 
 def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tuple[Any, Any, Card]:

@@ -1,0 +1,105 @@
+"""A merged tiny model, the same as a GGUF file behind a llama.cpp server, and a stand-in for vLLM that checks what it is asked."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from llama_server import llama_server
+
+from unicode.llm.load import open_model, open_without_weights
+from unicode.serve.local import LocalEngine
+
+
+@pytest.fixture(scope="session")
+def merged(tuned, tmp_path_factory):
+    from unicode.run.merge_lora import main
+
+    folder = tmp_path_factory.mktemp("served") / "merged"
+    assert main([str(tuned.run), str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf(merged):
+    from unicode.run.export_gguf import main
+
+    path = merged.with_name("model.gguf")
+    assert main(["--model", str(merged), "--out", str(path), "--type", "f32"]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def local(merged):
+    return LocalEngine(open_model(merged, device="cpu"), batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def described(merged):
+    return open_without_weights(merged, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def llama(gguf):
+    with llama_server(gguf) as (url, _):
+        yield url
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """vLLM's routes as its documentation has them, answered by our own engine; every request is kept."""
+
+    protocol_version = "HTTP/1.0"
+    server: "VllmServer"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.answer({"data": [{"id": "tiny", "owned_by": self.server.owner, "max_model_len": 512}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, asked))
+        if self.path == "/detokenize":
+            encoder = self.server.encoder
+            return self.answer({"prompt": encoder.decode([*asked["tokens"][: self.server.wrong], *asked["tokens"]])})
+        assert self.path == "/v1/completions" and asked["stream"] and asked["return_token_ids"] and asked["model"] == "tiny"
+        self.send_response(200)
+        self.end_headers()
+        for number, token in enumerate(self.server.tokens[: asked["max_tokens"]]):
+            if number == self.server.breaks_after:
+                return None
+            self.wfile.write(f"data: {json.dumps({'choices': [{'token_ids': [token], 'finish_reason': None}]})}\n\n".encode())
+        self.wfile.write(b'data: {"choices": [{"token_ids": [], "finish_reason": "length"}]}\n\ndata: [DONE]\n\n')
+        return None
+
+    def answer(self, values):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(values).encode())
+
+
+class VllmServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, encoder):
+        super().__init__(("127.0.0.1", 0), StandIn)
+        self.encoder, self.owner, self.wrong, self.tokens, self.breaks_after, self.asked = encoder, "vllm", 0, [], -1, []
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def vllm(described):
+    from unicode.llm.template import text_encoder
+
+    started = []
+
+    def make():
+        started.append(VllmServer(text_encoder(described.text)))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.shutdown()
+        one.server_close()

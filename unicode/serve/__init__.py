@@ -1,0 +1,1 @@
+"""Images and words over HTTP: engines that write ids, and one server in front of them."""
