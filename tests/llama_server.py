@@ -16,7 +16,9 @@ def serve_gguf(path, port):
     params = xllamacpp.CommonParams()
     params.model.path, params.port, params.n_ctx, params.n_parallel = str(path), port, 2048, 4
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = params.n_threads_http = 1
-    params.warmup = False
+    params.warmup, params.verbosity = False, -1
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds; the cache is f16 unless told
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
     assert server.listening_address
     time.sleep(600)

@@ -39,6 +39,7 @@ def test_answers_of_llama_cpp_are_ours_id_for_id(over_http, local, max_pictures)
     prompts = [local.model.prompt([words]) for words in WORDS]
     with ThreadPoolExecutor(6) as threads:
         ours, theirs = (list(threads.map(lambda one, engine=engine: engine.write(one, options), prompts)) for engine in (local, over_http))
+    assert [one.ids for one in ours] == [one.ids for one in theirs]
     assert ours == theirs
     start = local.model.markers.image_start
     assert sum(one.ids.count(start) for one in ours) > 0 or not max_pictures
@@ -102,7 +103,7 @@ def test_an_engine_of_another_model_is_refused_at_the_start(vllm, llama, describ
     server.owner = "somebody"
     with pytest.raises(ValueError, match="is a server of 'somebody'; known: llamacpp, vllm"):
         HttpEngine(server.url, described)
-    with pytest.raises(ConnectionError, match="no engine answers at http://127.0.0.1:9; start one"):
+    with pytest.raises(ConnectionError, match=r"no engine answers at http://127.0.0.1:9; start one"):
         HttpEngine("http://127.0.0.1:9", described)
     with pytest.raises(ValueError, match="is no merged model"):
         open_without_weights(tuned.run)

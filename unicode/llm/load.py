@@ -29,7 +29,16 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.model import add_adapter, choose_device, context_length, fit_embeddings_, inference_dtype, open_base, open_description, table_rows
+from unicode.llm.model import (
+    add_adapter,
+    choose_device,
+    context_length,
+    fit_embeddings_,
+    inference_dtype,
+    open_base,
+    open_description,
+    table_rows,
+)
 from unicode.llm.template import CHAT, Template, get_template, text_encoder
 from unicode.llm.vocabulary import Markers, choose_markers, open_text_tokenizer
 from unicode.tokenizer.load import load_tokenizer

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
@@ -49,7 +50,7 @@ class Written:
 
 
 class Engine(Protocol):
-    """What writes ids; may be called from many threads. Both methods raise ValueError for what it cannot do, ConnectionError where it is gone."""
+    """What writes ids; may be called from many threads. ValueError: it cannot do what is asked. ConnectionError: it is gone."""
 
     model: LanguageModel
 
@@ -142,20 +143,15 @@ class HttpServer(ABC):
         raise ConnectionError(f"the engine {self.url} broke off an answer after {len(ids)} tokens")
 
 
-class connection_errors:  # noqa: N801, a context manager
-    """Turn httpx's errors of one engine into ConnectionError with its address."""
+@contextmanager
+def connection_errors(url: str) -> Iterator[None]:
+    """Turn errors of the connection to one server into ConnectionError with its address."""
+    import httpx
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        import httpx
-
-        if isinstance(error, httpx.HTTPError | httpx.StreamError | httpx.InvalidURL | json.JSONDecodeError | KeyError):
-            raise ConnectionError(f"the engine {self.url} does not answer ({type(error).__name__}: {error})") from error
+    try:
+        yield
+    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, json.JSONDecodeError, KeyError) as error:
+        raise ConnectionError(f"the engine {url} does not answer ({type(error).__name__}: {error})") from error
 
 
 class LlamaCpp(HttpServer):
@@ -286,7 +282,8 @@ class HttpEngine:
 
     def write(self, prompt: Prompt, options: WriteOptions, emit: Emit | None = None) -> Written:
         """See `Engine`. Words and pictures are asked for by turns; end markers are ours."""
-        ends, ids, pictures = tuple(self.model.end_ids), [], options.max_pictures
+        ids: list[int] = []
+        ends, pictures = tuple(self.model.end_ids), options.max_pictures
         limit, before = room_for(self.model, prompt, options.max_tokens, self.context), self._plain(prompt)
         start, end, *others = self.model.markers.ids() if self.model.markers is not None and pictures else (-1, -1)
         num_ids = self.model.layout.num_codes if self.model.layout is not None else 0
@@ -337,7 +334,9 @@ class HttpEngine:
         return tuple(prompt.example.input_ids.tolist())
 
 
-def answer_with(engine: Engine, prompts: dict[int, Prompt], seeds: dict[int, int], config: AnswerConfig, *, in_flight: int) -> Iterator[tuple[int, Answer]]:
+def answer_with(
+    engine: Engine, prompts: dict[int, Prompt], seeds: dict[int, int], config: AnswerConfig, *, in_flight: int
+) -> Iterator[tuple[int, Answer]]:
     """Answer prompts, `in_flight` at a time; yields (their place, the answer) as they come, like `unicode.generate.answers`."""
     model, stop = engine.model, engine.model.template.stop
     going = None if not stop else lambda ids: stop not in model.read_text(ids).lstrip()
