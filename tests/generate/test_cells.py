@@ -68,7 +68,7 @@ def test_step_probabilities_are_those_of_the_whole_cell(layout):
         seen.append(F.linear(outputs, tables.outputs).log_softmax(-1))
         return head.row_ids[seen[-1].exp().multinomial(1)[:3, 0]]
 
-    ids = head.sample(states, tables.inputs, choose=pick)
+    ids = head.sample(states, tables, choose=pick)
     assert ids.shape == (3, layout.cell_length) and torch.isin(ids, row_ids).all()
     given = rows[head.targets(ids[:, :-1])].repeat(2, 1, 1)
     expected = F.linear(head(states, given), rows).log_softmax(-1)

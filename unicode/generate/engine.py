@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from unicode.common.logging import get_logger
 from unicode.generate.sampling import GREEDY, Sampling, choose, guide
 from unicode.ids.layout import Layout
-from unicode.llm.cell_head import CellHead
+from unicode.llm.cell_head import CellHead, CellTables
 from unicode.llm.vocabulary import Markers
 
 CACHES = ("auto", "dynamic", "static")
@@ -66,14 +66,14 @@ def reserved_cache(config: Any, capacity: int) -> DynamicCache:
 
 @dataclass(frozen=True)
 class HeadRows:
-    """The rows of an output head, or of the outputs of a cell head, that belong to some ids."""
+    """The rows of an output head that belong to some ids."""
 
     ids: Tensor  # (K,) int64 vocabulary ids
     weight: Tensor | None  # (K, D); None where the model's logits are needed because it scales or caps them
     bias: Tensor | None  # (K,)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features (R, D) of `CachedDecoder`, or outputs of the cell head -> (R, K) float32."""
+        """Features (R, D) of `CachedDecoder` -> (R, K) float32."""
         if self.weight is None:
             return features.index_select(-1, self.ids).float()
         return F.linear(features, self.weight, self.bias).float()
@@ -289,17 +289,17 @@ class ImageHead:
         self.num_ids, self.markers, self.cells = layout.num_codes, markers, cells
         self.position_ids = 1 if cells is None else cells.cell_length
         self.num_positions = self.num_ids // self.position_ids
-        ids = torch.cat(given).unique().to(decoder.device)
+        self.ids = torch.cat(given).unique().to(decoder.device)
+        self._rows: HeadRows | CellTables
         if cells is None:
-            self.rows = decoder.rows(ids)
+            self._rows = decoder.rows(self.ids)
         else:
-            _check_cells(cells, ids, layout)
+            _check_cells(cells, self.ids, layout)
             decoder.keep_states_()
-            tables = cells.tables(decoder.embedding(ids))
-            self._inputs, self.rows = tables.inputs, HeadRows(ids, tables.outputs, None)
+            self._rows = cells.tables(decoder.embedding(self.ids))
         levels = layout.levels() if len(given) > 1 else torch.zeros(self.num_ids, dtype=torch.int64)
         self.levels = levels.to(decoder.device)  # (n,) which set each position of an image takes
-        allowed = torch.stack([torch.isin(self.rows.ids.cpu(), ids.cpu()) for ids in given])
+        allowed = torch.stack([torch.isin(self.ids.cpu(), ids.cpu()) for ids in given])
         self.masks = torch.where(allowed, 0.0, -torch.inf).to(decoder.device)  # (L, K)
 
     def mask(self, logits: Tensor, places: Tensor) -> Tensor:
@@ -316,13 +316,16 @@ class ImageHead:
         def pick(outputs: Tensor, number: int) -> Tensor:
             if sampling.guided and self.cells is not None:  # logits are linear in outputs, so half the products do
                 outputs = guide(outputs.float(), sampling.guidance).to(outputs.dtype)
-            logits = self.rows.logits(outputs)
+            logits = self._rows.logits(outputs)
             if sampling.guided and self.cells is None:
                 logits = guide(logits, sampling.guidance)
             logits = self.mask(logits, places * self.position_ids + number)
-            return choose(logits, self.rows.ids, sampling, seeds=seeds, step=step + number)
+            return choose(logits, self.ids, sampling, seeds=seeds, step=step + number)
 
-        return pick(features, 0)[:, None] if self.cells is None else self.cells.sample(features, self._inputs, choose=pick)
+        if isinstance(self._rows, HeadRows):
+            return pick(features, 0)[:, None]
+        assert self.cells is not None
+        return self.cells.sample(features, self._rows, choose=pick)
 
 
 def _check_cells(cells: CellHead, ids: Tensor, layout: Layout) -> None:
@@ -379,7 +382,7 @@ class ImageConstraint:
         self._table[:2, list(self.markers.ids())] = -torch.inf
         self._table[1, self.markers.image_start] = 0  # rows: text, text or a start marker, the end marker, the levels
         self._table[2, self.markers.image_end] = 0
-        self._table[3:, head.rows.ids] = head.masks
+        self._table[3:, head.ids] = head.masks
 
     def advance(self, tokens: Tensor) -> None:
         """Take the next token of each row, (B,), into the state."""
