@@ -7,10 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unicode.generate.engine import CachedDecoder
+from unicode.generate.answers import AnswerConfig, answer_questions
+from unicode.generate.chat import load_model
+from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
 from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler, caption_request
+from unicode.generate.interleaved import ChatSampler
+from unicode.generate.questions import AskedQuestion
 from unicode.generate.sampling import Sampling, choose, guide
 from unicode.ids.layout import Layout
+from unicode.ids.text import split_runs, write_run
 from unicode.llm.cell_head import CellHead, CellSettings
 from unicode.llm.load import Prompt
 
@@ -53,6 +58,100 @@ def test_a_picture_is_that_of_whole_passes_in_every_batch(cells_model, sampling)
         assert together[place].ids.tolist() == expected and len(expected) == 20, together[place].error
         assert place == 3 or np.array_equal(static[place].ids, together[place].ids)
     assert len({tuple(drawing.ids) for drawing in together}) > 1
+
+
+def test_given_rows_are_kept_and_compressed_images_are_read(cells_model):
+    sampling = Sampling(0.9, guidance=2.0)
+    sampler, ids = ImageSampler(cells_model, sampling=sampling), cells_model.images.row_ids[:20].numpy()
+    begun = DrawRequest("Draw a ring.", seed=3, given=ids[:10])
+    packed = DrawRequest(f"Restore {write_run(ids)}.", seed=4, compressed=True)
+    plain = caption_request("a red circle", seed=5)
+    drawn = sampler.draw([packed, begun, plain])
+    for request, drawing in zip([packed, begun, plain], drawn, strict=True):
+        assert drawing.ids.tolist() == whole_passes(cells_model, request, sampling), drawing.error
+    assert drawn[1].ids[:10].tolist() == ids[:10].tolist()
+    assert len(sampler.prompt(begun)) == len(sampler.prompt(replace(begun, given=ids[:0]))) + 2
+
+
+def test_the_context_holds_cells_and_not_ids(cells_model):
+    sampler, ids = ImageSampler(cells_model), cells_model.images.row_ids[:20].numpy()
+    request = DrawRequest("Draw.", given=ids[:10])
+    model = replace(cells_model)
+    model.context = len(sampler.prompt(request)) + 2
+    assert not ImageSampler(model).draw([request])[0].error
+    model.context -= 1
+    assert "with 2 positions to write" in ImageSampler(model).draw([request])[0].error
+
+
+@pytest.fixture
+def eager(cells_model):
+    """The model with start markers as likely as anything else."""
+    start, head = cells_model.markers.image_start, cells_model.lm.get_output_embeddings().weight
+    before = head[start].clone()
+    with torch.no_grad():
+        head[start] = 3 * head[torch.tensor([5, 30, 60])].mean(0)
+    yield cells_model
+    with torch.no_grad():
+        head[start] = before
+
+
+def test_answers_mix_words_and_cells_as_each_alone(eager):
+    asked = ["Draw a bus.", "And now?", "What is a red circle at the top left?", "Two."]
+    sampler = ChatSampler(eager, words=Sampling(1.5), pictures=Sampling(0.8, 12), num_tokens=40, max_pictures=3)
+    together = sampler.answer([[one] for one in asked], [[]] * 4, seeds=range(4))
+    alone = [sampler.answer([[one]], [[]], seeds=[seed])[0] for seed, one in enumerate(asked)]
+    assert together == alone
+    runs = [[piece.ids for piece in split_runs(turn) if piece.ids is not None] for turn in together]
+    assert len({len(one) for one in runs}) > 1, "rows at words and rows at cells"
+    assert all(len(run) == 20 and np.isin(run, eager.images.row_ids.numpy()).all() for one in runs for run in one)
+
+
+def test_a_picture_in_an_answer_is_that_of_whole_passes(eager):
+    prompt, sampler = eager.prompt(["Draw a bus."]), ChatSampler(eager, words=Sampling(1.5), num_tokens=40)
+    features = sampler.decoder.start(**eager.inputs([prompt]), max_new=40)
+    constraint = ImageConstraint(sampler.head, vocab_size=140, rows=1, num_tokens=40)
+    options = {"limits": [40], "end_ids": eager.end_ids, "words": Sampling(1.5), "images": Sampling(0.8), "constraint": constraint}
+    decoded = decode_answers(sampler.decoder, features, seeds=torch.tensor([11]), **options)
+    (ids,), (length,), (ended,) = decoded.ids, decoded.lengths, decoded.ended
+    start = ids.index(eager.markers.image_start)
+    assert ids[start + 21] == eager.markers.image_end and length == len(ids) + ended - 16
+    embed, head, found = eager.causal.get_input_embeddings(), eager.cell_head, []
+    for cell in range(4):
+        rows = embed(torch.tensor([*prompt.example.input_ids.tolist(), *ids[: start + 1]]))
+        rows = torch.cat((rows, *(embed(torch.tensor(one)).sum(0, keepdim=True) for one in np.reshape(found, (-1, 5)))))
+        state = eager.causal.get_decoder()(inputs_embeds=rows[None], use_cache=False).last_hidden_state[:, -1]
+
+        def pick(outputs, step, cell=cell):
+            logits = head.tables(embed(head.row_ids)).logits(outputs)
+            return choose(logits, head.row_ids, Sampling(0.8), seeds=torch.tensor([11]), step=(start + 1 + cell) * 5 + step)
+
+        found += head.sample(state, head.tables(embed(head.row_ids)), choose=pick)[0].tolist()
+    assert found == ids[start + 1 : start + 21]
+
+
+def test_questions_are_answered_with_whole_pictures_within_the_limit(eager):
+    questions = [AskedQuestion(text, id=text) for text in ("Draw a bus.", "What?", "A red circle?")]
+    config = AnswerConfig(batch_size=3, max_new_tokens=30, temperature=1.5)
+    found = dict(answer_questions(eager, questions, config=config))
+    alone = [next(answer_questions(eager, [one], config=config))[1] for one in questions]
+    assert [found[place].text for place in range(3)] == [one.text for one in alone]
+    runs = [piece.ids for one in alone for piece in split_runs(one.text) if piece.ids is not None]
+    assert runs and all(len(run) == 20 for run in runs) and all(one.num_tokens <= 30 for one in alone)
+    assert any(len(one.ids) > 30 for one in alone)
+
+
+def test_load_model_draws(cells_run):
+    assert load_model(cells_run, device="cpu").draw("a red circle", seed=1, guidance=2).size == (16, 16)
+
+
+def test_heads_that_do_not_fit(cells_model):
+    decoder, head = CachedDecoder(cells_model.causal), cells_model.cell_head
+    with pytest.raises(ValueError, match="other image ids"):
+        ImageHead(decoder, head.row_ids[:7], head.layout, markers=cells_model.markers, cells=head)
+    with pytest.raises(ValueError, match="writes images of hierarchical 2x2"):
+        ImageHead(decoder, head.row_ids, LAYOUTS[0], markers=cells_model.markers, cells=head)
+    with pytest.raises(ValueError, match="without its cell head"):
+        ImageSampler(replace(cells_model, cell_head=None))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

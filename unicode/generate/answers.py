@@ -13,7 +13,7 @@ from transformers import StopStringCriteria
 
 from unicode.annotations.records import IMAGE_TAG
 from unicode.common.distributed import is_main
-from unicode.generate.engine import CachedDecoder, decode_answers
+from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
 from unicode.generate.questions import AskedQuestion, ImageReader
 from unicode.generate.sampling import Sampling
 from unicode.llm.load import LanguageModel, Prompt
@@ -85,10 +85,10 @@ class Answer:
     """An answer, or why there is none."""
 
     text: str  # Its words; pictures in it as <vistok>...</vistok>
-    num_tokens: int = 0  # Tokens generated, the end token included
+    num_tokens: int = 0  # Positions written, the end token included; a cell of a picture is one
     finished: bool = False  # Whether the model ended the answer itself, before the limit of tokens or of its context
     error: str = ""  # An image that cannot be read, a prompt longer than the context
-    ids: tuple[int, ...] = ()  # Its tokens without the end token
+    ids: tuple[int, ...] = ()  # Its tokens without the end token, pictures with all their ids
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def answer_questions(
     answered.
     """
     config, decoder = config or AnswerConfig(), decoder or CachedDecoder(model.causal)
+    cells, layout, markers = model.cell_head, model.layout, model.markers
+    head = ImageHead(decoder, cells.row_ids, layout, markers=markers, cells=cells) if cells and layout and markers else None
     bar = tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main()))
     with bar, nullcontext(images) if images else ImageReader(model) as reader:
         for start, window in _windows(questions, reader):
@@ -150,7 +152,8 @@ def answer_questions(
                 batch = order[first : first + config.batch_size]
                 seeds = [config.seed_of(window[place].id) for place in batch]
                 shared = [beginnings[place] for place in batch]
-                answers = answer_batch(decoder, model, [prompts[place] for place in batch], shared, config=config, seeds=seeds)
+                asked = [prompts[place] for place in batch]
+                answers = answer_batch(decoder, model, asked, shared, config=config, seeds=seeds, head=head)
                 yield from zip((start + place for place in batch), answers, strict=True)
                 bar.update(len(batch))
 
@@ -163,22 +166,30 @@ def answer_batch(
     *,
     config: AnswerConfig,
     seeds: Sequence[int],
+    head: ImageHead | None = None,
 ) -> list[Answer]:
-    """Generate the answers to a batch of prompts. `beginnings`: `beginning` of each. `seeds`: one for each prompt, for sampled answers."""
+    """Generate the answers to a batch of prompts.
+
+    `beginnings`: `beginning` of each. `seeds`: one for each prompt, for sampled answers. `head`: of a model that writes pictures by cells.
+    """
     # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
     limits = [min(config.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
     features = read_prompts(decoder, model, prompts, beginnings, max_new=max(limits))
     stop = model.template.stop
     criteria = StopStringCriteria(model.text, [stop]) if stop else None
+    words, constraint = Sampling(config.temperature, top_p=config.top_p), None
+    if head is not None:
+        room = torch.tensor(limits)
+        constraint = ImageConstraint(head, vocab_size=decoder.vocab_size, rows=len(prompts), num_tokens=room, max_images=None)
     decoded = decode_answers(
         decoder, features, limits=limits, end_ids=model.end_ids, seeds=torch.tensor(list(seeds), device=features.device),
-        words=Sampling(config.temperature, top_p=config.top_p),
+        words=words, images=words, constraint=constraint,
         has_stopped=None if criteria is None else lambda tokens: criteria(tokens, None),
     )  # fmt: skip
     answers = []
-    for ids, ended in zip(decoded.ids, decoded.ended, strict=True):
+    for ids, length, ended in zip(decoded.ids, decoded.lengths, decoded.ended, strict=True):
         text, found, _ = model.read_text(ids).lstrip().partition(stop or "\0")
-        answers.append(Answer(text.strip(), len(ids) + ended, bool(found) or ended, ids=tuple(ids)))
+        answers.append(Answer(text.strip(), length, bool(found) or ended, ids=tuple(ids)))
     return answers
 
 

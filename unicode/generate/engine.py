@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -290,17 +291,19 @@ class ImageHead:
         self.position_ids = 1 if cells is None else cells.cell_length
         self.num_positions = self.num_ids // self.position_ids
         self.ids = torch.cat(given).unique().to(decoder.device)
-        self._rows: HeadRows | CellTables
-        if cells is None:
-            self._rows = decoder.rows(self.ids)
-        else:
+        self._decoder = decoder
+        if cells is not None:
             _check_cells(cells, self.ids, layout)
             decoder.keep_states_()
-            self._rows = cells.tables(decoder.embedding(self.ids))
         levels = layout.levels() if len(given) > 1 else torch.zeros(self.num_ids, dtype=torch.int64)
         self.levels = levels.to(decoder.device)  # (n,) which set each position of an image takes
         allowed = torch.stack([torch.isin(self.ids.cpu(), ids.cpu()) for ids in given])
         self.masks = torch.where(allowed, 0.0, -torch.inf).to(decoder.device)  # (L, K)
+
+    @cached_property
+    def _rows(self) -> HeadRows | CellTables:
+        """What makes logits, at the first image: of answers most have none."""
+        return self._decoder.rows(self.ids) if self.cells is None else self.cells.tables(self._decoder.embedding(self.ids))
 
     def mask(self, logits: Tensor, places: Tensor) -> Tensor:
         """Logits (B, K) at ids number `places` (B,) of an image -> the same with -inf for ids of other levels."""

@@ -64,6 +64,8 @@ def check_can_draw(model: LanguageModel) -> None:
         missing = "ids of images" if model.layout is None else "markers around images"
         reason = "it reads pixels" if model.reads_pixels else f"it was trained without {missing}"
         raise ValueError(f"this model cannot draw: {reason}; train one with: bash scripts/finetune_visual_text_lora.sh")
+    if model.card.output_mode == "cells" and model.cell_head is None:
+        raise ValueError("this model cannot draw: it writes cells and was opened without its cell head; open its folder with open_model")
 
 
 class ImageSampler:
@@ -80,9 +82,9 @@ class ImageSampler:
         self.model, self.layout = model, model.layout
         self.sampling = sampling or Sampling()
         self.decoder = decoder or CachedDecoder(model.causal)
-        cells = getattr(model, "cell_head", None)
-        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers, cells=cells)
-        self._builder = ExampleBuilder(model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
+        self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers, cells=model.cell_head)
+        known = (model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
+        self._builder = ExampleBuilder(*known, output_mode=model.card.output_mode)
 
     def prompt(self, request: DrawRequest) -> Example:
         """Return what the model reads before it draws: the question, the start marker, the given ids.

@@ -35,7 +35,7 @@ class ChatSampler:
         model: one that writes image ids.
         words: how words are sampled.
         pictures: how image ids are sampled; unguided.
-        num_tokens: longest answer; pictures count with all their ids.
+        num_tokens: longest answer in positions; a picture takes one for each id, or for each cell, and two for its markers.
         max_pictures: how many pictures an answer may hold.
         decoder: of the model; None makes one.
 
@@ -57,7 +57,7 @@ class ChatSampler:
         self.model, self.words, self.pictures = model, words, pictures or Sampling()
         self.num_tokens, self.max_pictures = num_tokens, max_pictures
         self.decoder = decoder or CachedDecoder(model.causal)
-        self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers)
+        self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers, cells=model.cell_head)
 
     def answer(self, turns: Sequence[Sequence[str]], contents: Sequence[Sequence[Content]], *, seeds: Sequence[int]) -> list[str]:
         """Answer the last questions of a batch of conversations. `seeds`: one for each.
