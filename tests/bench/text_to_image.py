@@ -1,7 +1,8 @@
-"""Seconds per picture, id by id and cell by cell, beside transformers' own guided generation: same model, prompts, sampling and mask.
+r"""Seconds per picture, id by id and cell by cell, beside transformers' own guided generation: same model, prompts, sampling and mask.
 
     OMP_NUM_THREADS=1 python tests/bench/text_to_image.py [--vocab 32000] [--rows 8192] [--batch-size 4] [--repeats 5]
-    OMP_NUM_THREADS=1 python tests/bench/text_to_image.py --vocab 32768 --rows 32000 --width 576 --layers 30 --heads 9 --kv-heads 3 --repeats 3
+    OMP_NUM_THREADS=1 python tests/bench/text_to_image.py --vocab 32768 --rows 32000 --repeats 3 \
+        --width 576 --layers 30 --heads 9 --kv-heads 3
     python tests/bench/text_to_image.py --device cuda --width 2048 --layers 16 --dtype bfloat16 --cache static --compiled
 
 An untrained LLaMA with a head of `--vocab` rows draws pictures of 8x8 + 16x16 codes (320 ids) for a batch of prompts, guided. Cells are

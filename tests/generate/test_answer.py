@@ -191,7 +191,7 @@ def test_a_template_without_end_token_stops_at_its_text(tuned, monkeypatch):
     from unicode.llm.template import get_template
 
     model.template = get_template("plain")
-    monkeypatch.setattr(module, "decode_answers", lambda *_, **__: Decoded([[*word, newline, *word]], [False]))
+    monkeypatch.setattr(module, "decode_answers", lambda *_, **__: Decoded([[*word, newline, *word]], [False], [3]))
     ((_, answer),) = answer_questions(model, [AskedQuestion("two")])
     assert (answer.text, answer.finished) == ("red", True)
 

@@ -418,8 +418,8 @@ class Decoded:
     """Answers of a batch."""
 
     ids: list[list[int]]  # Of each row the tokens without the end token; an image has all its ids, whatever positions they took
-    lengths: list[int]  # Of each row the positions that it took, the end token included
     ended: list[bool]  # Of each row whether an end token ended it
+    lengths: list[int]  # Of each row the positions that it took, the end token included
 
 
 @torch.no_grad()
@@ -490,7 +490,7 @@ def decode_answers(
         if done:
             rows = zip(torch.stack(positions, 1).tolist(), lengths.tolist(), ended.tolist(), strict=True)
             written = [[one for cell in row[: length - end] for one in cell if one != NONE] for row, length, end in rows]
-            return Decoded(written, lengths.tolist(), ended.tolist())
+            return Decoded(written, ended.tolist(), lengths.tolist())
         features = decoder.step(positions[-1])
 
 
