@@ -194,6 +194,9 @@ class VisionModelTower(Tower):
     Raises FileNotFoundError: there is no such folder. Raises ValueError: it holds no vision model that opens, or has no such layer.
     """
 
+    mean: Tensor  # (3, 1, 1) of the colours, as `std`
+    std: Tensor
+
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         folder = Path(settings.path)
@@ -206,15 +209,15 @@ class VisionModelTower(Tower):
         self.num_patches = (self.image_size // int(config.patch_size)) ** 2
         self.num_features = self.num_patches + int(self.with_class)
         processor = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
-        self.mean = tuple(processor.get("image_mean") or CLIP_MEAN)
-        self.std = tuple(processor.get("image_std") or CLIP_STD)
+        mean, std = (tuple(processor.get(f"image_{name}") or default) for name, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+        for name, values in (("mean", mean), ("std", std)):  # on the device: a copy in each forward would make the host wait
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         fit = "pad" if settings.fit == "auto" else settings.fit
-        self.transform = square_transform(self.image_size, fit=fit, colour=self.mean)
-        self.fingerprint = digest_weights(self.model, repr((config.to_dict().get("model_type"), self.mean, self.std)))
+        self.transform = square_transform(self.image_size, fit=fit, colour=mean)
+        self.fingerprint = digest_weights(self.model, repr((config.to_dict().get("model_type"), mean, std)))
 
     def features(self, pixels: Tensor) -> Tensor:
-        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        hidden = self.model(pixel_values=((pixels + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states[self.layer]
+        hidden = self.model(pixel_values=((pixels + 1) / 2 - self.mean) / self.std, output_hidden_states=True).hidden_states[self.layer]
         patches = hidden[:, -self.num_patches :]  # behind a class token and registers, where the model has them
         if not self.with_class:
             return patches

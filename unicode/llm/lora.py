@@ -110,7 +110,7 @@ def freeze_table_(model: PreTrainedModel, markers: Markers, *, train_markers: bo
         weight = module.get_parameter("weight")
         weight.requires_grad_(train_markers)
         if train_markers:
-            keep = torch.tensor(sorted(markers.ids()))
+            keep = sorted(markers.ids())
             weight.register_hook(lambda gradient, keep=keep: _only_rows(gradient, keep))
 
 
@@ -149,7 +149,7 @@ def is_marker_row(name: str, parameter: nn.Parameter) -> bool:
     return "trainable_tokens" in name or (parameter.ndim == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")))
 
 
-def _only_rows(gradient: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return the gradient (V, E) with zeros outside `rows`."""
-    rows = rows.to(gradient.device)
+def _only_rows(gradient: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    """Return the gradient (V, E) with zeros outside the rows `ids`."""
+    rows = torch.tensor(ids).to(gradient.device, non_blocking=True)
     return torch.zeros_like(gradient).index_copy_(0, rows, gradient.index_select(0, rows))

@@ -236,7 +236,7 @@ class LlmTrainer(Trainer):
         weights = sum((batch["targets"].total_weights() for batch in samples), torch.zeros(2, dtype=torch.float64))
         self.monitor.tokens += sum(batch["num_tokens"] for batch in samples)
         torch.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 4099 + rank())
-        return samples, all_reduce_sum_(weights.to(device=self.args.device, dtype=torch.float32))
+        return samples, all_reduce_sum_(weights.float().to(self.args.device, non_blocking=True))
 
     def compute_loss(
         self,
