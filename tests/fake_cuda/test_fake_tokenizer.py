@@ -95,14 +95,13 @@ def move_(trainer: TokenizerTrainer, mode: Any, run: Path) -> None:
 
 
 def step(trainer: TokenizerTrainer, run: Path) -> dict[str, int]:
-    """Warm up, train one step with everything at work, encode and decode; return how often the host waited in the step."""
+    """Train one step with everything at work, encode and decode; return how often the host waited in the step."""
     options = trainer.config.objective.discriminator
     last = options.start + options.alone_steps + options.ramp_steps + 1
     with fake_gpu() as mode:
         move_(trainer, mode, run)
         size = trainer.config.model.image_size
         micro = [Batch(torch.rand(2, 3, size, size, device=CUDA), ["", ""], [0, 1], []) for _ in range(trainer.accumulation)]
-        trainer._warm_up(micro[:1])
         with HostSyncs() as syncs:
             trainer.train_step(last, micro)
         codes = trainer.tokenizer.encode(micro[0].images)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(overrides: list[str
     assert third.wait() == 0
     assert "resuming" in third.printed
     assert largest_difference(whole, state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))) == 0.0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_compiled_with_the_adaptive_weight_it_resumes(overrides: list[str], monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """On a CPU with the same bits; on a GPU, where sums of atomics differ from run to run, nearly."""
+    if device == "cpu":  # inductor would call a C++ compiler for a minute
+        monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    settings = [*overrides, *ADVERSARIAL, "objective.discriminator.start=1", "objective.discriminator.alone_steps=1", "run.compile=true"]
+    settings += ["objective.discriminator.ramp_steps=2", "train.micro_batch_size=4", "train.steps=8", f"run.device={device}"]
+    newest = train(settings, "train.log_every=1")
+    whole = state_of(newest)
+    weights = [json.loads(line).get("adaptive_weight", 0) for line in (newest.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    assert max(weights) > 0
+    shutil.rmtree(newest)
+    difference = largest_difference(whole, state_of(train(settings, "train.log_every=1")))
+    assert difference == 0.0 if device == "cpu" else difference < 0.1
 
 
 def test_resumed_in_language_mode_it_ends_with_the_same_bits(overrides: list[str], tmp_path: Path) -> None:
