@@ -154,7 +154,7 @@ def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
         table |= {"tokenizer_settings": f"{table['tokenizer_settings']} model.codebook.num_rows=0", "longer": LONGER}
     stores = table["stores"].split()
     table |= {
-        "places": " ".join(f"--store {store}" for store in stores) + f" --images {table['pictures']}",
+        "places": " ".join([f"--store {store}" for store in stores] + [f"--images {place}" for place in table["pictures"].split()]),
         "captions_and_ids": f"--root {{out}}/anno --out {{out}}/anno --anno {{prefix}}_captions_train.json --ids {table['stores']}",
         "training": "model.path={base} model.image_tokenizer={out}/hqvae "
         f"data.stores=[{','.join(stores)}] data.val_files=[{{anno}}_questions_val.json]",
