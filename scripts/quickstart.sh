@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare clone to a model that reads and draws pictures, and a report of it all: environment first, then unicode.run.quickstart.
-#   bash scripts/quickstart.sh [FOLDER] [--data stamps] [--llm smollm2] [--from STEP] [--only STEP ...]
+#   bash scripts/quickstart.sh [FOLDER] [--data stamps|fashion] [--llm smollm2] [--from STEP] [--only STEP ...]
 set -e
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

@@ -11,6 +11,7 @@ import pytest
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store, StoreSpec, hash_keys
 from unicode.ids.store_writer import StoreWriter
+from unicode.images.parquet import ParquetImages
 from unicode.run import export_ids, import_ids
 
 KEYS = [f"a/{number}.png" for number in range(10)]
@@ -43,6 +44,8 @@ def test_an_exported_store_is_read_back_equal(store: Store, tmp_path: Path) -> N
             assert found is None if key == KEYS[5] else found.dtype == np.int32 and found.tolist() == IDS[row, view].tolist()
     assert frame["reason"][5] == "not an image" and frame["reason"].isna().sum() == 9
     assert pq.ParquetFile(file).num_row_groups == 3
+    rows = [row for _, row in ParquetImages(file.name, str(tmp_path), column="").rows(["key", "ids"])]  # the reader of data.name=parquet
+    assert rows == [{"key": key, "ids": None if key == KEYS[5] else ids[0].tolist()} for key, ids in zip(KEYS, IDS, strict=True)]
     assert import_ids.main([str(file), str(again), "--dry-run"]) == 0 and not again.exists()
     for _ in range(2):
         assert import_ids.main([str(file), str(again)]) == 0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from unicode.common.distributed import barrier, is_main
+from unicode.common.distributed import on_main
 from unicode.images.listing import PackedStrings, UnreadableImageError
 
 PREFIX = "torchvision"
@@ -55,10 +55,8 @@ class TorchvisionSet:
         if not root:
             raise ValueError(f"data.set={name} needs data.root, the folder that holds it or that data.download=true writes it to")
         self._arguments = (name, part, root)
-        if download and is_main():
-            _open(kind, part, root, download=True)
         if download:
-            barrier()
+            on_main(lambda: bool(_open(kind, part, root, download=True)))
         found = _read_debian(kind, part, root) or _open(kind, part, root)
         self.part: str = found[0]
         self._data: Any = found[1]
