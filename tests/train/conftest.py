@@ -1,5 +1,6 @@
 """Tiny training runs: of a tokenizer on the generated world, of a language model on made-up conversations."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -8,11 +9,16 @@ import torch
 
 from unicode.annotations.records import IMAGE_TO_TEXT, TEXT_ONLY, make_record
 from unicode.annotations.templates import TEXT_TO_IMAGE
-from unicode.codebook.embedding_table import save_table
+from unicode.codebook.codebook import CodebookConfig
+from unicode.codebook.embedding_table import LanguageTable, row_digest, save_table
 from unicode.common.config import load_config
 from unicode.common.files import write_json
 from unicode.ids.layout import Layout
 from unicode.ids.text import write_run
+from unicode.llm.vocabulary import read_rows
+from unicode.tokenizer.autoencoder import AutoencoderConfig
+from unicode.tokenizer.config import TokenizerConfig
+from unicode.tokenizer.model import ImageTokenizer
 from unicode.train.config import TrainTokenizerConfig
 
 
@@ -57,22 +63,25 @@ def config(overrides: list[str]) -> TrainTokenizerConfig:
 
 
 LAYOUT = Layout("hierarchical", ((1, 1), (2, 2)))
+FINGERPRINT = "0123456789abcdef"
 ANSWERS = ["red", "blue", "green", "a circle", "two big squares", "at the top left"]
 
 
-def conversations(task: str, count: int, *, seed: int = 0) -> list[dict[str, object]]:
-    """Made-up conversations of one task, image ids of `LAYOUT` in their turns."""
+def conversations(
+    task: str, count: int, *, seed: int = 0, layout: Layout = LAYOUT, ids: Sequence[int] = range(20, 49), tokenizer: str = FINGERPRINT
+) -> list[dict[str, object]]:
+    """Made-up conversations of one task, image ids of a layout in their turns."""
     random = Random(f"{task} {seed}")
     made = []
     for number in range(count):
-        run = write_run([random.randrange(20, 49) for _ in range(LAYOUT.num_codes)])
+        run = write_run([random.choice(ids) for _ in range(layout.num_codes)])
         words = random.choice(ANSWERS)
         turns = {
             IMAGE_TO_TEXT: [f"{run}\nwhat is it?", words, "how many?", random.choice(["two", "three"])],
             TEXT_TO_IMAGE: [f"draw {words}", run],
             TEXT_ONLY: ["say a thing " * random.randrange(1, 4), words],
         }[task]
-        made.append(make_record(f"{task}{number}", task, turns, layout=LAYOUT.describe(), tokenizer="0123456789abcdef"))
+        made.append(make_record(f"{task}{number}", task, turns, layout=layout.describe(), tokenizer=tokenizer))
     return made
 
 
@@ -103,3 +112,26 @@ def llm_overrides(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPa
         "run.threads": 1,
     }
     return [f"{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture
+def cells_overrides(llm_overrides: list[str], tmp_path: Path, tiny_llama: Path) -> list[str]:
+    """The same for images of 4 cells of 5 ids, written as cells, with their image tokenizer in `tmp_path`/image_tokenizer.
+
+    Its images hold 12 of the 24 ids, which can be learned.
+    """
+    rows = read_rows(tiny_llama).float()
+    torch.manual_seed(0)
+    autoencoder = AutoencoderConfig(
+        channels=8, multipliers=[1, 2], num_res_blocks=1, latent_channels=12, encoder_attention=[], decoder_attention=[]
+    )
+    codebook = CodebookConfig(mode="projected", width=6, num_rows=24)
+    config = TokenizerConfig(type="hqvae", image_size=16, autoencoder=autoencoder, codebook=codebook)
+    images = ImageTokenizer(config, LanguageTable(rows, torch.tensor([*range(20), *range(49, 60)]), "tiny", row_digest(rows)))
+    images.save_pretrained(tmp_path / "image_tokenizer")
+    known = {"layout": images.layout, "ids": images.row_ids[:12].tolist(), "tokenizer": images.fingerprint}
+    for task in (IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_ONLY):
+        write_json(tmp_path / f"{task}.json", conversations(task, 40, **known))
+        write_json(tmp_path / f"{task}_val.json", conversations(task, 5, seed=1, **known))
+    own = ["model.output_mode=cells", f"model.image_tokenizer={tmp_path}/image_tokenizer", "cells.width=32", "cells.heads=2"]
+    return [*llm_overrides, *own]

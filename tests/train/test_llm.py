@@ -12,44 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from llm_runs import ADAPTER, build, largest_difference, lines, losses, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from warm import run_ranks, start
 
 from unicode.common.checkpoint import newest_checkpoint
-from unicode.common.config import load_config
 from unicode.llm.card import read_card
 from unicode.llm.load import open_model
-from unicode.train.config import TrainLlmConfig
-from unicode.train.llm import LlmTrainer, LlmTraining
+from unicode.train.llm import LlmTrainer
 
 ROOT = Path(__file__).parents[2]
-ADAPTER = "adapter_model.safetensors"
-
-
-def build(overrides: list[str], *changes: str) -> LlmTraining:
-    return LlmTraining(load_config(TrainLlmConfig, None, [*overrides, *changes]))
-
-
-def train(overrides: list[str], *changes: str) -> Path:
-    return build(overrides, *changes).run()
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> dict[tuple[int, str], float]:
-    return {(line["step"], name): value for line in lines(run) for name, value in line.items() if "loss" in name}
-
-
-def largest_difference(first: dict[Any, Any], second: dict[Any, Any]) -> float:
-    assert first.keys() == second.keys(), first.keys() ^ second.keys()
-
-    def gap(key: Any) -> float:
-        return float((first[key] - second[key]).abs().max()) if torch.is_tensor(first[key]) else abs(first[key] - second[key])
-
-    return max(map(gap, first))
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -398,6 +398,7 @@ class ConversationDataset(Dataset[Example]):
             "tokenizer": self.fingerprint,
             "stores": hashlib.sha256("".join(stores).encode()).hexdigest(),
             "limits": [builder.vocab_size, self.max_length, self.input_mode, self.isolate_turns, self.image_positions],
+            "output_mode": builder.output_mode,
         }
 
 

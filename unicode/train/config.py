@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from unicode.annotations.records import TASKS
 from unicode.images.dataset import DataConfig
+from unicode.llm.cell_head import OUTPUT_MODES, CellSettings
 from unicode.llm.llava import VisionSettings
 from unicode.llm.lora import LoraSettings
 from unicode.tokenizer.config import TokenizerConfig
@@ -151,9 +152,13 @@ class ModelConfig:
 
     path: str = ""  # Folder of a Hugging Face model, or a .gguf file
     image_tokenizer: str = ""
-    """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; may be empty for training."""
+    """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; training needs it for cells and soft
+    targets alone."""
     template: str = "vicuna_v1"  # Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)
     input_mode: str = "ids"  # `ids` (one position per id) or `sum` (one position per coarse cell: the sum of the rows of its ids)
+    output_mode: str = "ids"
+    """How images in answers are written: `ids` (one position per id) or `cells` (one per coarse cell, whose ids a small transformer writes
+    beside the language model; `cells.*`)."""
     attention: str = "auto"
     """`auto` (eager for models of few parameters on a CPU, flash or flex attention for `data.pack` and `data.isolate_turns` on a GPU, sdpa
     otherwise) or the name of an implementation."""
@@ -167,6 +172,7 @@ class ModelConfig:
         _check_word("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_word("model.quantize", self.quantize, ("none", "nf4", "int8"))
         _check_word("model.input_mode", self.input_mode, ("ids", "sum"))
+        _check_word("model.output_mode", self.output_mode, OUTPUT_MODES)
 
 
 @dataclass
@@ -202,18 +208,23 @@ class LlmOptimizerConfig(AdamWConfig):
     lr: float = 2e-4
     projector_lr: float = 0.0  # Peak learning rate of a LLaVA projector; 0: as `lr`
     marker_lr: float = 0.0  # Peak learning rate of the rows of the image markers; 0: as `lr`
+    cell_head_lr: float = 0.0  # Peak learning rate of the cell head; 0: as `lr`
     schedule: str = "cosine"  # `cosine`, `linear` or `constant_with_warmup`
     warmup: float = 0.03  # Steps of linear warm-up; below 1 a share of all steps
     weight_decay: float = 0.0  # AdamW's decoupled decay; never on biases, normalizations and marker rows
     text_weight: float = 1.0  # Weight of the mean loss over the text targets of a step
     image_weight: float = 1.0  # Weight of the mean loss over the image ids of a step
+    code_smoothing: float = 0.0
+    """Share of the target of an image id that goes to the other rows of its level, the nearest most; 0: none. Held-out losses have none."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Task -> weight of its targets in those means; 1 for tasks that are not named."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.projector_lr < 0 or self.marker_lr < 0 or self.warmup < 0:
-            raise ValueError("optimizer.projector_lr, marker_lr and warmup cannot be negative")
+        if min(self.projector_lr, self.marker_lr, self.cell_head_lr, self.warmup) < 0:
+            raise ValueError("optimizer.projector_lr, marker_lr, cell_head_lr and warmup cannot be negative")
+        if not 0 <= self.code_smoothing < 1:
+            raise ValueError(f"optimizer.code_smoothing {self.code_smoothing} is a share, from 0 to below 1")
         if self.text_weight < 0 or self.image_weight < 0 or self.text_weight + self.image_weight == 0:
             raise ValueError("optimizer.text_weight and image_weight must be 0 or more, and one of them positive")
         _check_word("optimizer.schedule", self.schedule, ("cosine", "linear", "constant_with_warmup"))
@@ -257,6 +268,7 @@ class TrainLlmConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
+    cells: CellSettings = field(default_factory=CellSettings)
     data: LlmDataConfig = field(default_factory=LlmDataConfig)
     optimizer: LlmOptimizerConfig = field(default_factory=LlmOptimizerConfig)
     train: LlmLoopConfig = field(default_factory=LlmLoopConfig)
@@ -269,6 +281,12 @@ class TrainLlmConfig:
             raise ValueError("data.stores holds ids, but vision.enabled=true reads image files; name their folders in vision.images")
         if self.vision.enabled and self.model.input_mode != "ids":
             raise ValueError(f"model.input_mode={self.model.input_mode} adds up ids, but vision.enabled=true reads none; set it to ids")
+        for key, used in (("output_mode=cells", self.model.output_mode == "cells"), ("code_smoothing", self.optimizer.code_smoothing > 0)):
+            section = "model" if "=" in key else "optimizer"
+            if used and self.vision.enabled:
+                raise ValueError(f"{section}.{key} is for image ids, but vision.enabled=true learns none; turn one of them off")
+            if used and not self.model.image_tokenizer:
+                raise ValueError(f"{section}.{key} needs the codebook of the image tokenizer; name its folder in model.image_tokenizer")
         if self.model.quantize != "none" and not self.lora.enabled:
             raise ValueError(f"model.quantize={self.model.quantize} needs lora.enabled=true: quantized weights cannot be tuned themselves")
 

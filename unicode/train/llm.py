@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from unicode.common.distributed import all_reduce_sum_, barrier, is_main, on_mai
 from unicode.common.files import lock_folder, read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base, write_card
+from unicode.llm.cell_head import CellHead, load_cell_head_, save_cell_head
 from unicode.llm.examples import preview
 from unicode.llm.llava import LlavaModel
 from unicode.llm.lora import add_lora_, count_parameters, freeze_table_, is_marker_row, marker_rows_train
@@ -29,14 +30,17 @@ from unicode.llm.model import fit_embeddings_, open_base, open_description, tabl
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import choose_markers
 from unicode.train.config import TrainLlmConfig
-from unicode.train.llm_data import open_vision, read_data, spread
+from unicode.train.llm_data import LlmData, open_vision, read_data, spread
 from unicode.train.loss import Batch, Collator, LossTable, combine, prepare_forward_, target_losses
 from unicode.train.monitor import LlmMonitor
 from unicode.train.runtime import build_arguments, check_resumable, resolve_attention, resolve_runtime
 from unicode.train.samplers import ConversationSampler
+from unicode.train.soft_targets import SoftTargets, spread_targets
 
 SUMMARY = "summary.json"
-FIXED = ("model.path", "model.template", "model.input_mode", "lora.", "vision.")  # Settings that a run folder keeps: what its weights mean
+FIXED = ("model.path", "model.template", "model.input_mode", "model.output_mode", "cells.", "lora.", "vision.")
+"""Settings that a run folder keeps: what its weights mean."""
+HEAD = "cell_head."  # Before the names of its weights
 logger = get_logger(__name__)
 
 
@@ -91,8 +95,23 @@ class LlmTraining:
             base = add_lora_(base, config.lora, self.markers, train_markers=self.markers_train)
         else:
             freeze_table_(base, self.markers, train_markers=self.markers_train)
+        if model.output_mode == "cells":
+            base.cell_head = self._build_cell_head(base)
         prepare_forward_(base, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
         return self.vision.wrap(base) if self.vision else base
+
+    def _build_cell_head(self, lm: Any) -> CellHead:
+        table, layout, row_ids = lm.get_input_embeddings().weight, self.data.train.layout, self.data.image_ids
+        assert layout is not None and row_ids is not None, "the config names the image tokenizer"
+        sizes = {"hidden_size": lm.config.get_text_config().hidden_size, "table_width": getattr(table, "ds_shape", table.shape)[1]}
+        return CellHead(self.config.cells, layout=layout, row_ids=row_ids, **sizes).to(table.device)
+
+    @cached_property
+    def cell_head_fingerprint(self) -> str:
+        """Of the cell head for this base model and image tokenizer; "" where there is none."""
+        if self.config.model.output_mode != "cells":
+            return ""
+        return str(self.model.cell_head.fingerprint(fingerprint_base(self.config.model.path)))
 
     def describe(self) -> str:
         """One line on model, data and steps."""
@@ -184,6 +203,8 @@ class LlmTraining:
             image_tokenizer=image_tokenizer if any(image_tokenizer.values()) else None,
             markers=self.markers,
             vision=self.vision.describe() if self.vision else None,
+            output_mode=config.model.output_mode,
+            cells=self.model.cell_head.describe() | {"fingerprint": mark} if (mark := self.cell_head_fingerprint) else None,
             max_length=self.data.max_length,
             config={"lora": asdict(config.lora), "steps": self.steps},
         )
@@ -194,10 +215,14 @@ class LlmTrainer(Trainer):
 
     def __init__(self, training: LlmTraining) -> None:
         args, data, config, pad = training.args, training.data, training.config, training.text_tokenizer.pad_token_id
+        learned = config.model.output_mode == "cells" or config.optimizer.code_smoothing > 0  # as places among the ids of images
         collator = Collator(
             pad_id=pad if pad is not None else training.text_tokenizer.eos_token_id or 0,
             pack=config.data.pack,
             sums=data.train.layout is not None,
+            layout=data.train.layout,
+            cells=config.model.output_mode == "cells",
+            row_ids=data.image_ids.sort().values if data.image_ids is not None and learned else None,
             task_weights=dict(config.optimizer.task_weights),
             add_images=training.vision.reader if training.vision else None,
         )
@@ -217,9 +242,17 @@ class LlmTrainer(Trainer):
         self.bare_model: Any = training.model  # not wrapped by DDP or DeepSpeed
         self.bare_model.register_load_state_dict_post_hook(forgive_frozen)
         self.kind_weights = torch.tensor([config.optimizer.text_weight, config.optimizer.image_weight], device=args.device)
-        self.losses = LossTable(args.device)
+        self.num_levels = data.train.layout.num_levels if data.train.layout is not None else 0
+        self.losses = LossTable(args.device, levels=self.num_levels)
+        self.soft = self._spread_targets(data, config.optimizer.code_smoothing)
+        self.head_fingerprint = training.cell_head_fingerprint
         # The loss is normalized over the whole step here: Trainer shall not divide it by the number of micro-batches once more.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = True, True
+
+    def _spread_targets(self, data: LlmData, smoothing: float) -> SoftTargets | None:
+        if data.image_ids is None or not smoothing:
+            return None
+        return spread_targets(data.codebooks, data.image_ids, levels=self.num_levels, smoothing=smoothing, device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, left on the CPU: counting their targets there costs no wait for the device."""
@@ -254,14 +287,16 @@ class LlmTrainer(Trainer):
         return loss * world_size()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with groups of their own for projector and marker rows; no decay for vectors and marker rows."""
+        """AdamW with groups of their own for projector, cell head and marker rows; no decay for vectors and marker rows."""
         if self.optimizer is None:
             options = self.settings.optimizer
-            rates = {"main": options.lr, "projector": options.projector_lr or options.lr, "markers": options.marker_lr or options.lr}
+            own = {"projector": options.projector_lr, "cell_head": options.cell_head_lr, "markers": options.marker_lr}
+            rates = {"main": options.lr} | {kind: rate or options.lr for kind, rate in own.items()}
             groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in self.bare_model.named_parameters():
                 if parameter.requires_grad:
-                    kind = "projector" if name.startswith("projector.") else "markers" if is_marker_row(name, parameter) else "main"
+                    part = name.partition(".")[0]
+                    kind = part if part in rates else "markers" if is_marker_row(name, parameter) else "main"
                     matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
                     groups.setdefault((kind, matrix and kind != "markers"), []).append(parameter)
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.bare_model)
@@ -276,7 +311,7 @@ class LlmTrainer(Trainer):
         if self.eval_dataset is None:
             return {}
         begun, model = time.perf_counter(), self.model_wrapped
-        table = LossTable(self.args.device)
+        table = LossTable(self.args.device, levels=self.num_levels)
         model.eval()  # each training step begins with `model.train()`
         batches, counts = self._eval_batches()
         for batch, count in zip(self._loader(self.eval_dataset, batches), counts, strict=True):
@@ -311,8 +346,21 @@ class LlmTrainer(Trainer):
         state = self.accelerator.get_state_dict(self.model_wrapped) if tuned else gather_trainable(model)
         if is_main():
             folder = output_dir or str(self.folder)
+            self._save_head_(state, folder)
             model.save_pretrained(folder, state_dict=state, **({"save_embedding_layers": False} if adapted else {}))
             self.text_tokenizer.save_pretrained(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.head_fingerprint:
+            state_dict = dict(self.bare_model.state_dict() if state_dict is None else state_dict)
+            self._save_head_(state_dict, output_dir or str(self.folder))
+        super()._save(output_dir, state_dict)
+
+    def _save_head_(self, state: dict[str, torch.Tensor], folder: str) -> None:
+        """Take the weights of a cell head out of `state`, which is complete, and write them to their own file."""
+        if self.head_fingerprint:
+            head = {name.removeprefix(HEAD): state.pop(name).cpu() for name in list(state) if name.startswith(HEAD)}
+            save_cell_head(folder, head | {"row_ids": self.bare_model.cell_head.row_ids.cpu()}, fingerprint=self.head_fingerprint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.checkpoint_folder)
@@ -337,6 +385,8 @@ class LlmTrainer(Trainer):
             self.bare_model.load_trained_(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.head_fingerprint:
+            load_cell_head_(self.bare_model.cell_head, resume_from_checkpoint, fingerprint=self.head_fingerprint)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would walk over all parameters in every step."""
@@ -345,7 +395,8 @@ class LlmTrainer(Trainer):
     def _forward(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
         targets = inputs["targets"]
         outputs = model(**inputs["inputs"], logits_at=targets.at, use_cache=False)
-        return target_losses(outputs.logits, targets), targets
+        soft = self.soft if model.training else None
+        return target_losses(outputs.logits, targets, cell_logits=outputs.get("cell_logits"), soft=soft), targets
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         given: Batch = inputs["inputs"]
@@ -371,9 +422,12 @@ class LlmTrainer(Trainer):
 
 
 def forgive_frozen(model: nn.Module, keys: Any) -> None:
-    """A hook of `load_state_dict`: the checkpoints of DeepSpeed lack the frozen weights, which come from the base model."""
+    """A hook of `load_state_dict`: the checkpoints of DeepSpeed lack the frozen weights, which come from the base model.
+
+    A cell head, which all of them have, has a file of its own beside the weights of a whole model.
+    """
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
-    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen and not name.startswith(HEAD)]
 
 
 def gather_trainable(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,11 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from unicode.annotations.build import split_weight
 from unicode.annotations.records import TASKS
 from unicode.common.logging import get_logger
 from unicode.images.lookup import ImageLookup
+from unicode.llm.cell_head import check_cells
 from unicode.llm.collate import PixelReader
 from unicode.llm.dataset import ConversationDataset
 from unicode.llm.examples import ExampleBuilder
@@ -88,6 +90,8 @@ class LlmData:
     weights: np.ndarray  # (n,) how often each training conversation occurs in an epoch
     modalities: np.ndarray  # (n,) 1 for conversations with images, 0 for text
     max_length: int  # Longest sequence in tokens
+    image_ids: torch.Tensor | None  # (K,) vocabulary ids of the rows of the image tokenizer, where it is named
+    codebooks: list[torch.Tensor]  # (K, E) rows of its levels, or of one codebook for all
 
     @property
     def epoch_length(self) -> int:
@@ -110,15 +114,20 @@ def read_data(
     if data.max_length > context:
         raise ValueError(f"data.max_length is {data.max_length}, but the model's context is {context} tokens; set at most that")
     max_length = data.max_length or min(context, DEFAULT_LENGTH)
-    layout, fingerprint = None, ""
+    layout, fingerprint, image_ids, codebooks = None, "", None, []
     if path := config.model.image_tokenizer:
         tokenizer = load_tokenizer(path)
         layout, fingerprint, largest = tokenizer.layout, tokenizer.fingerprint, int(tokenizer.row_ids.max())
+        image_ids, codebooks = tokenizer.row_ids.cpu(), [codebook.rows for codebook in tokenizer.codebooks]
         if largest >= rows:
             reason = f"its largest image id is {largest}, but {config.model.path} has {rows} rows in its embedding table"
             raise ValueError(f"the image tokenizer {path} does not fit the model: {reason}; train it on the table of this model")
+        if config.model.output_mode == "cells":
+            check_cells(layout)
+            config.cells.resolved(model_config.get_text_config().hidden_size)
     files, file_weights = zip(*map(split_weight, data.files), strict=True)
-    builder = ExampleBuilder(template, text_tokenizer, markers, layout, max(rows, max(markers.ids()) + 1))
+    known = (template, text_tokenizer, markers, layout, max(rows, max(markers.ids()) + 1))
+    builder = ExampleBuilder(*known, output_mode=config.model.output_mode)
     options: dict[str, Any] = {
         "stores": data.stores,
         "max_length": max_length,
@@ -134,4 +143,4 @@ def read_data(
             logger.info("%s data: %s", name, found.intake.describe())
     of_tasks = np.array([data.task_weights.get(task, 1.0) for task in TASKS] + [1.0])  # the last one is of records without a task, -1
     weights = np.asarray(file_weights)[train.sources] * of_tasks[train.tasks]
-    return LlmData(train, val, weights, (train.num_images > 0).astype(np.int64), max_length)
+    return LlmData(train, val, weights, (train.num_images > 0).astype(np.int64), max_length, image_ids, codebooks)
