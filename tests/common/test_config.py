@@ -86,3 +86,9 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="not valid YAML"):
         load_config(Outer, tmp_path / "bad.yaml")
+
+
+def test_an_override_that_is_no_yaml_is_a_text():
+    assert load_config(Outer, None, ["name={split}/*.tar"]).name == "{split}/*.tar"
+    with pytest.raises(ValueError, match=r"inner\.words takes a list"):
+        load_config(Outer, None, ["inner.words=[a"])

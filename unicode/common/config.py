@@ -29,7 +29,12 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         if "=" not in override:
             raise ValueError(f"'{override}' is not an override; write key.sub=value, for example train.steps=100")
         # `key=` means the empty string, as it does in a shell.
-        layers.append((override, OmegaConf.from_dotlist([override + "''" if override.endswith("=") else override])))
+        text = override + "''" if override.endswith("=") else override
+        try:
+            layers.append((override, OmegaConf.from_dotlist([text])))
+        except Exception:  # a text that is no YAML, as {split}/*.tar; the YAML parser has a family of errors of its own
+            key, _, value = text.partition("=")
+            layers.append((override, OmegaConf.from_dotlist([f"{key}={json.dumps(value)}"])))
     for source, layer in layers:
         _check_keys(schema, OmegaConf.to_container(layer), source)
         try:

@@ -124,5 +124,5 @@ class ParquetImages:
         try:
             return self._open(self._paths[file]).read_row_group(number, columns=columns, use_threads=False)
         except (OSError, ValueError) as error:
-            log.warning("%s: row group %d is damaged and left out (%s)", self._paths[file], number, error)
+            log.warning("%s: row group %d is damaged and left out (%s)", self._paths[file], number, " ".join(str(error).split()))
             return None
