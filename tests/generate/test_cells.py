@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from unicode.generate.answers import AnswerConfig, answer_questions
@@ -58,6 +59,16 @@ def test_a_picture_is_that_of_whole_passes_in_every_batch(cells_model, sampling)
         assert together[place].ids.tolist() == expected and len(expected) == 20, together[place].error
         assert place == 3 or np.array_equal(static[place].ids, together[place].ids)
     assert len({tuple(drawing.ids) for drawing in together}) > 1
+
+
+def test_one_compiled_step_draws_all_cells(cells_model, monkeypatch):
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compile_(step, backend=counter, dynamic=False))
+    decoder, sampling = CachedDecoder(cells_model.causal, cache="static", compiled=True), Sampling(guidance=2.0)
+    compiled = [ImageSampler(cells_model, sampling=sampling, decoder=decoder).draw(requests(2)) for _ in range(2)][1]
+    plain = ImageSampler(cells_model, sampling=sampling).draw(requests(2))
+    assert all(np.array_equal(one.ids, other.ids) for one, other in zip(compiled, plain, strict=True))
+    assert counter.frame_count == 1 and decoder._compiled is not None
 
 
 def test_given_rows_are_kept_and_compressed_images_are_read(cells_model):

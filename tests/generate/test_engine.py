@@ -7,6 +7,7 @@ from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, LlamaCon
 
 from unicode.generate import engine
 from unicode.generate.engine import (
+    NONE,
     TEXT,
     CachedDecoder,
     ImageConstraint,
@@ -106,6 +107,24 @@ def test_an_adapter_around_everything():
     assert torch.allclose(decoder.logits(features), expected, atol=1e-4)
     some = torch.tensor([70, 3, 11])
     assert torch.allclose(decoder.rows(some).logits(features), expected[:, some], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@torch.no_grad()
+def test_states_and_logits_behind_cells_of_several_ids(kind):
+    model = make(kind)
+    decoder = CachedDecoder(model)
+    decoder.keep_states_()
+    ids, mask = padded(PROMPTS)
+    features, embed = decoder.start(mask, input_ids=ids, max_new=3), model.get_input_embeddings()
+    cells = torch.tensor([[[20, 21, 22], [23, NONE, NONE], [24, 25, NONE]], [[30, NONE, NONE], [31, 32, 33], [34, 35, 36]]])
+    for number in range(3):
+        for row, prompt in enumerate(PROMPTS):
+            written = [embed(cell[row][cell[row] >= 0]).sum(0, keepdim=True) for cell in cells[:number]]
+            expected = model(inputs_embeds=torch.cat((embed(torch.tensor(prompt)), *written))[None], output_hidden_states=True)
+            assert torch.allclose(decoder.logits(features)[row], expected.logits[0, -1], atol=1e-4)
+            assert torch.allclose(decoder.states(features)[row], expected.hidden_states[-1][0, -1], atol=1e-4)
+        features = decoder.step(cells[number]) if number < 2 else features
 
 
 @torch.no_grad()
