@@ -1,8 +1,9 @@
 """What tests of several packages share: no network, and a language model of a few thousand weights in a folder."""
 
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,25 @@ def make_tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tuned]
 def tuned(make_tuned: Callable[..., Tuned]) -> Tuned:
     """One of them, with tied weights."""
     return make_tuned()
+
+
+@pytest.fixture(scope="session")
+def tuned_cells(tuned: Tuned, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """The same with a random cell head: it draws 4 cells of 5 ids."""
+    from unicode.llm.card import read_card, write_card
+    from unicode.llm.cell_head import CellHead, CellSettings, save_cell_head
+    from unicode.tokenizer.load import load_tokenizer
+
+    run = tmp_path_factory.mktemp("cells") / "run"
+    shutil.copytree(tuned.run, run)
+    card, rows = read_card(run), load_tokenizer(tuned.image_tokenizer).row_ids
+    assert card.layout is not None
+    torch.manual_seed(0)
+    head = CellHead(CellSettings(width=24, heads=2), hidden_size=32, table_width=32, layout=card.layout, row_ids=rows)
+    fingerprint = head.fingerprint(card.base_fingerprint)
+    save_cell_head(run, head.state_dict(), fingerprint=fingerprint)
+    write_card(run, replace(card, output_mode="cells", cells=head.describe() | {"fingerprint": fingerprint}))
+    return replace(tuned, run=run)
 
 
 def _write_base(folder: Path, *, tied: bool, context: int) -> None:

@@ -151,8 +151,8 @@ def test_questions_are_answered_with_whole_pictures_within_the_limit(eager):
     assert any(len(one.ids) > 30 for one in alone)
 
 
-def test_load_model_draws(cells_run):
-    assert load_model(cells_run, device="cpu").draw("a red circle", seed=1, guidance=2).size == (16, 16)
+def test_load_model_draws(tuned_cells):
+    assert load_model(tuned_cells.run, device="cpu").draw("a red circle", seed=1, guidance=2).size == (16, 16)
 
 
 def test_heads_that_do_not_fit(cells_model):

@@ -25,6 +25,12 @@ from unicode.run.generate_images import find_pictures
 from unicode.run.generate_images import main as generate
 
 
+@pytest.fixture(params=["tuned", "tuned_cells"], ids=["ids", "cells"])
+def model(request):
+    """The folders of a model that draws id by id, or cell by cell."""
+    return request.getfixturevalue(request.param)
+
+
 def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
@@ -69,8 +75,8 @@ def test_killed_in_the_middle_of_a_hundred_prompts(tuned, tmp_path, capsys):
     assert 0 <= metrics["all"]["value"] <= 100 and metrics["shuffled_all"]["unit"] == "%" and metrics["clip_score"]["value"] is None
 
 
-def test_two_ranks_share_the_pictures(tuned, tmp_path):
-    words = ["--model", str(tuned.run), "--prompts", "shapes:val", "--device", "cpu", "limit=7", "batch_size=2"]
+def test_two_ranks_share_the_pictures(model, tmp_path):
+    words = ["--model", str(model.run), "--prompts", "shapes:val", "--device", "cpu", "limit=7", "batch_size=2"]
     run_ranks("generate_images", *words, "--out", tmp_path / "two", logs=tmp_path / "logs")
     assert generate([*words, "--out", str(tmp_path / "one")]) == 0
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -90,14 +96,14 @@ def test_bad_lines_do_not_stop_the_others(tuned, tmp_path, caplog):
     assert generate([*words[:5], str(tmp_path / "empty"), *words[6:]]) == 2
 
 
-def test_completion_keeps_rows_and_decompression_is_measured(tuned, tmp_path):
-    base = ["--model", str(tuned.run), "--device", "cpu", "limit=6"]
+def test_completion_keeps_rows_and_decompression_is_measured(model, tmp_path):
+    base = ["--model", str(model.run), "--device", "cpu", "limit=6"]
     assert generate([*base, "--complete", "shapes:val", "--keep", "1", "--out", str(tmp_path / "complete")]) == 0
     assert generate([*base, "--decompress", "shapes:val", "--out", str(tmp_path / "decompress")]) == 0
-    model = open_model(tuned.run, device="cpu")
+    opened = open_model(model.run, device="cpu")
     for line in lines(tmp_path / "complete"):
         scene = find_scene(ShapesConfig(image_size=16), line["id"])
-        ids = model.image_ids(to_float(torch.from_numpy(scene.pixels()))[None])[0].tolist()
+        ids = opened.image_ids(to_float(torch.from_numpy(scene.pixels()))[None])[0].tolist()
         assert line["ids"][:10] == ids[:10] and line["given"] == 10 and line["prompt"] == scene_caption(scene)
         assert line["exact"] == np.mean([one == other for one, other in zip(line["ids"][10:], ids[10:], strict=True)])
         assert np.array_equal(np.asarray(Image.open(tmp_path / "complete" / line["reference"])), scene.pixels().transpose(1, 2, 0))
@@ -110,12 +116,12 @@ def test_completion_keeps_rows_and_decompression_is_measured(tuned, tmp_path):
     assert evaluate(["--pictures", str(tmp_path / "complete"), "--device", "cpu", "--dry-run"]) == 0
 
 
-def test_conversations_become_a_page(tuned, tmp_path):
+def test_conversations_become_a_page(model, tmp_path):
     Image.new("RGB", (20, 20), (0, 0, 250)).save(tmp_path / "blue.png")
     turns = [{"from": "human", "value": "<image>\nDraw it again."}, {"from": "gpt", "value": "Here."}]
     records = [{"id": "a/b", "image": "blue.png", "conversations": turns}, {"id": "lost", "image": "lost.png", "conversations": turns}]
     (tmp_path / "talk.json").write_text(json.dumps(records))
-    words = ["--model", str(tuned.run), "--reference", str(tmp_path / "talk.json"), "--images", str(tmp_path), "--device", "cpu"]
+    words = ["--model", str(model.run), "--reference", str(tmp_path / "talk.json"), "--images", str(tmp_path), "--device", "cpu"]
     assert generate([*words, "--out", str(tmp_path / "out"), "--max-new-tokens", "40"]) == 0
     held, lost = [json.loads(line) for line in (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()]
     assert len(held["turns"]) == 2 and "lost.png" in lost["error"]
@@ -163,8 +169,8 @@ def test_evaluation_needs_pictures(tmp_path, capsys):
     assert "has no results.jsonl" in capsys.readouterr().err
 
 
-def test_chat_reads_lines(tuned, tmp_path, capsys, monkeypatch):
+def test_chat_reads_lines(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("/draw a red circle\nlost.png what?\n/new\n/quit\n"))
-    assert chat(["--model", str(tuned.run), "--out", str(tmp_path), "--device", "cpu", "--max-new-tokens", "8"]) == 0
+    assert chat(["--model", str(model.run), "--out", str(tmp_path), "--device", "cpu", "--max-new-tokens", "8"]) == 0
     shown = capsys.readouterr().out
     assert "0000.png" in shown and "error: lost.png: missing file" in shown and (tmp_path / "0000.png").is_file()
