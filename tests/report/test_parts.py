@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_grid_is_cut_into_its_pictures(runs):
     assert tuple(grid[0, 0, 16, 16]) == (200, 40, 40) and tuple(grid[2, 1, 16, 16]) == (40, 160, 60)
     with pytest.raises(ValueError, match="pictures of 31 pixels"):
         read_grid(runs.reconstruction / "grid.png", 31)
+
+
+def test_answers_are_counted_by_split_and_form(tmp_path):
+    about = [("unseen", "seen", "tone"), ("unseen", "held", "tone"), ("new", "held", "what")]
+    lines = [dict(zip(("split", "form", "category"), one, strict=True)) | {"question_id": n, "answer": "a"} for n, one in enumerate(about)]
+    for name, texts in (("questions", lines), ("answers", [{"question_id": n, "text": "ab"[n == 1]} for n in range(3)])):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in texts))
+    assert count_right(read_answers(tmp_path / "questions", tmp_path / "answers")) == {
+        "all": (2, 3), "new, held forms of words": (1, 1), "new, what": (1, 1),
+        "unseen, held forms of words": (0, 1), "unseen, seen forms of words": (1, 1), "unseen, tone": (1, 2),
+    }  # fmt: skip
 
 
 def test_answers_are_counted_by_kind(runs):

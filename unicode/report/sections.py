@@ -172,6 +172,7 @@ class Asked:
     expected: tuple[str, ...]
     answer: str
     right: bool | None
+    groups: tuple[str, ...] = ()  # what is counted apart: its kind, or split with kind and with form of words
 
 
 def plain(text: str) -> str:
@@ -194,14 +195,17 @@ def read_answers(questions: str | Path, answers: str | Path) -> list[Asked]:
         right = plain(answer) in map(plain, expected) if expected else None
         image = line.get("image") or ""
         text, kind = str(line.get("text", "")).replace("<image>", "").strip(), str(line.get("kind") or line.get("category") or "")
-        asked.append(Asked(str(image[0] if isinstance(image, list) else image), text, kind, expected, answer, right))
+        split, form = line.get("split", ""), line.get("form", "")
+        groups = (f"{split}, {kind}", f"{split}, {form} forms of words") if form else (kind,) if kind else ()
+        asked.append(Asked(str(image[0] if isinstance(image, list) else image), text, kind, expected, answer, right, groups))
     return asked
 
 
 def count_right(asked: Sequence[Asked]) -> dict[str, tuple[int, int]]:
-    """Return kind -> (right, questions with an expected answer), with "all" first."""
+    """Return kind or other group -> (right, questions with an expected answer), with "all" first."""
     scored = [one for one in asked if one.right is not None]
-    kinds = {"all": scored} | {kind: [one for one in scored if one.kind == kind] for kind in sorted({one.kind for one in scored} - {""})}
+    names = sorted({group for one in scored for group in one.groups})
+    kinds = {"all": scored} | {name: [one for one in scored if name in one.groups] for name in names}
     return {kind: (sum(bool(one.right) for one in chosen), len(chosen)) for kind, chosen in kinds.items()}
 
 
