@@ -40,3 +40,13 @@ def test_of_equally_close_rows_the_first_is_taken_in_other_tiles_too(monkeypatch
     monkeypatch.setattr(search, "CPU_TILE", (5, 7))
     codes = nearest_rows(torch.randint(-2, 3, (50, 3)).float(), table)
     assert codes.max() < 16
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_nearest_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, rows = torch.randn(5000, 256, generator=generator), torch.randn(40_000, 256, generator=generator)
+    codes = nearest_rows(vectors.cuda(), rows.cuda()).cpu()
+    exact = torch.cdist(vectors.double(), rows.double())
+    best = exact.min(dim=1).values
+    assert ((exact[torch.arange(5000), codes] - best) / best).max() < 1e-5

@@ -357,3 +357,15 @@ def test_the_states_of_rows_are_their_own(lm):
 def test_bad_image_ids(lm, arguments, message):
     with pytest.raises(ValueError, match=message):
         image_head(lm, **arguments)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_gpu_the_static_compiled_step_equals_the_dynamic_one():
+    model, (ids, mask) = make(attention="sdpa").cuda(), padded(PROMPTS)
+    decoders = CachedDecoder(model, cache="static", compiled=True), CachedDecoder(model)
+    for each in decoders:
+        each.start(mask.cuda(), input_ids=ids.cuda(), max_new=4)
+    for number in range(3):
+        made, expected = (each.logits(each.step(torch.full((3,), 20 + number, device="cuda"))) for each in decoders)
+        assert torch.allclose(made, expected, atol=1e-2)

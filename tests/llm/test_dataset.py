@@ -241,6 +241,14 @@ def test_several_processes_find_the_same(opened, monkeypatch):
         opened(records, stores=[])
 
 
+def test_ranks_without_a_cache_share_the_processors(opened, monkeypatch):
+    monkeypatch.setattr(dataset, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(dataset.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(dataset, "get_context", lambda _: pytest.fail("each of 8 ranks on 8 processors started more processes"))
+    assert len(opened([asked(key) for key in KEYS[:3]])) == 3
+
+
 def test_places_count_from_both_ends(opened):
     data = opened([asked(key) for key in KEYS[:3]])
     assert data[-1].images == (KEYS[2],) and len(list(data)) == 3

@@ -18,7 +18,8 @@ def setting(path: Path, *changes: str):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_those_of_the_project_fit(path: Path) -> None:
+def test_those_of_the_project_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
     found = setting(path)
     assert found.zero_stage == (3 if "3" in path.stem else 2)
     assert ("offload" in path.stem) == ("offload_optimizer" in found.deepspeed["zero_optimization"])
@@ -53,3 +54,13 @@ def test_no_json(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no DeepSpeed config"):
         read_deepspeed(tmp_path / "none.json", expected={})
     assert Runtime(cpu=True, bf16=False, accumulation=1, micro=1).zero_stage == 0
+
+
+def test_an_optimizer_on_the_cpu_needs_tools_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = next(path for path in FILES if path.stem == "zero2_offload")
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    monkeypatch.setattr("deepspeed.git_version_info.installed_ops", {"cpu_adam": False})
+    with pytest.raises(ValueError, match=r"zero2_offload.json keeps the optimizer on the CPU, and DeepSpeed needs g\+\+ and ninja to"):
+        setting(path)
+    monkeypatch.setattr("deepspeed.git_version_info.installed_ops", {"cpu_adam": True})
+    assert setting(path).zero_stage == 2

@@ -193,6 +193,12 @@ def test_two_ranks_with_a_discriminator_agree_to_the_last_bit(overrides: list[st
     assert (tmp_path / "digest_0").read_text() == (tmp_path / "digest_1").read_text()
 
 
+def test_ranks_with_different_codebooks_stop_at_a_checkpoint(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unicode.train.tokenizer.ranks_agree", lambda _: False)
+    with pytest.raises(ValueError, match=r"codebooks of the ranks differ at step 4; checkpoints of earlier steps are kept"):
+        train(overrides)
+
+
 def test_accumulation_equals_one_batch(overrides: list[str], tmp_path: Path) -> None:
     settings = [*overrides, "model.codebook.entropy_weight=0", "optimizer.lr=2e-4"]
     whole = state_of(train(settings, f"run.dir={tmp_path / 'whole'}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +58,21 @@ def all_reduce_min_(tensor: torch.Tensor) -> torch.Tensor:
     if dist := _peers():
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return tensor
+
+
+def ranks_agree(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all ranks hold the same bits in float32 or int32 tensors, by a checksum; a collective call that waits for the device."""
+    if _peers() is None:
+        return True
+    import torch
+
+    sums = []
+    for tensor in tensors:
+        bits = tensor.detach().flatten().view(torch.int32).long()
+        sums.append((bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum())
+    checksum = torch.stack(sums)
+    smallest, largest = all_reduce_min_(torch.stack([checksum, -checksum]))
+    return bool((smallest == -largest).all())
 
 
 def barrier() -> None:

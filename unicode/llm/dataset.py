@@ -88,7 +88,8 @@ class RecordIndex:
 def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> RecordIndex:
     """Return the index of an annotation file, from the cache when file and settings are those of an earlier call.
 
-    Of several processes that index a file at the same time, one reads it and the others wait for its result. Raises FileNotFoundError:
+    Of several processes that index a file at the same time, one reads it and the others wait for its result; without a cache each reads it
+    with its share of the processors. Raises FileNotFoundError:
     there is no such file. Raises ValueError: it is damaged, or `measure` raised it.
 
     Args:
@@ -100,7 +101,7 @@ def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> 
         raise FileNotFoundError(f"no annotation file {path}; make some with python -m unicode.run.make_annotations")
     cached = _cache_file(path, settings)
     if cached is None:
-        return _scan(path, measure)
+        return _scan(path, measure, readers=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that cannot be written or locked is no hindrance
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -141,9 +142,9 @@ def _load(path: Path) -> RecordIndex:
 _pool_jobs: list[tuple[Path, Measure]] = []  # in a process of the pool: the file, and the function that measures its records
 
 
-def _scan(path: Path, measure: Measure) -> RecordIndex:
-    """Read the whole file; a large one with several forks of this process."""
-    processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0))) if "fork" in get_all_start_methods() else 1
+def _scan(path: Path, measure: Measure, *, readers: int = 1) -> RecordIndex:
+    """Read the whole file; a large one with several forks of this process. `readers`: ranks that do so on this machine at once."""
+    processes = min(MAX_PROCESSES, max(1, len(os.sched_getaffinity(0)) // readers)) if "fork" in get_all_start_methods() else 1
     if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
         return _join(path, (_index_chunk(path, measure, *chunk) for chunk in _chunks(path)))
     with get_context("fork").Pool(processes, initializer=_pool_jobs.append, initargs=((path, measure),)) as pool:

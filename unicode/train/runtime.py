@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import socket
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -64,6 +65,8 @@ def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
             "fp16.enabled": ("run.precision", False),
         }
         deepspeed = read_deepspeed(config.run.deepspeed, expected=expected)
+        if deepspeed["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
+            check_builder(config.run.deepspeed)
     return Runtime(cpu, bf16, accumulation, micro, deepspeed)
 
 
@@ -91,6 +94,16 @@ def resolve_attention(config: TrainLlmConfig, runtime: Runtime, model_config: An
     if not wanted.startswith(("flash_attention", "flex_attention")):
         logger.info("packed rows and isolated turns use a mask of T x T here; flash or flex attention on a GPU needs none")
     return wanted
+
+
+def check_builder(path: str) -> None:
+    """ValueError if DeepSpeed's optimizer for the CPU, which it builds when a run starts, is neither there nor can be built."""
+    from deepspeed.git_version_info import installed_ops
+
+    missing = [tool for tool in (os.environ.get("CXX", "g++"), "ninja") if shutil.which(tool) is None]
+    if missing and not installed_ops.get("cpu_adam"):
+        remedy = "install it (Debian: apt install g++ ninja-build), or take a DeepSpeed file without offload_optimizer"
+        raise ValueError(f"{path} keeps the optimizer on the CPU, and DeepSpeed needs {' and '.join(missing)} to build it; {remedy}")
 
 
 def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) -> dict[str, Any]:

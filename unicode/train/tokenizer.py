@@ -15,7 +15,7 @@ from torch import nn
 from unicode.codebook.embedding_table import load_table
 from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint
 from unicode.common.config import save_config
-from unicode.common.distributed import all_reduce_sum_, is_main, on_main, rank, world_size
+from unicode.common.distributed import all_reduce_sum_, is_main, on_main, rank, ranks_agree, world_size
 from unicode.common.files import lock_folder, read_tensors
 from unicode.common.logging import get_logger
 from unicode.common.schedules import language_ratio, learning_rate, quantization_strength
@@ -96,6 +96,7 @@ class TokenizerTrainer:
         precision = "bf16" if runtime.bf16 else "no"
         self.accelerator = Accelerator(cpu=runtime.cpu, mixed_precision=precision, kwargs_handlers=[ddp, group])
         self.device = self.accelerator.device
+        torch.backends.cudnn.benchmark = self.device.type == "cuda"  # shapes repeat, so the search for the fastest convolution pays
         torch.manual_seed(config.run.seed)
         book = config.model.codebook
         table = load_table(book.table) if book.mode != "free" and book.table else None
@@ -308,7 +309,13 @@ class TokenizerTrainer:
         return self.accelerator.no_sync(module) if index < self.accumulation - 1 else nullcontext()
 
     def _save(self, step: int) -> Path:
-        """Write a checkpoint: everything that training depends on, and the tokenizer ready for use."""
+        """Write a checkpoint: everything that training depends on, and the tokenizer ready for use.
+
+        Raises ValueError: the ranks hold different codebooks, as unlike or faulty cards may leave them.
+        """
+        if not ranks_agree(codebook.rows for codebook in self.tokenizer.codebooks):
+            remedy = "checkpoints of earlier steps are kept. Use cards of one kind, and start the command again"
+            raise ValueError(f"the codebooks of the ranks differ at step {step}; {remedy}")
 
         def write(folder: Path) -> None:
             if is_main():
