@@ -134,7 +134,8 @@ def run_part(part: Part, args: argparse.Namespace, *, rate: float, seconds: floa
     words += ["--peak", str(rate)] if "train_step" in part.command and rate else []
     start, printed, code = time.perf_counter(), "", 1
     try:
-        done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, timeout=seconds, check=False, **output)
         printed, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as error:
         so_far = error.stdout or b""
