@@ -53,6 +53,7 @@ class Engine(Protocol):
     """What writes ids; may be called from many threads. ValueError: it cannot do what is asked. ConnectionError: it is gone."""
 
     model: LanguageModel
+    context: int  # Longest prompt and answer together, in tokens
 
     def write(self, prompt: Prompt, options: WriteOptions, emit: Emit | None = None) -> Written:
         """Answer a prompt. `emit`: called while tokens come; the answer ends where it returns False."""
@@ -61,7 +62,7 @@ class Engine(Protocol):
         """Draw a picture: (n,) int64 ids in id order, given ones included."""
 
 
-def room_for(model: LanguageModel, prompt: Prompt, max_tokens: int, context: int) -> int:
+def room_for(prompt: Prompt, max_tokens: int, context: int) -> int:
     """Return how many tokens an answer may have. ValueError: none."""
     if len(prompt) >= context:
         raise ValueError(f"the prompt has {len(prompt)} tokens, the context {context}; shorten it")
@@ -228,7 +229,7 @@ class HttpEngine:
 
     def __init__(self, urls: str, model: LanguageModel) -> None:
         httpx = require("httpx", extra="serve")
-        if model.reads_pixels or getattr(model.card, "output_mode", "ids") != "ids":
+        if model.reads_pixels or model.card.output_mode != "ids":
             raise ValueError(f"this model {'reads pixels' if model.reads_pixels else 'writes images by cells'}; {ONLY_LOCAL}")
         self.model, self._lock = model, Lock()
         headers = {"Authorization": f"Bearer {os.environ[KEY_VARIABLE]}"} if os.environ.get(KEY_VARIABLE) else {}
@@ -284,7 +285,7 @@ class HttpEngine:
         """See `Engine`. Words and pictures are asked for by turns; end markers are ours."""
         ids: list[int] = []
         ends, pictures = tuple(self.model.end_ids), options.max_pictures
-        limit, before = room_for(self.model, prompt, options.max_tokens, self.context), self._plain(prompt)
+        limit, before = room_for(prompt, options.max_tokens, self.context), self._plain(prompt)
         start, end, *others = self.model.markers.ids() if self.model.markers is not None and pictures else (-1, -1)
         num_ids = self.model.layout.num_codes if self.model.layout is not None else 0
         while len(ids) < limit:
@@ -314,7 +315,7 @@ class HttpEngine:
         builder = ExampleBuilder(model.template, model.text, model.markers, model.layout, model.vocab_size)
         prompt = Prompt(builder.build([request.question], [request.given], input_mode=model.card.input_mode, open_image=True))
         count = model.layout.num_codes - len(request.given)
-        if room_for(model, prompt, count, self.context) < count or count < 1:
+        if room_for(prompt, count, self.context) < count or count < 1:
             raise ValueError(f"the prompt has {len(prompt)} tokens; with {count} ids to draw the context of {self.context} is too short")
         return np.concatenate([request.given, self._picture(self._plain(prompt), count, sampling, request.seed, None)])
 

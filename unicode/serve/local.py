@@ -45,7 +45,7 @@ class LocalEngine:
 
     def write(self, prompt: Prompt, options: WriteOptions, emit: Emit | None = None) -> Written:
         """See `Engine`; `emit` is not called between the ids of a picture."""
-        limit = room_for(self.model, prompt, options.max_tokens, self.context)
+        limit = room_for(prompt, options.max_tokens, self.context)
         return self._put(_Job((self._write, replace(options, max_tokens=limit, seed=0)), prompt, options.seed, emit))  # type: ignore[no-any-return]
 
     def draw(self, request: DrawRequest, sampling: Sampling) -> np.ndarray:

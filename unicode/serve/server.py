@@ -1,0 +1,472 @@
+"""One HTTP server in front of an engine: OpenAI's protocol for words and pictures, and pictures to ids and back."""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import io
+import json
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, Lock
+from typing import Annotated, Any, Literal
+
+import httpx
+import numpy as np
+import torch
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from unicode.annotations.records import IMAGE_TAG
+from unicode.common.logging import printable
+from unicode.generate.images import caption_request, check_can_draw, decode_pictures
+from unicode.generate.interleaved import answer_parts
+from unicode.generate.sampling import Sampling
+from unicode.ids.text import write_run
+from unicode.images.listing import UnreadableImageError
+from unicode.llm.load import Content
+from unicode.serve.engines import Emit, Engine, WriteOptions, Written, room_for
+
+DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+PROGRESS = 16  # ids of a picture from one message about it to the next
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes on. ValueError: a value below 1."""
+
+    body: int = 32 << 20  # Bytes of a request
+    images: int = 8  # Pictures in a request, and in its answer
+    tokens: int = 4096  # Longest answer, pictures with all their ids included
+    queue: int = 128  # Requests that are worked on or wait; others are refused (429)
+    seconds: int = 300  # Until a request is given up (504)
+
+    def __post_init__(self) -> None:
+        if wrong := [f"{name} {value}" for name, value in vars(self).items() if value < 1]:
+            raise ValueError(f"limits are at least 1; found {', '.join(wrong)}")
+
+
+class Url(BaseModel):
+    """Where a picture is: a data URL, or a remote one of an allowed host."""
+
+    url: str
+
+
+class Part(BaseModel):
+    """A piece of a message; `ids` stand for the picture where they are given."""
+
+    type: Literal["text", "image_url"]
+    text: str = ""
+    image_url: Url | None = None
+    ids: list[int] | None = None
+
+
+class Message(BaseModel):
+    """A turn; `images` of an answer stand where its text has <image>."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+    images: list[Part] = []
+
+
+class Sampled(BaseModel):
+    """How tokens are drawn."""
+
+    model: str = ""
+    seed: Seed = 0
+    top_p: Share = 1.0
+
+
+class ChatRequest(Sampled):
+    """Body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    temperature: Temperature = 0.0
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    n: Literal[1] = 1
+
+
+class DrawingRequest(Sampled):
+    """Body of /v1/images/generations."""
+
+    prompt: str
+    n: int = Field(1, ge=1)
+    size: str | None = None
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    guidance: Temperature = 1.0
+    temperature: Temperature = 1.0
+    top_k: int = Field(0, ge=0)
+
+
+class IdsRequest(BaseModel):
+    """Body of /v1/decode_ids."""
+
+    ids: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class Server:
+    """What the routes do, with `engine`; `name`: of the model; `hosts`: from which pictures may be fetched."""
+
+    def __init__(self, engine: Engine, *, name: str, limits: Limits, hosts: frozenset[str] = frozenset()) -> None:
+        self.engine, self.model, self.name, self.limits, self.hosts = engine, engine.model, name, limits, hosts
+        self._threads, self._busy, self._lock = ThreadPoolExecutor(limits.queue), 0, Lock()
+        self.registry = CollectorRegistry()
+        Gauge("unicode_requests_in_work", "Requests in work or waiting", registry=self.registry).set_function(lambda: self._busy)
+        self.tokens = Counter("unicode_tokens", "Tokens written", registry=self.registry)
+        self.can_draw = self.model.layout is not None and self.model.markers is not None and bool(self.model.tokenizer_path)
+
+    def start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Begin work in a thread; raises 429 where the queue is full."""
+        if self._busy >= self.limits.queue:
+            raise HTTPException(429, f"{self._busy} requests are in work, the most that this server takes; try again later")
+        self._busy += 1
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        future.add_done_callback(self._finished)
+        return future
+
+    def _finished(self, future: asyncio.Future[Any]) -> None:
+        self._busy -= 1
+        if not future.cancelled():
+            future.exception()  # a client that has left does not ask for it
+
+    async def run(self, request: Request, work: Callable[[Emit], Any]) -> Any:
+        """Return what `work` gives; it is told to stop, by its argument, when the client leaves or the time is over (504)."""
+        left, deadline = Event(), time.monotonic() + self.limits.seconds
+        future = self.start(lambda: work(lambda ids: not left.is_set()))
+        try:
+            while not (await asyncio.wait({future}, timeout=0.2))[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the request took longer than {self.limits.seconds} s")
+                if await request.is_disconnected():
+                    raise HTTPException(499, "the client has left")
+            return future.result()
+        finally:
+            left.set()
+
+    def check_model(self, name: str) -> None:
+        """Raise 404 for another model than this server's."""
+        if name not in ("", self.name):
+            raise HTTPException(404, f"no model '{printable(name)[:100]}' here; this server has '{self.name}'")
+
+    def read_image(self, url: str) -> torch.Tensor:
+        """Return the picture of a URL as (3, S, S) uint8. ValueError: it is none, is too large, or its host is not allowed."""
+        if found := DATA_URL.match(url):
+            try:
+                return self.model.picture(base64.b64decode(url[found.end() :], validate=True))
+            except binascii.Error as error:
+                raise ValueError(f"the data URL of an image is damaged: {error}") from error
+        try:
+            place = httpx.URL(url)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError("an image_url is no URL; expected data:image/png;base64,...") from error
+        if place.scheme not in ("http", "https") or place.host not in self.hosts:
+            raise ValueError(f"images are not fetched from '{printable(url)[:60]}'; send a data URL (data:image/png;base64,...)")
+        content = io.BytesIO()
+        try:
+            with httpx.stream("GET", place, timeout=10, follow_redirects=False) as response:
+                response.raise_for_status()
+                for block in response.iter_bytes():
+                    if content.tell() + len(block) > self.limits.body:
+                        raise ValueError(f"the image at {place} is larger than {self.limits.body} bytes")
+                    content.write(block)
+        except httpx.HTTPError as error:
+            raise ValueError(f"the image at {place} cannot be fetched ({type(error).__name__})") from error
+        return self.model.picture(content.getvalue())
+
+    def read_images(self, parts: list[Part]) -> list[Content]:
+        """Return what the model reads for each picture of a request. ValueError: one cannot be read, or there are too many."""
+        if len(parts) > self.limits.images:
+            raise ValueError(f"the request has {len(parts)} images; this server takes {self.limits.images}")
+        contents: list[Content] = []
+        for part in parts:
+            if part.ids is not None:
+                contents.append(self.check_ids(part.ids))
+                continue
+            try:
+                pixels = self.read_image(part.image_url.url if part.image_url is not None else "")
+            except UnreadableImageError as error:
+                raise ValueError(f"an image cannot be read: {error}") from error
+            with self._lock:
+                contents += self.model.read_pictures(pixels[None])
+        return contents
+
+    def check_ids(self, ids: list[int]) -> np.ndarray:
+        """Return the ids of a picture as an array. ValueError: they are no complete picture of this model."""
+        check_can_draw(self.model)
+        found = np.array(ids, dtype=object)
+        known = set(self.model.images.row_ids.tolist())
+        if self.model.layout is None or len(found) != self.model.layout.num_codes or not known.issuperset(ids):
+            count = self.model.layout.num_codes if self.model.layout is not None else 0
+            raise ValueError(f"{len(ids)} ids are no picture of this model, which has {count} of its {len(known)} image ids")
+        return found.astype(np.int64)
+
+    def read_conversation(self, messages: list[Message]) -> tuple[list[str], list[Content]]:
+        """Return turns with <image> tags, and what is read for these. ValueError: no question last, or tags without images."""
+        turns: list[str] = []
+        shown: list[Part] = []
+        system = ""
+        for message in messages:
+            parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content or []
+            words = "".join(IMAGE_TAG if part.type == "image_url" else part.text for part in parts)
+            seen = [*(part for part in parts if part.type == "image_url"), *message.images]
+            if words.count(IMAGE_TAG) != len(seen):
+                raise ValueError(f"a message has {words.count(IMAGE_TAG)} {IMAGE_TAG} for {len(seen)} images")
+            if message.role in ("system", "developer"):
+                system += f"{words}\n"
+                continue
+            if (message.role == "assistant") != bool(len(turns) % 2):
+                raise ValueError("messages of user and assistant come by turns, beginning with the user")
+            if message.role == "assistant":
+                for ids in self.read_images(seen):
+                    words = words.replace(IMAGE_TAG, write_run(ids), 1)
+            else:
+                shown += seen
+            turns.append(system + words)
+            system = ""
+        if len(turns) % 2 == 0:
+            raise ValueError("the last message is not the user's; there is nothing to answer")
+        return turns, self.read_images(shown)
+
+    def picture(self, ids: np.ndarray) -> str:
+        """Return the PNG of a picture's ids, base64."""
+        with self._lock:
+            pixels = decode_pictures(self.model, ids[None])[0]
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "PNG")
+        return base64.b64encode(content.getvalue()).decode()
+
+    def delta(self, text: str) -> dict[str, Any]:
+        """Return an answer's text as a message: <image> for each picture in its words, and the pictures."""
+        parts = list(answer_parts(text, self.model)) if self.can_draw else [text]
+        found: dict[str, Any] = {"content": "".join(part if isinstance(part, str) else IMAGE_TAG for part in parts)}
+        pictures = [part for part in parts if not isinstance(part, str)]
+        urls = [{"url": f"data:image/png;base64,{self.picture(ids)}"} for ids in pictures]
+        images = [{"type": "image_url", "image_url": url, "ids": ids.tolist()} for url, ids in zip(urls, pictures, strict=True)]
+        return {**found, "images": images} if images else found
+
+
+class Answering:
+    """One answer of the chat: its request to the engine, its text so far, its end."""
+
+    def __init__(self, server: Server, body: ChatRequest) -> None:
+        self.server, self.model, self.body = server, server.model, body
+        wanted = body.max_completion_tokens or body.max_tokens or min(512, server.limits.tokens)
+        if wanted > server.limits.tokens:
+            raise ValueError(f"{wanted} tokens are asked for; this server writes at most {server.limits.tokens}")
+        self.stops = [*([body.stop] if isinstance(body.stop, str) else body.stop or []), self.model.template.stop]
+        self.stops = [stop for stop in self.stops if stop]
+        self.options = WriteOptions(
+            wanted, Sampling(body.temperature, top_p=body.top_p), max_pictures=server.limits.images * server.can_draw, seed=body.seed
+        )
+        self.about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": server.name}
+
+    def text(self, ids: list[int]) -> tuple[str, bool]:
+        """Return the text of an answer's ids up to the first stop text, and whether there is one."""
+        text = self.model.read_text(ids).lstrip()
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        return text[: min(places, default=len(text))], bool(places)
+
+    def begun(self, ids: list[int]) -> int:
+        """Return how many ids there are of a picture that is not complete; 0 outside of pictures."""
+        start, end = self.model.markers.ids()[:2] if self.model.markers is not None and self.options.max_pictures else (-1, -1)
+        behind = next((place for place, token in enumerate(reversed(ids)) if token in (start, end)), 0)
+        return behind if behind and ids[-1 - behind] == start else 0
+
+    def prompt(self) -> Any:
+        """Return the prompt. ValueError: messages that are no conversation, or too long a one."""
+        prompt = self.model.prompt(*self.server.read_conversation(self.body.messages))
+        room_for(prompt, 1, self.server.engine.context)
+        return prompt
+
+    def write(self, prompt: Any, emit: Emit) -> Written:
+        """Have the engine answer."""
+        written = self.server.engine.write(prompt, self.options, lambda ids: emit(ids) and not (self.stops and self.text(ids)[1]))
+        self.server.tokens.inc(len(written.ids))
+        return written
+
+    def end(self, prompt: Any, written: Written) -> tuple[str, dict[str, int]]:
+        """Return finish_reason and usage."""
+        counts = {"prompt_tokens": len(prompt), "completion_tokens": len(written.ids) + written.ended}
+        reason = "stop" if written.ended or self.text(written.ids)[1] else "length"
+        return reason, {**counts, "total_tokens": sum(counts.values())}
+
+    async def stream(self, prompt: Any) -> AsyncIterator[str]:
+        """Yield server-sent events: words as they come, pictures whole, the progress of pictures in between."""
+        loop, left = asyncio.get_running_loop(), Event()
+        coming: asyncio.Queue[list[int] | None] = asyncio.Queue()
+
+        def emit(ids: list[int]) -> bool:
+            loop.call_soon_threadsafe(coming.put_nowait, list(ids))
+            return not left.is_set()
+
+        def event(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            return f"data: {json.dumps({'object': 'chat.completion.chunk', **self.about, 'choices': [choice], **more})}\n\n"
+
+        held, sent, deadline = max(map(len, self.stops), default=1) - 1, "", time.monotonic() + self.server.limits.seconds
+        try:
+            future = self.server.start(lambda: self.write(prompt, emit))
+            future.add_done_callback(lambda _: coming.put_nowait(None))
+            yield event({"role": "assistant", "content": ""})
+            while (ids := await asyncio.wait_for(coming.get(), deadline - time.monotonic())) is not None:
+                text = self.text(ids)[0].rstrip().rstrip("\ufffd")
+                text = text[: len(text) - held]
+                if text.startswith(sent) and len(text) > len(sent):
+                    yield event(await loop.run_in_executor(None, self.server.delta, text[len(sent) :]))
+                    sent = text
+                begun = self.begun(ids)
+                if begun and begun % PROGRESS == 0 and self.model.layout is not None:
+                    yield event({}, progress={"ids": begun, "of": self.model.layout.num_codes})
+            written = await future
+            text, (reason, usage) = self.text(written.ids)[0].rstrip(), self.end(prompt, written)
+            if len(text) > len(sent):
+                yield event(await loop.run_in_executor(None, self.server.delta, text[len(sent) :]))
+            yield event({}, reason, usage=usage)
+        except (ValueError, ConnectionError, TimeoutError, HTTPException) as error:
+            yield f"data: {json.dumps(describe_error(*status_of(error)))}\n\n"
+        finally:
+            left.set()
+        yield "data: [DONE]\n\n"
+
+
+def status_of(error: Exception) -> tuple[int, str]:
+    """Return the HTTP status and the sentence of an error."""
+    if isinstance(error, StarletteHTTPException):
+        return error.status_code, str(error.detail)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return 400, f"{'.'.join(map(str, first['loc'][1:])) or 'the body'}: {first['msg']}"
+    status = {TimeoutError: 504, ConnectionError: 503, ValueError: 400}
+    found = next((code for kind, code in status.items() if isinstance(error, kind)), 500)
+    message = (str(error) or "the request took too long") if found != 500 else "an error of this server; its log has the reason"
+    return found, printable(message)
+
+
+def describe_error(status: int, message: str) -> dict[str, Any]:
+    """Return an error as OpenAI's protocol has it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message[:1000], "type": kind, "param": None, "code": status}}
+
+
+class Guard:
+    """Around all routes: the key, the size of the body, the metrics. `key`: "" for none."""
+
+    def __init__(self, app: Any, *, server: Server, key: str) -> None:
+        self.app, self.server, self.key = app, server, key
+        self.requests = Counter("unicode_requests", "Requests by route and status", ["route", "status"], registry=server.registry)
+        self.seconds = Histogram("unicode_request_seconds", "Time of requests by route", ["route"], registry=server.registry)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start, size, status = time.perf_counter(), 0, 500
+
+        async def count_body() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.server.limits.body:
+                raise HTTPException(413, f"the body is larger than {self.server.limits.body} bytes")
+            return message
+
+        async def note_status(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        allowed = not self.key or scope["path"] == "/health" or hmac.compare_digest(given, f"Bearer {self.key}".encode())
+        refused = JSONResponse(describe_error(401, "the API key is missing or wrong; send it as Authorization: Bearer KEY"), 401)
+        try:
+            await (self.app if allowed else refused)(scope, count_body, note_status)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.requests.labels(route, str(status)).inc()
+            self.seconds.labels(route).observe(time.perf_counter() - start)
+
+
+def build_app(server: Server, *, key: str = "") -> FastAPI:
+    """Return the application; see docs/serving.md for its routes. `key`: what clients have to send, "" for nothing."""
+    app = FastAPI(title="UniCode", docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, server=server, key=key)  # type: ignore[arg-type]
+
+    async def answer_error(request: Request, error: Exception) -> JSONResponse:
+        status, message = status_of(error)
+        return JSONResponse(describe_error(status, message), status)
+
+    for kind in (StarletteHTTPException, RequestValidationError, ValueError, ConnectionError, TimeoutError, Exception):
+        app.add_exception_handler(kind, answer_error)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(server.registry))
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        about = {"context": server.model.context, "draws": server.can_draw, "image_tokenizer": server.model.card.fingerprint}
+        return {"object": "list", "data": [{"id": server.name, "object": "model", "created": 0, "owned_by": "unicode", **about}]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Any:
+        server.check_model(body.model)
+        answering = Answering(server, body)
+        prompt = await server.run(request, lambda _: answering.prompt())
+        if body.stream:
+            return StreamingResponse(answering.stream(prompt), media_type="text/event-stream")
+        written = await server.run(request, lambda emit: answering.write(prompt, emit))
+        reason, usage = answering.end(prompt, written)
+        message = await server.run(request, lambda _: server.delta(answering.text(written.ids)[0].rstrip()))
+        choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
+        return {"object": "chat.completion", **answering.about, "choices": [choice], "usage": usage}
+
+    @app.post("/v1/images/generations")
+    async def draw(body: DrawingRequest, request: Request) -> Any:
+        server.check_model(body.model)
+        check_can_draw(server.model)
+        size = f"{server.model.image_size}x{server.model.image_size}"
+        if body.n > server.limits.images or body.size not in (None, "auto", size):
+            raise ValueError(
+                f"{body.n} pictures of {body.size}: this model draws {size}, this server at most {server.limits.images} at a time"
+            )
+        sampling = Sampling(body.temperature, body.top_k, body.top_p, body.guidance)
+        asked = [caption_request(body.prompt, seed=body.seed + number) for number in range(body.n)]
+        draws = (partial(lambda one, _: server.picture(server.engine.draw(one, sampling)), one) for one in asked)
+        pictures = await asyncio.gather(*(server.run(request, one) for one in draws))
+        urls = body.response_format == "url"
+        return {
+            "created": int(time.time()),
+            "data": [{"url": f"data:image/png;base64,{one}"} if urls else {"b64_json": one} for one in pictures],
+        }
+
+    @app.post("/v1/tokenize_image")
+    async def tokenize_image(body: Url, request: Request) -> Any:
+        check_can_draw(server.model)
+        (ids,) = await server.run(request, lambda _: server.read_images([Part(type="image_url", image_url=body)]))
+        return {"ids": ids.tolist(), "image_tokenizer": server.model.card.fingerprint}
+
+    @app.post("/v1/decode_ids")
+    async def decode_ids(body: IdsRequest, request: Request) -> Any:
+        return {"b64_json": await server.run(request, lambda _: server.picture(server.check_ids(body.ids)))}
+
+    return app
