@@ -1,5 +1,6 @@
 """Files: atomic writes, appending after a kill, and the lock on a folder."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -82,16 +83,18 @@ def test_other_ranks_do_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             pass
 
 
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS])
 def test_without_locks_on_the_file_system_a_warning_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with lock_folder(tmp_path, "training"):
         pass
     assert caplog.text.count("cannot be locked (") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_appending_cuts_half_a_line_off(tmp_path):

@@ -67,6 +67,7 @@ def test_write_then_read(tmp_path: Path) -> None:
         ("[1, NaN]", "record 1, line 1: NaN is not JSON"),
         ("[" * 100_000, "nested too deeply"),
         ("[1, nul]", "record 1, line 1: Expecting value"),
+        ("[1, " + "9" * 5000 + "]", "record 1, line 1: Exceeds the limit (4300 digits)"),
     ],
 )
 @pytest.mark.parametrize("chunk_chars", [1, 5, 1 << 20])

@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from unicode.common.distributed import is_main
 from unicode.common.logging import get_logger
 
@@ -27,14 +29,15 @@ _locks: set[int] = set()  # open lock files of this process
 
 @contextmanager
 def name_errors(path: str | Path) -> Iterator[None]:
-    """Give an OSError of the block that names no file, as a full disk's, the name `path` and a remedy."""
+    """Give an error of the block that names no file, as a full disk's, the name `path` and a remedy; safetensors' too."""
     try:
         yield
-    except OSError as error:
-        if error.filename is not None:
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "filename", None) is not None:
             raise
-        reason = f"could not write ({error.strerror or error}); make room there and start again, nothing that was there before is lost"
-        raise OSError(error.errno, reason, str(path)) from error
+        found = getattr(error, "strerror", None) or error
+        reason = f"could not write ({found}); make room there and start again, nothing that was there before is lost"
+        raise OSError(getattr(error, "errno", None), reason, str(path)) from error
 
 
 @contextmanager
@@ -107,14 +110,16 @@ def _take_lock(file: Path, purpose: str) -> int | None:
         raise ValueError(f"{file.parent} is in use: {holder}; wait for it to end, stop it, or choose another folder") from None
     except OSError as error:
         os.close(handle)
+        file.unlink(missing_ok=True)
         logger.warning("%s cannot be locked (%s); make sure that no other process writes there", file.parent, error)
         return None
     if not file.exists() or not os.path.samestat(os.fstat(handle), file.stat()):  # its holder removed it before we locked it
         os.close(handle)
         return _take_lock(file, purpose)
     holder = f"{purpose} by process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{holder} ({shlex.join(sys.argv)})\n".encode()[:4096], 0)
+    with name_errors(file):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{holder} ({shlex.join(sys.argv)})\n".encode()[:4096], 0)
     _locks.add(handle)
     return handle
 

@@ -126,6 +126,10 @@ class _ListReader:
                     self._fail(f"it does not end within {self.max_record_chars} characters; is the file damaged?" if cut else error.msg)
             except RecursionError:
                 self._fail("it is nested too deeply")
+            except ValueError as error:  # a number of thousands of digits
+                if self.name in str(error):
+                    raise
+                self._fail(str(error).partition(";")[0])
             self._read(max(self.chunk_chars, len(self.text) - self.at))  # doubling: a long record is parsed in linear time
 
     def _next_char(self) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
-from unicode.common.files import lock_folder, read_json, read_list, write_json
+from unicode.common.files import lock_folder, name_errors, read_json, read_list, write_json
 from unicode.common.logging import get_logger
 from unicode.common.schedules import learning_rate
 from unicode.images.shapes import ShapesConfig, draw_scene
@@ -242,8 +242,6 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
 
 
 def _make(folder: Path, config: BaseConfig, partial: Path) -> float:
-    from safetensors import SafetensorError
-
     lines = base_text(instructions=config.instructions, seed=config.seed, text=config.text)
     tokenizer = train_tokenizer((next(lines) for _ in range(config.tokenizer_lines)), vocab_size=config.vocab_size)
     model = build_model(config, tokenizer)
@@ -252,12 +250,11 @@ def _make(folder: Path, config: BaseConfig, partial: Path) -> float:
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
     partial.mkdir()
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        write_json(partial / SUMMARY, {"settings": settings_of(config), "loss": loss})
-        os.rename(partial, folder)
-    except SafetensorError as error:  # safetensors' error on a full disk
-        raise OSError(f"{folder} could not be written: {error}") from error
+        with name_errors(folder):
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            write_json(partial / SUMMARY, {"settings": settings_of(config), "loss": loss})
+            os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return loss

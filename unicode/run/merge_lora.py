@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 
-from unicode.common.files import lock_folder
+from unicode.common.files import lock_folder, name_errors
 from unicode.run.command import command, log
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         log.info("%s on %s can be merged: %d weights, %s", run, card.base, model.num_parameters(), model.dtype)
         return 0
-    with lock_folder(out, "merging"):
+    with lock_folder(out, "merging"), name_errors(out):
         model.save_pretrained(out)
         text.save_pretrained(out)
         if (run / PROJECTOR_FILE).is_file():

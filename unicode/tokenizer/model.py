@@ -234,8 +234,8 @@ class ImageTokenizer(nn.Module):
         widths = [state[name].shape[-1] for name in tables if name in state]
         try:
             tokenizer = cls(config, widths=widths)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+        except (ValueError, RuntimeError) as error:  # RuntimeError: sizes that do not fit into memory
+            raise ValueError(f"{source}: no tokenizer of its config can be built: {str(error)[:300]}") from error
         state = {name: tensor for name, tensor in state.items() if not name.endswith(".projection")}  # only training uses it
         try:
             tokenizer.load_state_dict(tokenizer.state_dict() | state if partial else state)

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer
 from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint
 from unicode.common.config import save_config
 from unicode.common.distributed import all_reduce_sum_, barrier, is_main, on_main, rank, world_size
-from unicode.common.files import lock_folder, read_json, write_json
+from unicode.common.files import lock_folder, name_errors, read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base, write_card
 from unicode.llm.cell_head import CellHead, load_cell_head_, save_cell_head
@@ -168,7 +168,8 @@ class LlmTraining:
         )
 
     def _finish(self, trainer: "LlmTrainer", *, seconds: float) -> None:
-        trainer.save_model(str(self.folder))
+        with name_errors(self.folder):
+            trainer.save_model(str(self.folder))
         learning, total = count_parameters(self.model)
         tokens = trainer.monitor.tokens * world_size()
         summary = {
