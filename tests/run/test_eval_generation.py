@@ -1,12 +1,14 @@
 """eval_generation --gallery: which picture of a captioned set is nearest to what was drawn."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from unicode.generate.jobs import RESULTS
-from unicode.run.eval_generation import main
+from unicode.images.shapes import Scene, ShapesConfig
+from unicode.run.eval_generation import main, read_things
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "crimson": (250, 0, 0)}
 
@@ -52,6 +54,20 @@ def test_the_right_picture_and_the_right_kind(gallery, drawn):
     assert [(line["right"], line["nearest_pixels"]) for line in lines] == [
         ("new/green.png", "new/green.png"), ("new/red.png", "new/crimson.png"),
     ]  # fmt: skip
+
+
+def test_scenes_named_in_words(tmp_path):
+    """The prompts of tests/data/typed_prompts.txt about scenes: each drawn right is recognized, those about emoji do not count."""
+    lines = [line.split("\t") for line in (Path(__file__).parents[1] / "data" / "typed_prompts.txt").read_text().splitlines()]
+    records = []
+    for number, (prompt, reference) in enumerate(lines):
+        things = read_things(reference)
+        Image.fromarray(Scene(tuple(things), ShapesConfig()).pixels().transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
+        records.append({"id": str(number), "file": f"{number}.png", "prompt": prompt, "reference": reference})
+    (tmp_path / RESULTS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["--pictures", str(tmp_path)]) == 0
+    entry = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["all"]
+    assert entry["value"] == 100 and "10 images" in entry["protocol"]
 
 
 def test_a_folder_of_pictures_and_equal_pictures(gallery, drawn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from unicode.common.config import load_config
 from unicode.common.distributed import all_reduce_sum_, is_main, open_job, rank, world_size
 from unicode.common.files import read_json, read_jsonl, write_json, write_jsonl
 from unicode.common.json_lists import read_json_list
-from unicode.images.shapes import ShapesConfig, find_scene, parse_scene
+from unicode.images.shapes import COLOURS, PLACES, SHAPES, ShapesConfig, Thing, find_scene, parse_scene
 from unicode.metrics import NotComputed, format_metrics
 from unicode.run.command import command, log
 
@@ -99,17 +100,29 @@ def feed(metrics: GenerationMetrics, drawn: Drawn, reference: ImageDataset | Non
 
 
 def measure_scenes(drawn: Drawn) -> dict[str, Any]:
-    """Name -> entry of what is recognized in images whose prompts came from the shapes world; nothing for others."""
+    """Name -> entry of what is recognized in images whose prompts are about scenes of the shapes world; nothing for others.
+
+    A scene is named by its key, or in the default world by its things: "red circle top left; blue square bottom right".
+    """
     from unicode.images.decode import to_float
     from unicode.metrics.generation import scene_metrics
 
     world, task = drawn.settings.get("world"), drawn.settings.get("task")
-    if not world or task == "decompress":
+    names = [str(record["id"] if task == "complete" else record.get("reference", "")) for record in drawn.records]
+    in_words = {place: found for place, found in enumerate(map(read_things, names)) if found}
+    if task == "decompress" or not (world or in_words):
         return {}
-    config = ShapesConfig(**world)
-    keys = [str(record["id"] if task == "complete" else record.get("reference", "")) for record in drawn.records]
-    found = [list(parse_scene(to_float(drawn.image(index)).numpy(), config).things) for index in range(len(drawn))]
-    return scene_metrics([list(find_scene(config, key).things) for key in keys], found)
+    config = ShapesConfig(**world) if world else ShapesConfig(image_size=drawn.side)
+    wanted = in_words or {place: list(find_scene(config, name).things) for place, name in enumerate(names)}
+    found = [list(parse_scene(to_float(drawn.image(place)).numpy(), config).things) for place in wanted]
+    return scene_metrics(list(wanted.values()), found)
+
+
+def read_things(text: str) -> list[Thing]:
+    """Read "red circle top left; blue square bottom right"; nothing where a part is no thing in a place."""
+    colours, shapes, places = ("|".join(names) for names in (COLOURS, SHAPES, PLACES[2]))
+    found = [re.fullmatch(rf"({colours}) ({shapes}) ({places})", part.strip()) for part in text.split(";")]
+    return [Thing(one[1], one[2], "large", one[3]) for one in found if one] if all(found) else []
 
 
 @dataclass(frozen=True)
