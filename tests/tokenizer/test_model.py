@@ -1,5 +1,6 @@
 """The tokenizer as users see it: shapes, round trips, gradients of every level, folders on disk."""
 
+import json
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -117,6 +118,11 @@ def test_damaged_and_foreign_folders_are_named(make: Make, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="another architecture"):
         load_tokenizer(tmp_path)
     config = tmp_path / CONFIG_FILE
+    content = json.loads(config.read_text())
+    content["tokenizer"]["autoencoder"]["channels"] = 2**34
+    (tmp_path / "other" / CONFIG_FILE).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no tokenizer of its config can be built: .*memory"):
+        load_tokenizer(tmp_path / "other")
     config.write_text(config.read_text().replace('"levels"', '"lewels"'))
     with pytest.raises(ValueError, match="lewels"):
         load_tokenizer(tmp_path)

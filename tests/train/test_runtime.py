@@ -1,13 +1,16 @@
 """DeepSpeed files: those that come with the project fit every run, those that contradict one are refused with both values named."""
 
 import json
+import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from unicode.common.config import load_config
 from unicode.train.config import TrainLlmConfig
-from unicode.train.runtime import Runtime, read_deepspeed, resolve_runtime
+from unicode.train.runtime import Runtime, join_ranks, read_deepspeed, resolve_runtime
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
 
@@ -64,3 +67,16 @@ def test_an_optimizer_on_the_cpu_needs_tools_to_build_it(monkeypatch: pytest.Mon
         setting(path)
     monkeypatch.setattr("deepspeed.git_version_info.installed_ops", {"cpu_adam": True})
     assert setting(path).zero_stage == 2
+
+
+def test_a_job_of_one_rank_takes_its_port_when_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen before, another process could take it in between."""
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT DS_ACCELERATOR ACCELERATE_USE_CPU"
+    for name in names.split():
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    join_ranks(Runtime(cpu=False, bf16=False, accumulation=1, micro=1), timeout=timedelta(minutes=1))
+    assert os.environ["MASTER_PORT"] == "0"
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.destroy_process_group()

@@ -77,7 +77,7 @@ class BaseConfig:
 def base_text(*, instructions: float, seed: int, text: str = "") -> Iterator[str]:
     """Yield lines about the shapes world, or of the file `text`, endlessly; a share `instructions` asks for an image, as annotations do."""
     rng = Random(seed)
-    templates = [template for group in TEMPLATES.values() for template in group if "{ids}" not in template]
+    templates = [template for group in TEMPLATES.values() for template in group if "{" not in template.replace("{caption}", "")]
     world = ShapesConfig(seed=seed)
     for number, line in enumerate(file_text(text, seed=seed) if text else world_text(seed=seed)):
         if rng.random() < instructions:

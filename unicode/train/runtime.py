@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import socket
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -186,11 +185,8 @@ def join_ranks(runtime: Runtime, *, timeout: timedelta) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed = runtime.deepspeed is not None
     if "RANK" not in os.environ and (deepspeed or (torch.cuda.device_count() > 1 and not runtime.cpu)):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # a port that is free when the rank listens
     if deepspeed and runtime.cpu:  # on a GPU transformers does it
         import deepspeed as engine
 
