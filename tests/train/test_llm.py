@@ -214,6 +214,13 @@ def test_weights_of_files_and_tasks_set_the_mix(llm_overrides: list[str]) -> Non
     assert training.steps == round(2 * 70 / 8)
 
 
+def test_ranks_wait_for_as_long_as_the_config_says_and_workers_are_no_forks(llm_overrides: list[str]) -> None:
+    training = build(llm_overrides, "run.timeout_minutes=7", "data.num_workers=2")
+    assert training.args.ddp_timeout == 420
+    loader: Any = LlmTrainer(training).get_train_dataloader()
+    assert loader.multiprocessing_context.get_start_method() == "forkserver"
+
+
 def test_preview_shows_what_is_learned(llm_overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     build(llm_overrides).preview(3)
     text = capsys.readouterr().out

@@ -19,6 +19,7 @@ from warm import free_port, run_ranks, start
 from unicode import load_tokenizer
 from unicode.common.checkpoint import newest_checkpoint
 from unicode.common.config import load_config
+from unicode.train import tokenizer as tokenizer_training
 from unicode.train.config import TrainTokenizerConfig, split_batch
 from unicode.train.tokenizer import STATE_FILE, TokenizerTrainer
 
@@ -162,6 +163,7 @@ WRITE_DIGEST = """
 import hashlib, os, sys
 from pathlib import Path
 from unicode.common.config import load_config
+from unicode.train import tokenizer as tokenizer_training
 from unicode.train.config import TrainTokenizerConfig
 from unicode.train.tokenizer import TokenizerTrainer
 
@@ -233,6 +235,24 @@ def test_another_architecture_in_the_run_folder_is_refused(overrides: list[str])
     train(overrides, "train.steps=4")
     with pytest.raises(ValueError, match=r"model\.autoencoder\.channels=8, this one has 16; choose another run\.dir"):
         train(overrides, "train.steps=4", "model.autoencoder.channels=16")
+
+
+def test_a_projected_codebook_needs_the_commitment_loss(overrides: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"objective\.commitment=0 leaves the rows of model\.codebook\.mode=projected without a gradient"):
+        load_config(TrainTokenizerConfig, None, [*overrides, "objective.commitment=0", "model.codebook.entropy_weight=0"])
+
+
+def test_validation_reads_with_the_workers_of_the_config(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    real = tokenizer_training.build_loader
+
+    def build_loader(*args: Any, num_workers: int, **options: Any) -> Any:
+        used.append(num_workers)
+        return real(*args, num_workers=0, **options)
+
+    monkeypatch.setattr(tokenizer_training, "build_loader", build_loader)
+    train(overrides, "train.steps=1", "train.num_workers=3")
+    assert used == [3, 3]
 
 
 def test_batches_are_split_evenly(config: TrainTokenizerConfig) -> None:
