@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from unicode.llm.vocabulary import Markers
 
 WANTED, WANTED_GUIDED, WANTED_CELLS = 3.0, 1.4, 3.0
 GUIDANCE, TEMPERATURE, TOP_K = 3.0, 1.0, 100
-PROMPT = 64
+PROMPT, WARM_UP = 64, 20
 LAYOUT = Layout("hierarchical", ((8, 8), (16, 16)))
 
 
@@ -58,7 +59,7 @@ def main() -> int:
     by_cells = ImageHead(decoder, row_ids, LAYOUT, markers=markers, cells=build_cell_head(args, row_ids))
     count = args.ids or LAYOUT.num_codes
 
-    def ours(head: ImageHead, guidance: float) -> None:
+    def ours(head: ImageHead, guidance: float, count: int) -> None:
         given = prompts if guidance != 1 else prompts[: args.batch_size]
         features = decoder.start(torch.ones_like(given), input_ids=given, max_new=head.num_positions)
         places, seeds = torch.zeros(args.batch_size, dtype=torch.int64), torch.arange(args.batch_size)
@@ -68,7 +69,7 @@ def main() -> int:
         )  # fmt: skip
         ids.sum().item()
 
-    def theirs(guidance: float) -> None:
+    def theirs(guidance: float, count: int) -> None:
         given = prompts[: args.batch_size]
         tokens: Tensor = lm.generate(
             given, attention_mask=torch.ones_like(given), do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=count,
@@ -77,19 +78,19 @@ def main() -> int:
         )  # fmt: skip
         tokens.sum().item()
 
-    kinds: dict[str, Callable[[], None]] = {
-        "cells, guided": lambda: ours(by_cells, GUIDANCE),
-        "cells, unguided": lambda: ours(by_cells, 1.0),
-        "ids, guided": lambda: ours(head, GUIDANCE),
-        "ids, unguided": lambda: ours(head, 1.0),
-        "transformers, guided": lambda: theirs(GUIDANCE),
-        "transformers, unguided": lambda: theirs(1.0),
+    kinds: dict[str, Callable[[int], None]] = {
+        "cells, guided": partial(ours, by_cells, GUIDANCE),
+        "cells, unguided": partial(ours, by_cells, 1.0),
+        "ids, guided": partial(ours, head, GUIDANCE),
+        "ids, unguided": partial(ours, head, 1.0),
+        "transformers, guided": partial(theirs, GUIDANCE),
+        "transformers, unguided": partial(theirs, 1.0),
     }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for round_number in range(args.repeats + 1):
         for name, work in kinds.items():
             start = time.perf_counter()
-            work()
+            work(count if round_number else WARM_UP)
             if round_number:  # the first round warms up, and compiles
                 seconds[name].append(time.perf_counter() - start)
     return report(seconds, args, count)

@@ -36,7 +36,7 @@ class CellSettings:
 
     layers: int = 2  # Transformer layers
     width: int = 0  # Width of the layers; 0: that of the language model, at most 1024
-    heads: int = 0  # Attention heads; 0: one for each 64 of the width
+    heads: int = 0  # Attention heads; 0: about one for each 64 of the width
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.width < 0 or self.heads < 0:
@@ -47,7 +47,7 @@ class CellSettings:
     def resolved(self, hidden_size: int) -> "CellSettings":
         """Return the settings with a width and heads. ValueError: heads that do not divide the width."""
         width = self.width or min(hidden_size, _WIDEST)
-        heads = self.heads or max(1, width // 64)
+        heads = self.heads or next(number for number in range(max(1, width // 64), 0, -1) if width % number == 0)
         if width % heads:
             raise ValueError(f"cells.width {width} is no multiple of cells.heads {heads}")
         return CellSettings(self.layers, width, heads)
