@@ -25,8 +25,8 @@ def over_http(llama, described):
 def test_pictures_of_llama_cpp_are_ours_id_for_id(over_http, local):
     requests = [caption_request(words) for words in WORDS]
     requests += [replace(requests[0], given=ImageSampler(local.model).draw(requests[:1])[0].ids[:10])]
-    ours = EngineSampler(local, GREEDY, in_flight=8).draw(requests)
-    theirs = EngineSampler(over_http, GREEDY, in_flight=4).draw(requests)
+    ours = EngineSampler(local, GREEDY).draw(requests)
+    theirs = EngineSampler(over_http, GREEDY).draw(requests)
     assert [one.error for one in ours + theirs] == [""] * 14
     assert all(np.array_equal(one.ids, other.ids) for one, other in zip(ours, theirs, strict=True))
     sampled = [over_http.draw(requests[1], Sampling(1.0, top_k=8)) for _ in range(2)]
@@ -50,7 +50,7 @@ def test_answers_are_those_of_the_command(over_http, local):
     expected = dict(answer_questions(model, [AskedQuestion(words) for words in WORDS], config=config))
     prompts = {place: model.prompt([words]) for place, words in enumerate(WORDS)}
     for engine in (local, over_http):
-        assert dict(answer_with(engine, prompts, dict.fromkeys(prompts, 0), config, in_flight=3)) == expected
+        assert dict(answer_with(engine, config, prompts, dict.fromkeys(prompts, 0))) == expected
 
 
 def test_an_answer_ends_where_its_reader_leaves(over_http, local):
@@ -66,12 +66,12 @@ def test_a_server_that_dies_is_left_out_and_its_requests_go_elsewhere(gguf, llam
     with llama_server(gguf) as (url, process):
         engine = HttpEngine(f"{url},{llama},http://127.0.0.1:9", described)
         assert "http://127.0.0.1:9 does not answer" in caplog.text and engine.width == 2
-        sampler = EngineSampler(engine, GREEDY, in_flight=8)
+        sampler = EngineSampler(engine, GREEDY)
         first = sampler.draw(requests[:20])
         process.kill()
         drawn = first + sampler.draw(requests[20:])
     assert f"{url} does not answer" in caplog.text and "it is left out, 1 left" in caplog.text
-    expected = EngineSampler(local, GREEDY, in_flight=8).draw(requests)
+    expected = EngineSampler(local, GREEDY).draw(requests)
     assert all(np.array_equal(one.ids, other.ids) for one, other in zip(drawn, expected, strict=True))
 
 

@@ -1,6 +1,6 @@
 """Questions about images -> answers, in batches of prompts of similar length with shared prefixes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -123,6 +123,7 @@ def answer_questions(
     config: AnswerConfig | None = None,
     images: ImageReader | None = None,
     decoder: CachedDecoder | None = None,
+    ask: Callable[[dict[int, Prompt], dict[int, int]], Iterator[tuple[int, Answer]]] | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, Answer]]:
     """Answer questions batch by batch, in bounded memory however many there are.
@@ -131,14 +132,15 @@ def answer_questions(
         questions: anything with a length and items by number; items are asked for once, in order, WINDOW at a time.
         images: where images are looked up; None: below the working folder.
         decoder: of `model.causal`; None makes one.
+        ask: answers prompts in place of `model`: prompts and seeds by place -> answers by place, in any order.
         progress: whether the main rank shows a bar with the time left.
 
     Yields (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the others are
     answered.
     """
-    config, decoder = config or AnswerConfig(), decoder or CachedDecoder(model.causal)
-    cells, layout, markers = model.cell_head, model.layout, model.markers
-    head = ImageHead(decoder, cells.row_ids, layout, markers=markers, cells=cells) if cells and layout and markers else None
+    config, cells, layout, markers = config or AnswerConfig(), model.cell_head, model.layout, model.markers
+    decoder = decoder or (CachedDecoder(model.causal) if ask is None else None)
+    head = ImageHead(decoder, cells.row_ids, layout, markers=markers, cells=cells) if decoder and cells and layout and markers else None
     bar = tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main()))
     with bar, nullcontext(images) if images else ImageReader(model) as reader:
         for start, window in _windows(questions, reader):
@@ -146,6 +148,12 @@ def answer_questions(
             for place, answer in failed.items():
                 yield start + place, answer
             bar.update(len(failed))
+            if ask is not None:
+                for place, answer in ask(prompts, {place: config.seed_of(window[place].id) for place in prompts}):
+                    yield start + place, answer
+                    bar.update()
+                continue
+            assert decoder is not None
             beginnings = {place: beginning(prompt) for place, prompt in prompts.items()}
             order = sort_prompts(prompts, beginnings)
             for first in range(0, len(order), config.batch_size):

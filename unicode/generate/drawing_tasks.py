@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAG
 from unicode.common.distributed import is_main, rank, world_size
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
-from unicode.generate.images import CAPTION_TEMPLATE, FREE_QUESTION, Drawing, DrawRequest, ImageSampler, caption_request, decode_pictures
+from unicode.generate.images import CAPTION_TEMPLATE, FREE_QUESTION, Drawing, DrawRequest, caption_request, decode_pictures
 from unicode.generate.jobs import OutputSlot, Record, ResultFile, save_picture
 from unicode.ids.store import check_key
 from unicode.ids.text import OPEN, write_run
@@ -249,8 +250,17 @@ class ImageTask:
         return Job(slot.id, request, {"prompt": words, "seed": seed}, original=pixels, original_ids=ids)
 
 
+class Sampler(Protocol):
+    """What draws batches of requests: `ImageSampler`, or an engine elsewhere."""
+
+    model: LanguageModel
+
+    def draw(self, requests: Sequence[DrawRequest]) -> list[Drawing]:
+        """See `ImageSampler.draw`."""
+
+
 def run_task(
-    sampler: ImageSampler, task: PromptTask | ImageTask, file: ResultFile, slots: Sequence[OutputSlot], *, batch_size: int, compare: Compare
+    sampler: Sampler, task: PromptTask | ImageTask, file: ResultFile, slots: Sequence[OutputSlot], *, batch_size: int, compare: Compare
 ) -> list[Record]:
     """Draw what is missing; called by every rank. Batches in which anything is missing are drawn again as a whole, for the same rounding.
 

@@ -4,11 +4,12 @@ python -m unicode.run.answer --model outputs/unicode_lora --questions questions.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unicode.common.distributed import is_main
-from unicode.run.command import add_model_options, command, log, open_named_model
+from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
 
 SHOWN_ERRORS = 10
 
@@ -17,12 +18,13 @@ SHOWN_ERRORS = 10
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.answer", description="Answer a file of questions about images.")
     add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
+    add_engine_option(parser)
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
     parser.add_argument("--answers", required=True, help="file of answers to write or to resume")
     places = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"
     parser.add_argument("--images", action="append", default=[], metavar="PLACE", help=places)
     parser.add_argument("--store", action="append", default=[], help="store of ids in which images are looked up first; may be repeated")
-    parser.add_argument("--batch-size", type=int, default=16, help="questions per batch (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="questions per batch, or at each engine (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest with this probability together")
@@ -35,11 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.generate.jobs import ResultFile, answer_line
     from unicode.generate.questions import ImageReader, open_lookup, read_questions
     from unicode.ids.store import Store
+    from unicode.serve.engines import answer_with
 
     config = AnswerConfig(args.batch_size, args.max_new_tokens, args.temperature, args.top_p, args.seed)
     asked = read_questions(args.questions)
     asked = asked[: args.limit or len(asked)]
-    model = open_named_model(args)
+    model, engine = open_named_engine(args)
+    ask = partial(answer_with, engine, config) if engine is not None else None
     stores = [Store(path) for path in args.store]
     pictures = None if args.blank_images else open_lookup(args.images, model)
     with ImageReader(model, stores=stores, pictures=pictures, blank=args.blank_images) as images:
@@ -48,12 +52,17 @@ def main(argv: list[str] | None = None) -> int:
             log.info("%d questions, %d images not found%s", len(asked), len(lost), f", the first is '{lost[0]}'" if lost else "")
             return 0
         model_id = Path(args.model).resolve().name
-        made_by = {"model": model.fingerprint, "dtype": str(model.lm.dtype), "blank_images": args.blank_images, **config.made_by()}
+        made_by = {
+            "model": model.fingerprint,
+            "dtype": " ".join(engine.kinds) if engine else str(model.lm.dtype),
+            "blank_images": args.blank_images,
+            **config.made_by(),
+        }
         with ResultFile(args.answers, [one.key for one in asked], made_by=made_by) as file:
             share = [asked[place] for place in file.share()]
             if len(file.missing) < len(asked):
                 log.info("%s: %d of %d questions are answered already", file.path, len(asked) - len(file.missing), len(asked))
-            for index, answer in answer_questions(model, share, config=config, images=images, progress=True):
+            for index, answer in answer_questions(model, share, config=config, images=images, ask=ask, progress=True):
                 head = {"question_id": share[index].id, "prompt": share[index].text}
                 head |= {name: value for name, value in share[index].fields.items() if name == "round_id"}
                 metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished}

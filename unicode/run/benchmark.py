@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
-from unicode.run.command import command, log, one_line, open_named_model
+from unicode.run.command import add_engine_option, command, log, one_line, open_named_engine
 
 if TYPE_CHECKING:
     from unicode.images.lookup import ImageLookup
@@ -60,9 +60,14 @@ class Runner:
         self.args = args
 
     @cached_property
+    def opened(self) -> tuple[Any, Any]:
+        """The model that is asked and the engine of --engine, opened when first asked for."""
+        return open_named_engine(self.args)
+
+    @property
     def model(self) -> Any:
-        """The model that is asked, opened when first asked for."""
-        return open_named_model(self.args)
+        """The model that is asked."""
+        return self.opened[0]
 
     def run_all(self) -> list[str]:
         """Run every benchmark whose files are there, and return what went wrong with those that failed.
@@ -186,6 +191,7 @@ class Runner:
         from unicode.generate.answers import AnswerConfig, answer_questions
         from unicode.generate.jobs import ERROR, ResultFile, answer_line, key_of
         from unicode.generate.questions import AskedQuestion, ImageReader
+        from unicode.serve.engines import answer_with
 
         self._check_reading(questions)
         places = set(self._places(questions))
@@ -201,6 +207,9 @@ class Runner:
             "max_new_tokens": config.max_new_tokens,
             "blank_images": self.args.blank_images,
         }
+        engine = self.opened[1]
+        made_by |= {"engine": " ".join(engine.kinds)} if engine is not None else {}
+        ask = partial(answer_with, engine, config) if engine is not None else None
         stores = self._stores(benchmark)
         keys = [key_of(_head(question)) for question in questions]
         with ResultFile(path, keys, made_by=made_by) as file:
@@ -209,7 +218,7 @@ class Runner:
             asked = [AskedQuestion(question.text, tuple(_images(question, stores)), id=question.key) for question in share]
             with ImageReader(self.model, stores=stores, pictures=self._images(benchmark), blank=self.args.blank_images) as images:
                 start = time.perf_counter()
-                for number, answer in answer_questions(self.model, asked, config=config, images=images, progress=True):
+                for number, answer in answer_questions(self.model, asked, config=config, images=images, ask=ask, progress=True):
                     question, before, start = share[number], start, time.perf_counter()
                     metadata = {"num_tokens": answer.num_tokens, "finished": answer.finished, "seconds": round(start - before, 6)}
                     name = Path(self.args.model).name
@@ -347,6 +356,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="folder of a trained model; not needed with --answers")
     parser.add_argument("--base", default="", help="the language model below it, if it is no longer where the training had it")
     parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
+    add_engine_option(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks, LLaVA's playground/data/eval (EVALUATION.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results: NAME/scores.json and more, table.md over all")
     parser.add_argument("--answers", type=Path, help="score this file of answers (with all: a folder of NAME.jsonl), ask nothing")

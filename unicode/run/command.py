@@ -58,6 +58,12 @@ def add_model_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
 
 
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `open_named_engine` reads beside those of the model."""
+    what = "llama.cpp or vLLM servers of this model, a folder of merge_lora (default: our own engine)"
+    parser.add_argument("--engine", default="", metavar="URL[,URL...]", help=what)
+
+
 def open_named_model(args: argparse.Namespace) -> Any:
     """Join the job and open the language model that the options name."""
     from unicode.common.distributed import open_job
@@ -65,6 +71,17 @@ def open_named_model(args: argparse.Namespace) -> Any:
 
     options = {"base": args.base, "image_tokenizer": args.image_tokenizer, "dtype": args.dtype, "merge": args.merge}
     return open_model(args.model, device=open_job(args.device), **options)
+
+
+def open_named_engine(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Open the model that the options name and the engine of --engine: the model then has no weights. Without --engine that is None."""
+    if not args.engine:
+        return open_named_model(args), None
+    from unicode.llm.load import open_without_weights
+    from unicode.serve.engines import HttpEngine
+
+    model = open_without_weights(args.model, image_tokenizer=args.image_tokenizer, device=args.device)
+    return model, HttpEngine(args.engine, model)
 
 
 def one_line(error: BaseException) -> str:

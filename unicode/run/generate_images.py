@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unicode.common.distributed import is_main, world_size
 from unicode.common.files import lock_folder
 from unicode.images.listing import EXTENSIONS, Files
-from unicode.run.command import add_model_options, command, log, open_named_model
+from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
 
 if TYPE_CHECKING:
     from unicode.generate.drawing_tasks import ImageTask, PromptTask
@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.generate_images", description="Draw pictures with a language model.")
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add_model_options(parser, "run folder of train_llm or folder of merge_lora")
+    add_engine_option(parser)
     what.add_argument("--prompts", default="", help=".txt (one a line), .jsonl, LLaVA .json, shapes:val or unconditional:NUMBER")
     images = "an image, a folder, a list, a LLaVA .json or shapes:val"
     what.add_argument("--complete", default="", metavar="IMAGES", help=f"pictures whose first rows are kept: {images}")
@@ -108,29 +109,36 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(GenerationConfig, args.config, [*args.settings, *([f"prompts={args.prompts}"] if args.prompts else [])])
     if not (config.prompts or args.complete or args.decompress or args.reference):
         raise ValueError("nothing to draw; give --prompts FILE, --complete IMAGES, --decompress IMAGES or --reference FILE")
-    model = open_named_model(args)
+    model, engine = open_named_engine(args)
+    if args.reference and engine is not None:
+        raise ValueError("--reference holds conversations with our own engine; leave out --engine")
     if args.reference:
         return hold_conversations(model, args, config)
-    from unicode.generate.drawing_tasks import run_task
+    from unicode.generate.drawing_tasks import Sampler, run_task
     from unicode.generate.engine import CachedDecoder
     from unicode.generate.images import ImageSampler, check_can_draw
     from unicode.generate.jobs import RESULTS, ResultFile, output_slots
     from unicode.metrics.reconstruction import psnr
+    from unicode.serve.engines import EngineSampler
 
     check_can_draw(model)
     sampling = config.sampling(0.0 if args.decompress else 1.0)
     task = build_task(model, args, config)
     slots = output_slots(task.ids, samples=config.samples)
-    num_batches = len(slots) // config.batch_size // world_size()
-    decoder = CachedDecoder(model.causal, cache=config.cache, compiled=config.compiled, num_batches=num_batches)
-    sampler = ImageSampler(model, sampling=sampling, decoder=decoder)
     made_by = describe(model, args, config, sampling=sampling, ids=task.ids)
+    if engine is not None:
+        sampler: Sampler = EngineSampler(engine, sampling)
+        made_by |= {"dtype": " ".join(engine.kinds)}
+    else:
+        num_batches = len(slots) // config.batch_size // world_size()
+        decoder = CachedDecoder(model.causal, cache=config.cache, compiled=config.compiled, num_batches=num_batches)
+        sampler = ImageSampler(model, sampling=sampling, decoder=decoder)
     if args.dry_run:
         first = task.jobs(slots[:1])[0]
         log.info("%d pictures; the first is asked for with: %s", len(slots), first.request.question if first.request else first.error)
         return 0
     file = ResultFile(Path(args.out) / RESULTS, [slot.key for slot in slots], made_by=made_by, drawings=True)
-    records = run_task(sampler, task, file, slots, batch_size=config.batch_size, compare=psnr)
+    records = run_task(sampler, task, file, slots, batch_size=config.batch_size * (engine.width if engine else 1), compare=psnr)
     return report(records, Path(args.out), pairs=bool(args.complete or args.decompress)) if is_main() else 0
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from unicode.run.command import add_model_options, command, log, open_named_model
+from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
 
 KEY_VARIABLE = "UNICODE_API_KEY"
 
@@ -16,10 +16,8 @@ KEY_VARIABLE = "UNICODE_API_KEY"
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.serve", description="Serve a model over HTTP with OpenAI's protocol.")
-    add_model_options(parser, "run folder of train_llm or folder of merge_lora; with --engine a folder of merge_lora")
-    parser.add_argument(
-        "--engine", default="", metavar="URL[,URL...]", help="llama.cpp or vLLM servers of this model (default: our own engine)"
-    )
+    add_model_options(parser, "run folder of train_llm or folder of merge_lora")
+    add_engine_option(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="requests that our own engine works on together (default: %(default)s)")
@@ -36,8 +34,6 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.common.extras import require
 
     uvicorn, *_ = (require(library, extra="serve") for library in ("uvicorn", "fastapi", "httpx", "prometheus_client"))
-    from unicode.llm.load import open_without_weights
-    from unicode.serve.engines import HttpEngine
     from unicode.serve.local import LocalEngine
     from unicode.serve.server import Limits, Server, build_app
 
@@ -46,11 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         listening = socket.create_server((args.host, 0 if args.dry_run else args.port), backlog=2048)
     except OSError as error:
         raise OSError(f"cannot listen at {args.host}:{args.port} ({error.strerror}); give another --port") from error
-    if args.engine:
-        described = open_without_weights(args.model, image_tokenizer=args.image_tokenizer, device=args.device)
-        engine: HttpEngine | LocalEngine = HttpEngine(args.engine, described)
-    else:
-        engine = LocalEngine(open_named_model(args), batch_size=args.batch_size)
+    model, engine = open_named_engine(args)
+    engine = engine or LocalEngine(model, batch_size=args.batch_size)
     server = Server(engine, name=Path(args.model).resolve().name, limits=limits, hosts=frozenset(args.image_host))
     if args.dry_run:
         return 0

@@ -54,6 +54,8 @@ class Engine(Protocol):
 
     model: LanguageModel
     context: int  # Longest prompt and answer together, in tokens
+    width: int  # Servers behind it
+    kinds: list[str]  # Of the servers
 
     def write(self, prompt: Prompt, options: WriteOptions, emit: Emit | None = None) -> Written:
         """Answer a prompt. `emit`: called while tokens come; the answer ends where it returns False."""
@@ -335,18 +337,20 @@ class HttpEngine:
         return tuple(prompt.example.input_ids.tolist())
 
 
-def answer_with(
-    engine: Engine, prompts: dict[int, Prompt], seeds: dict[int, int], config: AnswerConfig, *, in_flight: int
-) -> Iterator[tuple[int, Answer]]:
-    """Answer prompts, `in_flight` at a time; yields (their place, the answer) as they come, like `unicode.generate.answers`."""
+def answer_with(engine: Engine, config: AnswerConfig, prompts: dict[int, Prompt], seeds: dict[int, int]) -> Iterator[tuple[int, Answer]]:
+    """Answer prompts, `config.batch_size` at a time at each server; yields (their place, the answer) as they come."""
     model, stop = engine.model, engine.model.template.stop
     going = None if not stop else lambda ids: stop not in model.read_text(ids).lstrip()
     options = WriteOptions(config.max_new_tokens, Sampling(config.temperature, top_p=config.top_p))
-    with ThreadPoolExecutor(in_flight) as threads:
+    with ThreadPoolExecutor(config.batch_size * engine.width) as threads:
         asked = {threads.submit(engine.write, one, replace(options, seed=seeds[place]), going): place for place, one in prompts.items()}
         try:
             for future in as_completed(asked):
-                written = future.result()
+                try:
+                    written = future.result()
+                except ValueError as error:
+                    yield asked[future], Answer("", error=str(error))
+                    continue
                 text, found, _ = model.read_text(written.ids).lstrip().partition(stop or "\0")
                 length = len(written.ids) + written.ended
                 yield asked[future], Answer(text.strip(), length, bool(found) or written.ended, ids=tuple(written.ids))
@@ -355,10 +359,10 @@ def answer_with(
 
 
 class EngineSampler:
-    """Draws with an engine, many requests at a time, where `unicode.generate.images.ImageSampler` draws with a model."""
+    """Draws with an engine, a batch at a time, where `unicode.generate.images.ImageSampler` draws with a model."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, *, in_flight: int) -> None:
-        self.model, self._engine, self._sampling, self._in_flight = engine.model, engine, sampling, in_flight
+    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+        self.model, self._engine, self._sampling = engine.model, engine, sampling
 
     def draw(self, requests: Sequence[DrawRequest]) -> list[Drawing]:
         """Draw a batch. A request that cannot be drawn has `Drawing.error`. ConnectionError: no server is left."""
@@ -370,5 +374,5 @@ class EngineSampler:
             except ValueError as error:
                 return Drawing(NOTHING, 0.0, str(error))
 
-        with ThreadPoolExecutor(self._in_flight) as threads:
+        with ThreadPoolExecutor(max(1, len(requests))) as threads:
             return list(threads.map(one, requests))

@@ -36,7 +36,7 @@ class LocalEngine:
 
     def __init__(self, model: LanguageModel, *, batch_size: int = 32) -> None:
         self.model, self.batch_size = model, batch_size
-        self.kinds, self.context = ["local"], model.context
+        self.kinds, self.context, self.width = ["local"], model.context, 1
         self._decoder = CachedDecoder(model.causal)
         self._waiting: deque[_Job] = deque()
         self._changed = Condition()
