@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unicode.annotations.templates import draw, draw_share
 from unicode.common.extras import require
+from unicode.images.decode import decode_image
 
 SPLITS = ("train", "choose", "unseen", "new")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -70,7 +71,7 @@ def read_catalogue(*, seed: int = 0) -> Catalogue:
     Raises ValueError: a package of the extra `emoji` is not installed.
     """
     data = require("emoji", extra="emoji").EMOJI_DATA
-    files = set(picture_files())
+    files = picture_files()
     groups = read_groups()
     found, no_picture = [], 0
     for text, entry in data.items():
@@ -84,6 +85,9 @@ def read_catalogue(*, seed: int = 0) -> Catalogue:
         group = groups.get(bare_code(text)) or ("flags" if is_flag(text) else groups.get(code_of(text[0]), ""))
         found.append(Emoji(text, code, concept, tone, "", "", group))
     emoji = assign_splits(add_genders(sorted(found, key=lambda one: one.code)), seed=seed)
+    pictures = {one.code: decode_image(files[one.code].read_bytes()).tobytes() for one in emoji}
+    known = {pictures[one.code] for one in emoji if one.split == "train"}  # some names share a picture, which is then no unseen one
+    emoji = [replace(one, split="train") if pictures[one.code] in known else one for one in emoji]
     return Catalogue(tuple(emoji), no_picture, len(files) - len(found), sum(not one.group for one in emoji))
 
 
