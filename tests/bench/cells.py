@@ -34,7 +34,12 @@ COLUMNS = ("steps", "drawn %", "one object %", "two objects %", "drawn, guidance
 def run(*command: str) -> None:
     """Run a command of the project on one core."""
     subprocess.run(
-        [sys.executable, "-m", *command], check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", *command],
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
