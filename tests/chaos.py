@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -29,15 +30,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
 from warm import CONTEXT, _command, open_server  # noqa: E402
 
 DIFFERS = ("*events.out.tfevents*", "report.html", ".lock", "*/.lock", "training_args.bin", "*/training_args.bin")
 """Files that may differ: curves and the report hold times of day, a lock its holder, training_args.bin the name of the machine's log."""
 TIMINGS = {
     "seconds", "peak_mib", "tokens_per_second", "images_per_second", "peak_memory_bytes", "eval_seconds", "seconds_per_step", "time",
-    "tokens",
+    "tokens", "num_asked",
 }  # fmt: skip
-"""Keys of JSON that may differ: how long things took. `tokens` of summary.json are those of the last start."""
+"""Keys of JSON that may differ: how long things took. `tokens` and `num_asked` are those of the last start."""
 LEFT = re.compile(r"\..+\.[0-9a-f]{8}")  # a file that was being written; nothing reads it
 REFUSED = re.compile("^error: .* is in use: .* by process .*; wait for it to end, stop it, or choose another folder$")
 GOLDEN_RATIO = 0.618034
@@ -178,7 +180,6 @@ def prepare(made: Path) -> None:
         ("export_benchmarks", f"--out {made}/benchmarks --scenes 3"),
     ):
         assert import_module(f"unicode.run.{name}").main(words.split()) == 0, name
-    import torch
     from PIL import Image
 
     talk = [{"id": str(at), "conversations": [{"from": "human", "value": "how many"}, {"from": "gpt", "value": "two"}]} for at in range(2)]
@@ -309,7 +310,11 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
 def stable(path: Path) -> bytes:
     """The content of a file, of JSON without the times in it."""
     data = path.read_bytes()
-    if path.name == "manifest.json" and path.parent.name.startswith("checkpoint-"):
+    if path.suffix == ".pt" and zipfile.is_zipfile(path):  # equal strings are written once or twice, as the process happens to hold them
+        with zipfile.ZipFile(path) as archive:
+            parts = [archive.read(name) for name in archive.namelist() if not name.endswith(("data.pkl", "serialization_id"))]
+        return b"".join([*parts, repr(torch.load(path, weights_only=True)).encode()])
+    if path.name == "manifest.json" and path.parent.name.startswith(("checkpoint-", "step_")):
         described = json.loads(data)
         return repr({name: value for name, value in described.items() if name not in UNSTABLE}).encode()
     if path.suffix not in (".json", ".jsonl"):
@@ -321,7 +326,7 @@ def stable(path: Path) -> bytes:
         return data
 
 
-UNSTABLE = {"training_args.bin", "trainer_state.json"}
+UNSTABLE = {"training_args.bin", "trainer_state.json", "training.pt", "optimizer.pt", "scheduler.pt"}
 
 
 def without_times(value: Any) -> Any:
