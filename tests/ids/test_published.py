@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from unicode.ids.layout import Layout
 from unicode.ids.store import Store, StoreSpec
 from unicode.run.import_ids import find_paths, import_ids, main
 
@@ -70,8 +71,11 @@ def test_names_with_two_paths_or_none(tmp_path: Path) -> None:
 def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     top, bottom = write(tmp_path / "in", PATHS)
     known = torch.cat([top.flatten(), bottom.flatten()]).long().unique()
-    read(tmp_path / "in", tmp_path / "out", tokenizer=SimpleNamespace(row_ids=known, fingerprint="a" * 16))
-    assert Store(tmp_path / "out").spec.tokenizer == "a" * 16
+    nested = Layout("hierarchical", ((8, 8), (16, 16)))
+    read(tmp_path / "in", tmp_path / "out", tokenizer=SimpleNamespace(row_ids=known, fingerprint="a" * 16, layout=nested))
+    store = Store(tmp_path / "out")
+    assert (store.spec.tokenizer, store.layout) == ("a" * 16, nested)
+    assert store[PATHS[0]][:5].tolist() == [int(top[0, 0]), *bottom[0][[0, 1, 16, 17]].tolist()], "ids in the order of the tokenizer"
     with pytest.raises(ValueError, match=f"{top[0, 0]} is no image id of the tokenizer"):
         read(tmp_path / "in", tokenizer=SimpleNamespace(row_ids=known[known != top[0, 0]]))
 

@@ -116,7 +116,7 @@ def test_a_wrong_head_is_refused(run, tmp_path):
         with pytest.raises(ValueError, match=message):
             open_model(run, device="cpu")
     write_card(run, replace(card, layout=replace(card.layout, order="rows")))
-    with pytest.raises(ValueError, match=r"order 'nested' or 'depth', not 'rows'"):
+    with pytest.raises(ValueError, match=r"not the tokenizer's 'rows'.*convert_tokenizer SRC OUT --order nested"):
         open_model(run, device="cpu")
     write_card(run, card)
     (run / FILE).write_bytes(b"0" * 100)

@@ -30,6 +30,15 @@ def test_published_weights_give_the_same_codes_after_conversion(
     assert "128 of width" in told
 
 
+def test_the_order_of_ids_can_be_changed_for_cells(tmp_path: Path) -> None:
+    assert main([str(GOLDEN / "uc_hq_rela"), str(tmp_path / "out"), "--order", "nested"]) == 0
+    before, after = load_tokenizer(GOLDEN / "uc_hq_rela"), load_tokenizer(tmp_path / "out")
+    assert (before.layout.order, after.layout.order) == ("rows", "nested")
+    assert before.fingerprint != after.fingerprint
+    codes = before.encode(load_file(GOLDEN / "uc_hq_rela" / "io.safetensors")["x"])
+    assert torch.equal(before.from_ids(before.to_ids(codes)), after.from_ids(after.to_ids(codes)))
+
+
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(GOLDEN / "rq_shared"), str(tmp_path / "out"), "--dry-run"]) == 0
     assert not list(tmp_path.iterdir())

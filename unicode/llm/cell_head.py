@@ -226,4 +226,7 @@ def check_cells(layout: Layout) -> None:
     """Raise ValueError for an order of ids in which the codes of a cell do not belong to one place."""
     if layout.order == "rows":
         reason = "output_mode is 'cells', for which the ids of a cell must belong to one place"
-        raise ValueError(f"{reason}: order 'nested' or 'depth', not 'rows'; write the store again in that order")
+        convert = (
+            "write it with python -m unicode.run.convert_tokenizer SRC OUT --order nested, then the ids with encode_images or import_ids"
+        )
+        raise ValueError(f"{reason}: order 'nested' or 'depth', not the tokenizer's 'rows'; {convert} --ckpt OUT")

@@ -4,6 +4,7 @@ python -m unicode.run.convert_tokenizer published/hqvae outputs/hqvae_converted
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from unicode.common.files import lock_folder
@@ -16,6 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.convert_tokenizer", description=description)
     parser.add_argument("source", metavar="SRC", help="run folder, checkpoint, save_pretrained folder, or a published run folder")
     parser.add_argument("out", metavar="OUT", help="folder to write; a tokenizer that is there already is not overwritten by another one")
+    parser.add_argument(
+        "--order", default="", help="other order of the ids: nested, which cells need, or rows; the fingerprint is then another"
+    )
     parser.add_argument("--dry-run", action="store_true", help="load and describe, write nothing")
     args = parser.parse_args(argv)
     import torch
@@ -27,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"OUT {out} is a file; give the folder that is to hold the tokenizer")
     tokenizer = load_tokenizer(args.source)
+    if args.order:
+        tokenizer.config = replace(tokenizer.config, order=args.order)
+        vars(tokenizer).pop("fingerprint", None)
     config, layout = tokenizer.config, tokenizer.layout
     model = tokenizer.table_model or ("none" if config.codebook.mode == "free" else "not recorded")
     widths = ", ".join(str(book.width) for book in tokenizer.codebooks)

@@ -33,7 +33,7 @@ def import_ids(
     Args:
         split: first part of the file names, "train" or "val".
         paths: where bare names get their paths from, see `find_paths`.
-        tokenizer: the one that made the ids, where it is known.
+        tokenizer: the one that made the ids, where it is known; they are written in its order.
 
     Raises FileNotFoundError: one of the three files is missing. Raises ValueError: the files do not fit each other, hold no ids of the
     tokenizer, or name images without paths; `out` holds another store. Raises OSError: the disk is full.
@@ -49,7 +49,8 @@ def import_ids(
         if foreign.any():
             row, place = (int(value) for value in foreign.nonzero()[0])
             raise ValueError(f"image '{keys[row]}': {codes[row, place]} is no image id of the tokenizer; the files belong to another one")
-    layout = Layout("hierarchical", ((isqrt(coarse.shape[1]),) * 2, (isqrt(fine.shape[1]),) * 2), order="rows")
+    order = "rows" if tokenizer is None else tokenizer.layout.order
+    layout = Layout("hierarchical", ((isqrt(coarse.shape[1]),) * 2, (isqrt(fine.shape[1]),) * 2), order=order)
     vocab_size, fingerprint = int(max(coarse.max(), fine.max())) + 1, tokenizer.fingerprint if tokenizer is not None else ""
     spec = StoreSpec(fingerprint, layout, TRANSFORM, "float32", ("whole",), vocab_size, len(keys), hash_keys(keys), SHARD_SIZE)
     if not dry_run:

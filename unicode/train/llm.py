@@ -352,7 +352,7 @@ class LlmTrainer(Trainer):
             self.text_tokenizer.save_pretrained(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.head_fingerprint:
+        if self.head_fingerprint and is_main():  # under ZeRO-3 other ranks hold parts
             state_dict = dict(self.bare_model.state_dict() if state_dict is None else state_dict)
             self._save_head_(state_dict, output_dir or str(self.folder))
         super()._save(output_dir, state_dict)
