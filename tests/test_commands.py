@@ -238,7 +238,8 @@ def project_arguments(name: str, words: list[str]) -> list[str]:
     return [config, *kept, *SMALL_LLM, files, *(SMALL_VISION if vision else []), *own, f"run.dir=outputs/new_{Path(config).stem}"]
 
 
-RUNNABLE = [line for line in LINES if target(line)[0] in COMMANDS and "--help" not in line.words]
+ELSEWHERE = {"--help", "--engine"}  # lines with an engine need its server; tests/serve runs them
+RUNNABLE = [line for line in LINES if target(line)[0] in COMMANDS and not ELSEWHERE & set(line.words)]
 NOT_SMALL = {"convert_tokenizer", "import_ids"}  # they read folders that only their own tests make
 
 

@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -142,6 +144,19 @@ def test_many_clients_get_the_answers_that_they_get_alone(client):
     alone = [ask(number) for number in range(12)]
     with ThreadPoolExecutor(12) as threads:
         assert list(threads.map(ask, [*range(12)] * 3)) == alone * 3
+
+
+def test_the_example_of_the_guide_runs(make_server, local, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert example.count("\n") <= 25
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").write_bytes(png())
+    address, _ = make_server(local)
+    exec(compile(example.replace("http://127.0.0.1:8000", address), "docs/serving.md", "exec"), {"__name__": "example"})
+    assert [Image.open(tmp_path / f"drawn_{number}.png").size for number in range(2)] == [(16, 16)] * 2
+    answer, _, streamed = capsys.readouterr().out.rstrip("\n").partition("\n")
+    assert answer and answer == streamed.split("\n")[0]
 
 
 SVG = url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "svg+xml")
