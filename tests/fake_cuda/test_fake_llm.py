@@ -1,6 +1,6 @@
 """A step of every LLM config on a fake GPU: no tensor on another device, and no operation for which the host waits."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from unicode.tokenizer.load import load_tokenizer
 from unicode.train.config import TrainLlmConfig
 from unicode.train.llm import LlmTrainer, LlmTraining
 from unicode.train.loss import LossTable, Targets
+from unicode.train.soft_targets import SoftTargets
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["lora.r=2", "data.num_workers=0", "data.max_length=200", "data.val_files=[]", "data.stores=[]", "train.steps=1"]
@@ -34,6 +35,9 @@ VARIANTS = {
     "lora, dropout 0, eager": ["lora.dropout=0", "model.attention=eager"],
     "full": ["lora.enabled=false"],
     "full, sums": ["lora.enabled=false", "model.input_mode=sum"],
+    "ids, soft": ["optimizer.code_smoothing=0.4"],
+    "cells": ["model.output_mode=cells"],
+    "cells, full, soft, packed": ["model.output_mode=cells", "lora.enabled=false", "optimizer.code_smoothing=0.4", "data.pack=true"],
     "packed": ["data.pack=true"],
     "isolated turns": ["data.isolate_turns=true"],
     "isolated turns, sums": ["data.isolate_turns=true", "model.input_mode=sum"],
@@ -46,7 +50,8 @@ def computing_alike() -> dict[str, Path]:
     for path in sorted((ROOT / "configs/llm").glob("*.yaml")):
         config = load_config(TrainLlmConfig, path)
         model, data, vision = config.model, config.data, config.vision
-        key = (model.input_mode, model.attention, model.dtype, config.lora.enabled, config.lora.train_markers, config.lora.dropout > 0)
+        key: tuple[Any, ...] = (model.output_mode, config.optimizer.code_smoothing > 0)
+        key += (model.input_mode, model.attention, model.dtype, config.lora.enabled, config.lora.train_markers, config.lora.dropout > 0)
         key += (data.isolate_turns, data.pack, vision.enabled, vision.kind, vision.dtype, vision.projector_only, vision.projector)
         groups.setdefault(repr(key), []).append(path)
     return {" ".join(path.stem for path in paths): paths[0] for paths in groups.values()}
@@ -105,7 +110,10 @@ def move_(trainer: LlmTrainer, mode: Any) -> None:
         to_gpu(mode, trainer.bare_model.tower)
     trainer.args.__dict__["_setup_devices"] = CUDA
     trainer.kind_weights = to_gpu(mode, trainer.kind_weights)
-    trainer.losses = LossTable(CUDA)
+    trainer.losses = LossTable(CUDA, levels=trainer.num_levels)
+    if trainer.soft is not None:
+        moved = {one.name: to_gpu(mode, value) for one in fields(SoftTargets) if (value := getattr(trainer.soft, one.name)) is not None}
+        trainer.soft = replace(trainer.soft, **moved)
     trainer.monitor.first_broken = to_gpu(mode, trainer.monitor.first_broken)
 
 
