@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from unicode.codebook.codebook import Codebook, CodebookConfig
-from unicode.train.monitor import TokenizerMonitor
+from unicode.train.monitor import LlmMonitor, TokenizerMonitor
 
 
 @pytest.fixture
@@ -110,3 +111,14 @@ def test_pictures_show_originals_above_reconstructions(watch: Callable[..., Toke
     assert grid.size == (3 * 9 + 1, 2 * 9 + 1)
     assert grid.getpixel((4, 4)) == (255, 255, 255)
     assert grid.getpixel((4, 13)) == (0, 0, 0)
+
+
+def test_a_resumed_llm_run_knows_what_was_logged_before(tmp_path: Path) -> None:
+    lines = [{"step": 2, "loss": 3.0}, {"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 1.5}, {"step": 6, "loss": 1.0, "eval_loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monitor = LlmMonitor(tmp_path)
+    monitor.on_train_begin(TrainingArguments(str(tmp_path)), TrainerState(global_step=4, max_steps=8), TrainerControl())
+    monitor.close()
+    assert monitor.last == {"loss": 2.0, "eval_loss": 1.5}
+    assert monitor.evaluated_at == 4
+    assert lines_of(tmp_path) == lines[:3]

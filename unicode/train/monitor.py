@@ -15,8 +15,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unicode.codebook.codebook import Codebook
-from unicode.common.distributed import all_reduce_min_, all_reduce_sum_, is_main, world_size
-from unicode.common.files import name_errors, write_list
+from unicode.common.distributed import all_reduce_min_, all_reduce_sum_, is_main, on_main, world_size
+from unicode.common.files import name_errors, write_jsonl
 from unicode.common.logging import get_logger
 
 HIDDEN = ("epoch", "total_flos", "train_")
@@ -33,13 +33,14 @@ class Monitor:
         self.writer: SummaryWriter | None = None
         self.first_broken = torch.full((), math.inf, device=device)
 
-    def open(self, *, step: int, steps: int) -> None:
-        """Begin at finished step `step` of `steps`: drop the lines of later steps, show the bar."""
-        drop_lines_after(self.folder / "metrics.jsonl", step)
+    def open(self, *, step: int, steps: int) -> list[dict[str, Any]]:
+        """Begin at finished step `step` of `steps`: show the bar, drop the lines of later steps; return the others, on every rank."""
+        lines = on_main(lambda: drop_lines_after(self.folder / "metrics.jsonl", step))
         interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a terminal
         self.bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05, mininterval=interval, disable=not is_main())
         if is_main():
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        return lines
 
     def watch(self, values: torch.Tensor, step: int) -> None:
         """Remember `step` (from 1) if one of the losses `values` is NaN or infinite and no step before it was.
@@ -79,15 +80,16 @@ class Monitor:
             self.writer.close()
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run does again."""
-    if is_main() and path.is_file():
-        lines = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines of steps that a resumed run does again; return the others."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
-                if json.loads(line)["step"] <= step:
-                    lines.append(line)
-        write_list(path, lines)
+                line = json.loads(text)
+                lines += [line] if line["step"] <= step else []
+        write_jsonl(path, lines)
+    return lines
 
 
 class TokenizerMonitor(Monitor):
@@ -104,9 +106,9 @@ class TokenizerMonitor(Monitor):
         self.since, self.since_step, self.step = time.perf_counter(), 0, 0
         self.alarmed: set[int] = set()
 
-    def open(self, *, step: int, steps: int) -> None:
-        super().open(step=step, steps=steps)
+    def open(self, *, step: int, steps: int) -> list[dict[str, Any]]:
         self.step = self.since_step = step
+        return super().open(step=step, steps=steps)
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         """Take the scalars of one micro-batch; they stay on the device."""
@@ -189,7 +191,12 @@ class LlmMonitor(Monitor, TrainerCallback):
         return pace
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.open(step=state.global_step, steps=state.max_steps)
+        for line in self.open(step=state.global_step, steps=state.max_steps):  # what a start before this one logged
+            self._remember(line.pop("step"), line)
+
+    def _remember(self, step: int, values: dict[str, float]) -> None:
+        self.last |= values
+        self.evaluated_at = step if "eval_loss" in values else self.evaluated_at
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         """Move the bar; before a log line, a checkpoint or a measurement, stop if the loss or, for a checkpoint, a weight is broken."""
@@ -202,8 +209,7 @@ class LlmMonitor(Monitor, TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         values = {key: value for key, value in (logs or {}).items() if not key.startswith(HIDDEN) and isinstance(value, int | float)}
         if values:
-            self.last |= values
-            self.evaluated_at = state.global_step if "eval_loss" in values else self.evaluated_at
+            self._remember(state.global_step, values)
             shown = {name: f"{values[name]:.4g}" for name in ("loss", "eval_loss", "tokens_per_second") if name in values}
             self.write(state.global_step, values, shown=shown)
 
