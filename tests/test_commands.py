@@ -37,7 +37,7 @@ FORWARDS = {
 # what makes any training config small enough to be built in a moment
 SMALL = [
     "model.autoencoder.channels=32", "model.codebook.num_rows=32", "objective.perceptual.weight=0",
-    "data.name=folder", "data.path=''", "data.holdout=0.5", "train.num_workers=0",
+    "data.name=folder", "data.path=''", "data.holdout=0.5", "train.val_split=val", "train.num_workers=0",
 ]
 
 

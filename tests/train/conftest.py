@@ -1,11 +1,12 @@
 """Tiny training runs: of a tokenizer on the generated world, of a language model on made-up conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from unicode.annotations.records import IMAGE_TO_TEXT, TEXT_ONLY, make_record
 from unicode.annotations.templates import TEXT_TO_IMAGE
@@ -135,3 +136,10 @@ def cells_overrides(llm_overrides: list[str], tmp_path: Path, tiny_llama: Path) 
         write_json(tmp_path / f"{task}_val.json", conversations(task, 5, seed=1, **known))
     own = ["model.output_mode=cells", f"model.image_tokenizer={tmp_path}/image_tokenizer", "cells.width=32", "cells.heads=2"]
     return [*llm_overrides, *own]
+
+
+@pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """Forget the precision that a training in this process set, which a later one may not change."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

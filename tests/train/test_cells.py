@@ -101,7 +101,7 @@ def test_cut_packed_or_isolated_the_same_is_learned(cells_overrides: list[str], 
         assert largest_difference(load_file(whole / FILE), load_file(run / FILE)) < 1e-3, name
 
 
-def test_bfloat16_trains(cells_overrides: list[str]) -> None:
+def test_bfloat16_trains(cells_overrides: list[str], own_accelerator: None) -> None:
     run = train(cells_overrides, "run.precision=bf16", "train.steps=4", "data.val_files=[]", "optimizer.code_smoothing=0.3")
     assert all(
         value.dtype == torch.float32 and value.isfinite().all() for name, value in load_file(run / FILE).items() if name != "row_ids"

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from packaging.requirements import Requirement
 from torch import nn
 from transformers import Trainer
 
@@ -46,6 +45,4 @@ def test_frozen_weights_may_be_missing_and_trained_ones_not() -> None:
 
 def test_deepspeed_is_one_that_checkpoints_adapters_under_zero_3() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    words = [*project["dependencies"], *(word for extra in project.get("optional-dependencies", {}).values() for word in extra)]
-    (deepspeed,) = (found for found in map(Requirement, words) if found.name == "deepspeed")
-    assert deepspeed.specifier.contains("0.19.3") and not deepspeed.specifier.contains("0.19.2")
+    assert "deepspeed>=0.19.3" in project["dependencies"]

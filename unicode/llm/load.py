@@ -295,7 +295,7 @@ def open_without_weights(path: str | Path, *, image_tokenizer: str = "", device:
         raise ValueError(f"{folder} is no merged model that reads ids, which engines serve; make one: python -m unicode.run.merge_lora")
     config, text = open_description(folder)
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
+        lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     path = image_tokenizer or (card.image_tokenizer or {}).get("path", "")
     return LanguageModel(card, lm, text, choose_device(device), digest_folder(folder, card.base_fingerprint), path)
 

@@ -30,8 +30,8 @@ class VisionFeatures:
         if not (Path(path) / "config.json").is_file():
             raise FileNotFoundError(f"no vision model {path}; give a folder with config.json, weights and image processor with --features")
         try:
-            self.model = AutoModel.from_pretrained(path, local_files_only=True).eval().to(device)
-            self.processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+            self.model = AutoModel.from_pretrained(path, local_files_only=True, trust_remote_code=False).eval().to(device)
+            self.processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers fails in many ways on a folder of another model
             raise ValueError(f"{path} holds no vision model that opens ({str(error).splitlines()[0][:160]})") from error
         self.name = Path(path).resolve().name

@@ -7,7 +7,6 @@ import argparse
 
 from unicode.annotations.build import read_runs
 from unicode.common.distributed import open_job
-from unicode.common.files import lock_folder
 from unicode.ids.store import Store
 from unicode.run.command import command, log
 
@@ -41,8 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         log.info("%s: %s", args.ids, layout.describe())
         return 0
     settings = {"levels": args.levels, "batch_size": args.batch_size, "limit": args.limit}
-    with lock_folder(args.out, "decoding"):
-        pictures, partial = decode_runs(tokenizer, runs, args.out, layout=layout, total=total, **settings)
+    pictures, partial = decode_runs(tokenizer, runs, args.out, layout=layout, total=total, **settings)
     left_out = f", {partial} runs of ids are no whole picture and were left out" if partial else ""
     log.info("%s: %d pictures%s", args.out, pictures, left_out)
     return 0

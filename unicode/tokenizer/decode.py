@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unicode.common.distributed import all_reduce_sum_, is_main, rank, world_size
-from unicode.common.files import atomic_write
+from unicode.common.files import atomic_write, lock_folder
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store, check_key
 from unicode.images.decode import to_uint8
@@ -48,7 +48,8 @@ def decode_runs(
     Returns how many pictures all ranks wrote, and how many runs are no whole picture. A key that does not end in .png gets that ending
     after its own, so that a.jpg and a.png stay two pictures. `levels`: decode the first so many only; 1 is the coarse picture. `limit`:
     stop after so many pictures; 0: all. `total`: number of runs where it is known, for the progress bar. Raises ValueError: a key outside
-    `out`, an id that the tokenizer does not have, or a number of levels that it does not have. Raises OSError: the disk is full.
+    `out`, an id or a number of levels that the tokenizer does not have, or another process decodes to `out`. Raises OSError: the disk is
+    full.
     """
     if batch_size < 1 or limit < 0:
         raise ValueError(f"batch size {batch_size} or limit {limit} is too small")
@@ -65,10 +66,13 @@ def decode_runs(
                 partial += 1
 
     pictures = islice(whole(), limit or None)
+    batches = iter(lambda: list(islice(pictures, batch_size)), [])
+    first = next(batches, [])  # ids that cannot be read end here, before there is a folder
     bar = tqdm(total=total and min(total, limit or total), desc="decoding", unit=" images", disable=not is_main())
-    with ThreadPoolExecutor(WRITERS) as pool, inference_precision("float32", tokenizer.device), bar as progress:
+    precision = inference_precision("float32", tokenizer.device)
+    with lock_folder(out, "decoding"), ThreadPoolExecutor(WRITERS) as pool, precision, bar as progress:
         pending: Iterator[None] = iter(())
-        for number, batch in enumerate(iter(lambda: list(islice(pictures, batch_size)), [])):
+        for number, batch in enumerate(chain([first] if first else [], batches)):
             progress.update(len(batch))
             if number % world_size() != rank():
                 continue
