@@ -1,5 +1,6 @@
 """Packed rows and isolated turns: every attention gives each example the logits it has alone; only dense ones use a mask of T x T."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, masking_utils
 from transformers.integrations import flex_attention as flex_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -15,6 +16,7 @@ from unicode.common.config import load_config
 from unicode.ids.layout import Layout
 from unicode.llm.collate import collate
 from unicode.llm.examples import Example, ExampleBuilder
+from unicode.llm.model import CAUSAL_SDPA, open_base
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import Markers
 from unicode.train import runtime as runtime_module
@@ -116,12 +118,22 @@ def test_borders_need_no_mask(model: LlamaForCausalLM, builder: ExampleBuilder) 
         (["data.pack=true", "data.isolate_turns=true"], True, "flex_attention"),
         (["data.isolate_turns=true"], True, "flex_attention"),
         (["data.pack=true", "model.attention=sdpa"], True, "sdpa"),
-        ([], True, "auto"),
+        ([], True, CAUSAL_SDPA),
+        (["model.attention=sdpa"], True, "sdpa"),
     ],
 )
 def test_attention_of_packed_rows_on_a_gpu(monkeypatch, words: list[str], flash: bool, expected: str) -> None:
     monkeypatch.setattr(runtime_module, "is_flash_attn_2_available", lambda: flash)
     assert resolve_attention(load_config(TrainLlmConfig, None, words), GPU, LlamaConfig()) == expected
+
+
+def test_batches_that_are_only_causal_ask_for_no_mask(monkeypatch, tiny_llama: Path) -> None:
+    ids = torch.randint(50, (2, 9))
+    expected = open_base(tiny_llama, attention="sdpa")[0](ids, use_cache=False).logits
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", None)  # what the host would wait for
+    model, _ = open_base(tiny_llama, attention=CAUSAL_SDPA)
+    assert torch.equal(model(ids, use_cache=False).logits, expected)
+    assert resolve_attention(load_config(TrainLlmConfig, None, []), GPU, MistralConfig(sliding_window=8)) == "auto"
 
 
 def test_models_that_flex_attention_does_not_suit(monkeypatch) -> None:

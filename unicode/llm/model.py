@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.logging import disable_progress_bar
 
 from unicode.common.logging import get_logger
@@ -17,6 +18,10 @@ from unicode.llm.vocabulary import Markers, find_model, first_line, open_text_to
 
 EAGER_WIDTH = 512  # On a CPU, models narrower than this are faster with plain attention: the fused kernels cost more than they save
 DTYPES = ("float32", "bfloat16", "float16")
+CAUSAL_SDPA = "causal_sdpa"
+"""sdpa for batches in which causality is the only mask. To make a mask for sdpa, transformers looks in each forward whether rows are
+packed, for which the host waits; for an attention without a function of masks it makes none."""
+AttentionInterface.register(CAUSAL_SDPA, sdpa_attention_forward)
 log = get_logger(__name__)
 
 

@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from unicode.common.distributed import world_size
 from unicode.common.files import read_json
 from unicode.common.logging import get_logger
+from unicode.llm.model import CAUSAL_SDPA
 from unicode.train.config import TrainLlmConfig, TrainTokenizerConfig, split_batch
 
 DEEPSPEED_FILES = "configs/deepspeed/zero2.json, zero3.json, zero2_offload.json or zero3_offload.json"
@@ -72,20 +73,23 @@ def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
 def resolve_attention(config: TrainLlmConfig, runtime: Runtime, model_config: Any) -> str:
     """Return `model.attention`; `auto` on a GPU becomes one that needs no T x T mask for packed rows or isolated turns, where there is one.
 
-    Packed rows take flash attention 2 in bfloat16 where flash-attn is installed. Flex attention takes both, if the model has it. Raises
-    ValueError: flash attention with isolated turns, or flex attention on a CPU, where it has no gradient.
+    Packed rows take flash attention 2 in bfloat16 where flash-attn is installed. Flex attention takes both, if the model has it. Other
+    batches take `CAUSAL_SDPA`. Raises ValueError: flash attention with isolated turns, or flex attention on a CPU, where it has no
+    gradient.
     """
     wanted, isolated = config.model.attention, config.data.isolate_turns
     if isolated and wanted.startswith("flash_attention"):
         raise ValueError(f"data.isolate_turns needs a mask, which {wanted} does not take; set model.attention=auto")
     if wanted == "flex_attention" and runtime.cpu:
         raise ValueError("model.attention=flex_attention trains on a GPU only; set model.attention=auto")
+    text, model = model_config.get_text_config(), MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+    sees_all = getattr(text, "sliding_window", None) is None
     if not (config.data.pack or isolated):
-        return wanted
+        plain = wanted == "auto" and not runtime.cpu and sees_all and getattr(model, "_supports_sdpa", False)
+        return CAUSAL_SDPA if plain else wanted
     if wanted == "auto" and not runtime.cpu:
-        text, model = model_config.get_text_config(), MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        plain = getattr(text, "sliding_window", None) is None and not getattr(text, "attention_dropout", 0)
+        plain = sees_all and not getattr(text, "attention_dropout", 0)
         if not isolated and runtime.bf16 and is_flash_attn_2_available() and getattr(model, "_supports_flash_attn", False):
             return "flash_attention_2"
         if plain and head >= FLEX_HEAD and getattr(model, "_supports_flex_attn", False):
