@@ -106,6 +106,17 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(overrides: list[str
     assert largest_difference(whole, state_of(newest_checkpoint(tmp_path / "run" / "checkpoints"))) == 0.0
 
 
+def test_a_validation_that_a_kill_prevented_is_made_up_for(overrides: list[str]) -> None:
+    run = train(overrides, "train.steps=4", "train.save_every=2", "train.eval_every=2").parents[1]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    pictures = {path.name: path.read_bytes() for path in (run / "pictures").iterdir()}
+    (run / "metrics.jsonl").write_text("\n".join(line for line in lines if "val_psnr" not in line or '"step": 2' in line) + "\n")
+    (run / "pictures" / "step_00000004.png").unlink()
+    train(overrides, "train.steps=4", "train.save_every=2", "train.eval_every=2")
+    assert (run / "metrics.jsonl").read_text().splitlines() == lines
+    assert {path.name: path.read_bytes() for path in (run / "pictures").iterdir()} == pictures
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_compiled_with_the_adaptive_weight_it_resumes(overrides: list[str], monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """On a CPU with the same bits; on a GPU, where sums of atomics differ from run to run, nearly."""

@@ -19,6 +19,7 @@ from unicode.common.distributed import all_reduce_min_, all_reduce_sum_, is_main
 from unicode.common.files import name_errors, write_jsonl
 from unicode.common.logging import get_logger
 
+METRICS = "metrics.jsonl"
 HIDDEN = ("epoch", "total_flos", "train_")
 """Values of Trainer that are not logged: its epoch is the whole run, and its final sums include the time of saving."""
 logger = get_logger(__name__)
@@ -35,7 +36,10 @@ class Monitor:
 
     def open(self, *, step: int, steps: int) -> list[dict[str, Any]]:
         """Begin at finished step `step` of `steps`: show the bar, drop the lines of later steps; return the others, on every rank."""
-        lines = on_main(lambda: drop_lines_after(self.folder / "metrics.jsonl", step))
+        path = self.folder / METRICS
+        lines = on_main(lambda: read_lines(path, step))
+        if is_main() and path.is_file():
+            write_jsonl(path, lines)
         interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds between updates: a log file needs fewer than a terminal
         self.bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05, mininterval=interval, disable=not is_main())
         if is_main():
@@ -62,7 +66,7 @@ class Monitor:
         """Append one line to metrics.jsonl and TensorBoard; put `shown` beside the bar."""
         if not is_main():
             return
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         rounded = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
         with name_errors(path), open(path, "a", encoding="utf-8") as file:
@@ -80,15 +84,13 @@ class Monitor:
             self.writer.close()
 
 
-def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of steps that a resumed run does again; return the others."""
+def read_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return what a run logged up to a step; the last line of a killed run may be cut short, and is left out then."""
     lines: list[dict[str, Any]] = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
-                line = json.loads(text)
-                lines += [line] if line["step"] <= step else []
-        write_jsonl(path, lines)
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            line = json.loads(text)
+            lines += [line] if line["step"] <= step else []
     return lines
 
 

@@ -26,7 +26,7 @@ from unicode.tokenizer.load import TOKENIZER_FOLDER
 from unicode.tokenizer.losses import Objective, image_psnr
 from unicode.tokenizer.model import ImageTokenizer
 from unicode.train.config import TrainTokenizerConfig
-from unicode.train.monitor import TokenizerMonitor
+from unicode.train.monitor import METRICS, TokenizerMonitor, read_lines
 from unicode.train.runtime import check_resumable, resolve_runtime
 from unicode.train.samplers import AugmentedSampler
 
@@ -150,14 +150,19 @@ class TokenizerTrainer:
                 self._load(checkpoint)
                 logger.info("resuming %s from step %d of %d", self.folder, start, self.steps)
             on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
-            if checkpoint and start >= self.steps:
+            loop, logged = self.config.train, on_main(lambda: read_lines(self.folder / METRICS, start))
+            # A run that was killed between a checkpoint and the validation of the same step has that still to do.
+            done = any(line["step"] == start and "val_psnr" in line for line in logged)
+            validate = start > 0 and self.val is not None and self._due(start, loop.eval_every) and not done
+            if checkpoint and start >= self.steps and not validate:
                 logger.info("%s has finished its %d steps", self.folder, self.steps)
                 return checkpoint
-            loop = self.config.train
             self.monitor = TokenizerMonitor(self.folder, self.device, batch_size=loop.batch_size, usage_alarm=loop.usage_alarm)
             try:
                 self.monitor.open(step=start, steps=self.steps)
-                return self._train(start)
+                if validate:
+                    self._validate(start)
+                return checkpoint if checkpoint and start >= self.steps else self._train(start)
             finally:  # an error message must not land on the bar's line
                 self.monitor.close()
 
@@ -177,23 +182,24 @@ class TokenizerTrainer:
         )
         batches = iter(build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device))
 
-        def due(step: int, every: int) -> bool:
-            return step == self.steps or bool(every and step % every == 0)
-
         for step in range(start, self.steps):
             micro = [next(batches) for _ in range(self.accumulation)]
             if step == 0:
                 self._warm_up(micro)
             self.train_step(step, micro)
             done = step + 1
-            if due(done, loop.log_every) or due(done, loop.save_every):
+            if self._due(done, loop.log_every) or self._due(done, loop.save_every):
                 self.monitor.flush(self.tokenizer.codebooks, extra={"lr": self.optimizer.param_groups[0]["lr"]})
-            if due(done, loop.save_every):
+            if self._due(done, loop.save_every):
                 checkpoint = self._save(done)
-            if due(done, loop.eval_every):
+            if self._due(done, loop.eval_every):
                 self._validate(done)
         assert checkpoint is not None
         return checkpoint
+
+    def _due(self, step: int, every: int) -> bool:
+        """Whether something of every so many steps is to be done after step `step`, as everything is after the last."""
+        return step == self.steps or bool(every and step % every == 0)
 
     def train_step(self, step: int, micro: list[Batch]) -> None:
         """One optimizer step: the generator runs forward once per micro-batch, the discriminator reuses its detached pictures."""
