@@ -132,10 +132,9 @@ TWICE = {
     "train_llm": "",
     "train_tokenizer": "",
     "stamps": "--root {made}/stamps --out out --size 32 --val-share 0.3",
-    "process": "--func get_t2v_anno --root {made}/anno --anno shapes_captions_train.json --ids {made}/ids --out out",
 }
 """Every command that writes files -> words with which it fills "out"; empty: those of `CASES`. chat numbers its pictures one by one."""
-FILES = {"stamps": "data/stamps/__main__.py", "process": "data/unicode/process.py"}
+FILES = {"stamps": "data/stamps/__main__.py"}
 CASES = [
     Case(
         "train_tokenizer",

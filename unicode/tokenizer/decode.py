@@ -68,9 +68,12 @@ def decode_runs(
     pictures = islice(whole(), limit or None)
     batches = iter(lambda: list(islice(pictures, batch_size)), [])
     first = next(batches, [])  # ids that cannot be read end here, before there is a folder
-    bar = tqdm(total=total and min(total, limit or total), desc="decoding", unit=" images", disable=not is_main())
-    precision = inference_precision("float32", tokenizer.device)
-    with lock_folder(out, "decoding"), ThreadPoolExecutor(WRITERS) as pool, precision, bar as progress:
+    with (
+        lock_folder(out, "decoding"),
+        ThreadPoolExecutor(WRITERS) as pool,
+        inference_precision("float32", tokenizer.device),
+        tqdm(total=total and min(total, limit or total), desc="decoding", unit=" images", disable=not is_main()) as progress,
+    ):
         pending: Iterator[None] = iter(())
         for number, batch in enumerate(chain([first] if first else [], batches)):
             progress.update(len(batch))
