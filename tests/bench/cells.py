@@ -64,10 +64,11 @@ def train(args: argparse.Namespace, folder: Path, *, mode: str, smoothing: float
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Draw held-out scenes with and without guidance and answer held-out questions with a tuned model."""
     made, found = Path(args.quickstart).resolve(), {}
+    prompts = made / "anno/shapes_captions_val.json"  # in the words of the training captions
     for guidance in (1, 2):
         out = folder / f"drawings_{guidance}"
-        options = ["batch_size=50", "temperature=0", "limit=200", f"guidance={guidance}"]
-        run("unicode.run.generate_images", "--model", str(folder), "--merge", *options, "--prompts", "shapes:val", "--out", str(out))
+        options = ["batch_size=50", "temperature=0", "limit=200", f"guidance={guidance}", "data.name=shapes"]
+        run("unicode.run.generate_images", "--model", str(folder), "--merge", *options, "--prompts", str(prompts), "--out", str(out))
         run("unicode.run.eval_generation", "--pictures", str(out), "--out", str(out / "metrics.json"))
         metrics = json.loads((out / "metrics.json").read_text())["metrics"]
         found[guidance] = {name: metrics[name]["value"] for name in ("all", "all_1", "all_2")}
