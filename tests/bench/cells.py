@@ -12,10 +12,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
+
+from unicode.images.shapes import ShapesConfig, find_scene
 
 ROOT = Path(__file__).parents[2]
 MODES, SMOOTHING = ("ids", "cells"), (0.0, 0.4)
@@ -61,13 +64,21 @@ def train(args: argparse.Namespace, folder: Path, *, mode: str, smoothing: float
     return json.loads((folder / "summary.json").read_text())
 
 
+def held_out_captions(made: Path) -> Iterator[tuple[str, str]]:
+    """Yield held-out captions, each with its scene as `eval_generation` reads it."""
+    for record in json.loads((made / "anno/shapes_captions_val.json").read_text()):
+        things = find_scene(ShapesConfig(), record["image"]).things
+        yield record["conversations"][1]["value"], "; ".join(f"{one.colour} {one.shape} {one.place}" for one in things)
+
+
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Draw held-out scenes with and without guidance and answer held-out questions with a tuned model."""
     made, found = Path(args.quickstart).resolve(), {}
-    prompts = made / "anno/shapes_captions_val.json"  # in the words of the training captions
+    prompts = folder / "prompts.txt"  # in the words of the training captions
+    prompts.write_text("".join(f"{caption}\t{scene}\n" for caption, scene in held_out_captions(made)))
     for guidance in (1, 2):
         out = folder / f"drawings_{guidance}"
-        options = ["batch_size=50", "temperature=0", "limit=200", f"guidance={guidance}", "data.name=shapes"]
+        options = ["batch_size=50", "temperature=0", "limit=200", f"guidance={guidance}"]
         run("unicode.run.generate_images", "--model", str(folder), "--merge", *options, "--prompts", str(prompts), "--out", str(out))
         run("unicode.run.eval_generation", "--pictures", str(out), "--out", str(out / "metrics.json"))
         metrics = json.loads((out / "metrics.json").read_text())["metrics"]
