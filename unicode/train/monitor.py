@@ -68,9 +68,8 @@ class Monitor:
             return
         path = self.folder / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
-        rounded = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
         with name_errors(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | rounded) + "\n")
+            file.write(json.dumps({"step": step} | rounded(values)) + "\n")
         if self.writer is not None:
             with name_errors(self.folder / "tensorboard"):
                 for name, value in values.items():
@@ -82,6 +81,11 @@ class Monitor:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """Return values as metrics.jsonl has them, with 7 digits."""
+    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in values.items()}
 
 
 def read_lines(path: Path, step: int) -> list[dict[str, Any]]:
@@ -197,7 +201,7 @@ class LlmMonitor(Monitor, TrainerCallback):
             self._remember(line.pop("step"), line)
 
     def _remember(self, step: int, values: dict[str, float]) -> None:
-        self.last |= values
+        self.last |= rounded(values)
         self.evaluated_at = step if "eval_loss" in values else self.evaluated_at
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
