@@ -25,6 +25,8 @@ def test_newest_is_found_and_old_ones_are_dropped(tmp_path: Path) -> None:
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert checkpoint_step(newest) == 10
+    assert newest_checkpoint(tmp_path, keep=1) == newest, "as after a kill before the removal of old ones"
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000010"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "{", "[1]", '"\\u001b"', '{"sub/weights": {}}', '{"x\\u0000": 1}'])

@@ -61,15 +61,18 @@ def save_checkpoint(target: str | Path, write: Callable[[Path], None], *, keep: 
     return target
 
 
-def newest_checkpoint(folder: str | Path) -> Path | None:
+def newest_checkpoint(folder: str | Path, *, keep: int = 0) -> Path | None:
     """Return the newest complete checkpoint of a folder, None if there is none; warn about damaged ones.
 
-    Raises ValueError: there are checkpoints, and every one is damaged.
+    `keep`: remove older ones beyond so many, which a killed run may leave; 0: none. Raises ValueError: there are checkpoints, and every one
+    is damaged.
     """
     damaged = 0
     for checkpoint in reversed(list_checkpoints(folder)):
         fault = find_fault(checkpoint)
         if fault is None:
+            if keep:
+                prune_checkpoints(checkpoint, keep=keep)
             return checkpoint
         damaged += (checkpoint / MANIFEST).exists() or (checkpoint / OLD_MANIFEST).exists()  # else it was not written to its end
         logger.warning("checkpoint %s is damaged (%s); trying the one before it", checkpoint, fault)

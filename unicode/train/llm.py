@@ -137,7 +137,7 @@ class LlmTraining:
             if summary.is_file() and read_json(summary).get("steps", 0) >= self.steps:
                 logger.info("%s has finished its %d steps", self.folder, self.steps)
                 return self.folder
-            checkpoint = on_main(lambda: newest_checkpoint(self.folder))
+            checkpoint = on_main(lambda: newest_checkpoint(self.folder, keep=self.config.train.keep))
             on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
             if checkpoint is not None:
                 logger.info("resuming %s from step %d of %d", self.folder, checkpoint_step(checkpoint), self.steps)

@@ -143,14 +143,15 @@ class TokenizerTrainer:
         Raises OSError: the disk is full; the checkpoints that were there stay.
         """
         with lock_folder(self.folder, "training"):
-            checkpoint, start = on_main(lambda: newest_checkpoint(self.folder / "checkpoints")), 0
+            loop, start = self.config.train, 0
+            checkpoint = on_main(lambda: newest_checkpoint(self.folder / "checkpoints", keep=loop.keep))
             if checkpoint is not None:
                 start = checkpoint_step(checkpoint)
                 check_resumable(self.config, self.folder, fixed=("model.",), loose=("model.codebook.table",))
                 self._load(checkpoint)
                 logger.info("resuming %s from step %d of %d", self.folder, start, self.steps)
             on_main(lambda: save_config(self.config, self.folder / "config.yaml"))
-            loop, logged = self.config.train, on_main(lambda: read_lines(self.folder / METRICS, start))
+            logged = on_main(lambda: read_lines(self.folder / METRICS, start))
             # A run that was killed between a checkpoint and the validation of the same step has that still to do.
             done = any(line["step"] == start and "val_psnr" in line for line in logged)
             validate = start > 0 and self.val is not None and self._due(start, loop.eval_every) and not done
