@@ -141,5 +141,14 @@ def cells_overrides(llm_overrides: list[str], tmp_path: Path, tiny_llama: Path) 
 @pytest.fixture
 def own_accelerator() -> Iterator[None]:
     """Forget the precision that a training in this process set, which a later one may not change."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_accelerator_of_a_file() -> Iterator[None]:
+    """The same between the files of tests, whatever ran before in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
