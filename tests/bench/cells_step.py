@@ -18,6 +18,7 @@ from random import Random
 from typing import Any
 
 import torch
+from llm_step import add_options
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unicode.ids.layout import Layout
@@ -38,11 +39,7 @@ SIZES = {"width": 576, "layers": 30, "hidden": 1536, "heads": 9, "kv-heads": 3, 
 def parse_args() -> argparse.Namespace:
     """Return the arguments of the benchmark."""
     parser = argparse.ArgumentParser(description="Measure a step that learns to draw by cells against one by ids.")
-    for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    add_options(parser, SIZES)
     return parser.parse_args()
 
 

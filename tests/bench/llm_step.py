@@ -45,16 +45,21 @@ WARM_UP = 2
 SIZES = {"width": 128, "layers": 4, "hidden": 344, "heads": 4, "vocab": 512, "image-size": 32, "batch": 8, "steps": 10, "rank": 16}
 
 
+def add_options(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
+    """Add an option for each size, and how the step runs."""
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+
+
 def parse_args() -> argparse.Namespace:
     """Return the arguments of the benchmark."""
     parser = argparse.ArgumentParser(description="Measure a training step that reads ids against one with a vision tower inside.")
     parser.add_argument("--model", help="folder of a language model (default: a random LLaMA of the sizes below)")
     parser.add_argument("--tokenizer", help="folder of an image tokenizer (default: a random HQ-VAE)")
-    for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    add_options(parser, SIZES)
     return parser.parse_args()
 
 

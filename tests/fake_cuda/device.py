@@ -76,7 +76,7 @@ class HostSyncs(TorchDispatchMode):
             return first.new_zeros((1, *first.shape[mask.ndim :]))
         if name.startswith("aten.index_put"):
             return first
-        raise NotImplementedError(f"{name} waits for the device; give it a made-up value here")
+        raise AssertionError(f"{name} waits for the device, and this mode has no value to go on with")
 
 
 def _fake_backward(loss: torch.Tensor, *_: Any, inputs: Any = None, **__: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unicode.common.extras import require
-from unicode.common.files import name_errors
+from unicode.common.files import atomic_write
 from unicode.common.logging import get_logger
 from unicode.llm.card import FILE as CARD_FILE
 from unicode.llm.card import Card
@@ -47,10 +47,7 @@ def export_gguf(model: Any, text: Any, path: str | Path, *, card: Card | None, k
         known = f"models of the types {', '.join(ARCHITECTURES)} as {', '.join(TYPES)}"
         raise ValueError(f"a model of the type {config.model_type} as {kind} cannot be written; known: {known}")
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(unfinished, gguf.MODEL_ARCH_NAMES[architecture])
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[architecture])
     _add_sizes(writer, config, name=name, file_type=gguf.LlamaFileType[f"{'ALL_' if kind == 'f32' else 'MOSTLY_'}{TYPES[kind]}"])
     _add_vocabulary(writer, text, card, rows=model.get_input_embeddings().weight.shape[0], types=gguf.TokenType)
     tensors = dict(_tensors(model, gguf.get_tensor_name_map(architecture, config.num_hidden_layers)))
@@ -59,16 +56,13 @@ def export_gguf(model: Any, text: Any, path: str | Path, *, card: Card | None, k
     for named, values in tensors.items():
         size = gguf.quant_shape_to_byte_shape(values.shape, types[named])
         writer.add_tensor_info(named, size, np.dtype(np.uint8), int(np.prod(size)), raw_dtype=types[named])
-    try:
-        with name_errors(path):
-            for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
-                write()
-            for named, values in tensors.items():
-                writer.write_tensor_data(gguf.quantize(values.detach().float().numpy(), types[named]).view(np.uint8))
-            writer.close()
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file:
+        writer.write_header_to_file(Path(file.name))
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for named, values in tensors.items():
+            writer.write_tensor_data(gguf.quantize(values.detach().float().numpy(), types[named]).view(np.uint8))
+        writer.close()
 
 
 def _add_sizes(writer: Any, config: Any, *, name: str, file_type: int) -> None:
