@@ -1,5 +1,5 @@
 #!/bin/sh
-# Draws images with a tuned model on all GPUs of this machine or on the CPU: OUT/pictures, results.jsonl, contact_sheet.png.
+# Draws images with a tuned model on all GPUs of this machine or on the CPU: OUT/pictures, results.jsonl, contact_sheet.png, wall.png.
 #   bash scripts/generate_images.sh MODEL PROMPTS OUT [KEY=VALUE ...] [options of unicode.run.generate_images]
 # PROMPTS   a file (.txt, .jsonl, LLaVA .json), shapes:val, unconditional:100,
 #           or a protocol of configs/generation: shapes, imagenet, cc3m, lsun_cat, lsun_church, lsun_bedroom

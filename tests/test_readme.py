@@ -1,13 +1,19 @@
 """The Python of README.md runs, on a tiny model with random weights in the folders that it names."""
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from unicode.run.choose_sampling import DrawnNow
+from unicode.run.eval_generation import measure_nearest, measure_scenes, read_gallery
 
 ROOT = Path(__file__).parents[1]
+FINISHED = os.environ.get("UNICODE_QUICKSTART", "")  # the folder of a quickstart that has run to its end
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -33,6 +39,37 @@ def test_the_example_runs(number, project, monkeypatch):
     for name in re.findall(r'save\("(\w+\.png)"\)', BLOCKS[number]):
         with Image.open(project / name) as picture:
             assert picture.size == (16, 16)
+
+
+def drawn_in_the_examples() -> dict[str, str]:
+    """Return caption -> file of the pictures that the examples draw."""
+    return dict(re.findall(r'\.draw\("([^"]+)".*?\)\.save\("([^"]+)"\)', "\n".join(BLOCKS)))
+
+
+def typed_prompts() -> dict[str, str]:
+    """Return caption -> what it describes, of the prompts that were typed by hand."""
+    return dict(line.split("\t") for line in (ROOT / "tests" / "data" / "typed_prompts.txt").read_text().splitlines())
+
+
+def test_it_is_known_what_the_examples_should_draw():
+    assert drawn_in_the_examples().keys() <= typed_prompts().keys(), "draw a caption of tests/data/typed_prompts.txt, or add it there"
+
+
+@pytest.mark.skipif(not FINISHED, reason="UNICODE_QUICKSTART names no finished quickstart")
+def test_the_examples_draw_and_answer_what_they_say(tmp_path, monkeypatch, capsys):
+    """A comment behind print(...) is what it prints; a drawing shows its caption: every object, or nearest to the right picture."""
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "quickstart").symlink_to(Path(FINISHED).resolve())
+    monkeypatch.chdir(tmp_path)
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\) +# (.+)$", "\n".join(BLOCKS), flags=re.MULTILINE)
+    gallery = tmp_path / "outputs" / "quickstart" / "anno" / "emoji_gallery.json"
+    for caption, file in drawn_in_the_examples().items():
+        with Image.open(file) as picture:
+            drawn = DrawnNow([{"reference": typed_prompts()[caption]}], pil_to_tensor(picture.convert("RGB"))[None], None)
+        found = measure_scenes(drawn) or measure_nearest(drawn, read_gallery(str(gallery), side=drawn.side))[0]
+        assert (found.get("all") or found["nearest_pixels"])["value"] == 100, f"{caption}: another picture"
 
 
 def test_it_is_short():

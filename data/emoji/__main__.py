@@ -57,6 +57,8 @@ def prepare(argv: list[str] | None) -> int:
     from catalogue import picture_files, read_catalogue
     from pictures import ColourFont, from_files, write_squares
 
+    from unicode.common.files import write_list
+
     args = build_parser().parse_args(argv)
     if args.size < 16 or args.captions < 1:
         raise ValueError(f"--size {args.size}, --captions {args.captions}: the squares need 16 pixels a side, the pictures one caption")
@@ -71,6 +73,8 @@ def prepare(argv: list[str] | None) -> int:
         drawn = write_squares((replace(one, style=font.style) for one in emoji), font.render, images, size=args.size)
         left_out[f"emoji not in {font.style}"] = len(emoji) - len(drawn)
         emoji += drawn
+    for one in emoji:
+        write_list((images / one.key).with_suffix(".txt"), [one.name])
     counts = write_words(args.out, emoji, captions=args.captions, languages=languages, seed=args.seed)
     (args.out / "ATTRIBUTION.txt").write_text(ATTRIBUTION + (FONT_ATTRIBUTION.format(style=font.style) if font else ""), encoding="utf-8")
     splits = Counter(one.split for one in emoji)

@@ -20,6 +20,7 @@ from unicode.generate.jobs import (
     output_slots,
     save_picture,
     write_contact_sheet,
+    write_wall,
 )
 
 MADE_BY = {"model": "abc", "max_new_tokens": 8}
@@ -224,3 +225,14 @@ def test_contact_sheet(tmp_path):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
     write_contact_sheet([tmp_path / f"{number}.png" for number in range(6)], tmp_path / "sheet.png", group=2)
     assert Image.open(tmp_path / "sheet.png").size == (22, 32)
+
+
+def test_wall(tmp_path):
+    for number in range(8):
+        Image.new("RGB", (30, 30), (0, 0, 20 * number)).save(tmp_path / f"{number}.png")
+    files = [tmp_path / f"{number}.png" for number in range(8)]
+    write_wall(files, ["a circle", *["one of several lines, " * 3] * 7], tmp_path / "wall.png")
+    wall = Image.open(tmp_path / "wall.png")
+    assert wall.width == 16 + 6 * (150 + 16) and wall.getpixel((16 + 166, 16)) == (0, 0, 20) and wall.getpixel((16 + 149, 165)) == (0, 0, 0)
+    below = wall.height // 2 - 16 - 150
+    assert wall.crop((16, 170, 166, 166 + below)).getextrema()[0][0] < 100, "no caption"

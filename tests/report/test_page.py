@@ -82,6 +82,26 @@ def test_the_page_says_what_the_runs_reached(page):
         assert shown in text, shown
 
 
+def test_the_page_opens_with_a_wall_and_shows_drawings_one_by_one(runs, tmp_path):
+    drawn, pictures = tmp_path / "drawn", tmp_path / "anno" / "images"
+    shutil.copytree(runs.generation, drawn)
+    pictures.mkdir(parents=True)
+    for number, colour in enumerate(("red", "green")):
+        shutil.copy(drawn / f"{number}.png", pictures / f"{colour}.png")
+        (pictures / f"{colour}.txt").write_text(f"the {colour} one\n")
+    (tmp_path / "anno" / "ATTRIBUTION.txt").write_text("Graphics: someone, CC-BY 4.0")
+    lines = [{"id": str(number), "right": "red.png", "nearest_pixels": f"{colour}.png"} for number, colour in enumerate(("red", "green"))]
+    (drawn / "nearest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--generation", drawn, "--one-by-one", drawn, "--images", pictures, "--note", "unseen", "pairs"]
+    assert main(["--out", str(tmp_path / "page.html"), *map(str, words)]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    read(text)
+    opening = text[text.index("<header>") : text.index("</header>")]
+    assert opening.count("a red square</figcaption>") == 3 and "--side: 160px" in opening
+    assert "from the words below: unseen pairs. The first 9 of 9, right or wrong." in opening and "Graphics: someone, CC-BY 4.0" in opening
+    assert "✓ the red one" in text and "✗ the green one</span>, right: the red one" in text and text.count("nearest to it: ") == 2
+
+
 def test_a_page_of_almost_nothing_says_what_is_missing(tmp_path):
     (tmp_path / "steps.jsonl").write_text("")
     assert main(["--out", str(tmp_path / "empty.html"), "--steps", str(tmp_path / "steps.jsonl")]) == 0

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from unicode.report.sections import (
     read_object,
     read_steps,
 )
-from unicode.report.words import count_words, draw_map, find_examples, read_words, word_card
+from unicode.report.words import count_words, draw_map, find_examples, read_words, shared_words, word_card
 from unicode.run.report import main, named
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "ids"
@@ -128,6 +129,16 @@ def test_words_of_a_store(tmp_path, tiny_llama):
     out = tmp_path / "page.html"
     assert main(["--out", str(out), "--ids", str(SAMPLE), "--base", str(tiny_llama), "--images", str(tmp_path)]) == 0
     assert "Something else." in out.read_text(encoding="utf-8")
+
+
+def test_tokens_that_pictures_about_something_share():
+    layout, ids = SimpleNamespace(vocab_size=9), {"a": [1, 2, 2], "b": [1, 3, 4], "c": [3, 4, 4], "d": [3, 3, 3]}
+    store = type("Made", (dict,), {"spec": layout})({key: np.array(row) for key, row in ids.items()})
+    captions = SimpleNamespace(caption=lambda key: "a Face" if key in "ab" else "")
+    title, shares = shared_words([store], captions, str, about="face")
+    assert title["text"] == 'What pictures about "face" share' and shares["head"][1:] == ['of 2 pictures about "face", %', "of 2 others, %"]
+    assert shares["rows"][:2] == [["1", 100.0, 0.0], ["2", 50.0, 0.0]] and shares["rows"][-1][1:] == [50.0, 100.0]
+    assert shared_words([store], captions, str, about="nothing") == []
 
 
 def test_charts():

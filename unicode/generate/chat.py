@@ -17,7 +17,7 @@ from unicode.generate.engine import CachedDecoder
 from unicode.generate.images import Drawing, GenerationConfig, ImageSampler, caption_request, decode_pictures
 from unicode.generate.interleaved import ChatSampler, answer_parts
 from unicode.generate.questions import AskedQuestion, ImageLike
-from unicode.generate.sampling import Sampling
+from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.images.listing import EXTENSIONS, UnreadableImageError, read_bytes
 from unicode.llm.load import Content, LanguageModel, open_model
 
@@ -32,8 +32,8 @@ class Chat:
     def __init__(self, model: LanguageModel, config: GenerationConfig, *, out: Path, num_tokens: int, word_temperature: float) -> None:
         self.model, self.config, self.out = model, config, out
         decoder = CachedDecoder(model.causal)
-        self.drawer = ImageSampler(model, sampling=config.sampling(), decoder=decoder)
-        plain, words = replace(config.sampling(), guidance=1.0), Sampling(word_temperature)
+        self.drawer = ImageSampler(model, sampling=config.sampling(model.card.sampling), decoder=decoder)
+        plain, words = replace(self.drawer.sampling, guidance=1.0), Sampling(word_temperature)
         self.sampler = ChatSampler(model, words=words, pictures=plain, num_tokens=num_tokens, decoder=decoder)
         self.turns: list[str] = []
         self.contents: list[Content] = []
@@ -129,15 +129,17 @@ class Assistant:
         return answer.text
 
     def draw(
-        self, caption: str, *, seed: int = 0, guidance: float = 1.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-    ) -> Image.Image:
+        self, caption: str, *, seed: int = 0, guidance: float | None = None, temperature: float | None = None,
+        top_k: int | None = None, top_p: float | None = None,
+    ) -> Image.Image:  # fmt: skip
         """Draw one image for a caption; `unicode.generate.images.ImageSampler` draws in batches.
 
-        The same seed and caption give the same picture. With `guidance` above 1 the caption counts for more, at twice the work. Raises
-        ValueError: an empty caption or one longer than the context, or a model that writes no image ids. Raises FileNotFoundError: the
-        image tokenizer is not where the training had it.
+        The same seed and caption give the same picture. With `guidance` above 1 the caption counts for more, at twice the work. What is
+        left out is as the model's card has it, else as in `Sampling`. Raises ValueError: an empty caption or one longer than the context,
+        or a model that writes no image ids. Raises FileNotFoundError: the image tokenizer is not where the training had it.
         """
-        sampling = Sampling(temperature, top_k, top_p, guidance)
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        sampling = merge_sampling(self.model.card.sampling, given)
         if sampling not in self._samplers:
             self._samplers = {sampling: ImageSampler(self.model, sampling=sampling, decoder=self._decoder)}
         (drawing,) = self._samplers[sampling].draw([caption_request(caption, seed=seed)])

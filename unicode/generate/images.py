@@ -1,15 +1,16 @@
 """Captions -> images: batches of requests, guided, seeded, completed or decompressed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, fill_template
 from unicode.generate.engine import CachedDecoder, ImageHead, sample_image_tokens
-from unicode.generate.sampling import Sampling
+from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import to_uint8
 from unicode.llm.examples import Example, ExampleBuilder
@@ -71,16 +72,16 @@ def check_can_draw(model: LanguageModel) -> None:
 class ImageSampler:
     """Draws with one language model; keeps the rows of its head that belong to images, so make it once.
 
-    `sampling`: of ids; `guidance` other than 1 doubles the batch. `decoder`: of the model; None makes one. Raises ValueError: the model
-    writes no image ids, or its image tokenizer is another one than it was trained with. Raises FileNotFoundError: its image tokenizer is
-    not there.
+    `sampling`: of ids, None: the one in the model's card; `guidance` other than 1 doubles the batch. `decoder`: of the model; None makes
+    one. Raises ValueError: the model writes no image ids, or its image tokenizer is another one than it was trained with. Raises
+    FileNotFoundError: its image tokenizer is not there.
     """
 
     def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, decoder: CachedDecoder | None = None) -> None:
         check_can_draw(model)
         assert model.layout is not None and model.markers is not None
         self.model, self.layout = model, model.layout
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or merge_sampling(model.card.sampling)
         self.decoder = decoder or CachedDecoder(model.causal)
         self.head = ImageHead(self.decoder, model.images.row_ids, self.layout, markers=model.markers, cells=model.cell_head)
         known = (model.template, model.text, model.markers, self.layout, self.decoder.vocab_size)
@@ -157,10 +158,12 @@ class GenerationConfig:
     limit: int = 0  # The first so many prompts only; 0: all
     seed: int = 0  # Of the sampling; a picture's own seed is drawn from it and the id of the prompt
     batch_size: int = 16  # Pictures drawn at a time; guidance doubles the rows
-    temperature: float | None = None  # Of the image ids; 0 takes the likeliest. Left out: 1, and 0 for decompression
-    top_k: int = 0  # Draw each id among so many of the likeliest; 0: all
-    top_p: float = 1.0  # Draw each id among the likeliest that together have this probability
-    guidance: float = 1.0  # Classifier-free guidance; 1: none. Above 1 the model must have been trained with unconditional pictures too
+    temperature: float | None = None
+    """Of the image ids; 0 takes the likeliest. Left out, as the next three: the value in the model's card, else 1; decompression: 0."""
+    top_k: int | None = None  # Draw each id among so many of the likeliest; 0: all, which is the default
+    top_p: float | None = None  # Draw each id among the likeliest that together have this probability; 1: all, which is the default
+    guidance: float | None = None
+    """Classifier-free guidance; 1: none, which is the default. Above 1 the model must have been trained with unconditional pictures too."""
     cache: str = "auto"
     """Key-value cache: "dynamic", "static", or "auto": static and compiled on a GPU for 8 batches and more, else dynamic."""
     compiled: bool = False  # Compile the decoding step (with the static cache; worth it for many pictures on a GPU)
@@ -176,7 +179,7 @@ class GenerationConfig:
         caption_request("words", template=self.template)  # a template without the slot ends here
         self.sampling()
 
-    def sampling(self, default_temperature: float = 1.0) -> Sampling:
-        """How ids are drawn. ValueError for values out of range."""
-        temperature = default_temperature if self.temperature is None else self.temperature
-        return Sampling(temperature, self.top_k, self.top_p, self.guidance)
+    def sampling(self, stored: Mapping[str, Any] | None = None, *, guided: bool = True) -> Sampling:
+        """How ids are drawn by a model whose card has `stored`; arguments and errors as `merge_sampling`."""
+        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
+        return merge_sampling(stored, given, guided=guided)

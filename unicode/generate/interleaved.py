@@ -22,7 +22,7 @@ from unicode.common.logging import printable
 from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
 from unicode.generate.images import check_can_draw, decode_pictures
 from unicode.generate.questions import ImageError, ImageReader
-from unicode.generate.sampling import GREEDY, Sampling
+from unicode.generate.sampling import GREEDY, Sampling, merge_sampling
 from unicode.ids.text import split_runs
 from unicode.images.lookup import ImageLookup
 from unicode.llm.load import Content, LanguageModel
@@ -34,7 +34,7 @@ class ChatSampler:
     Args:
         model: one that writes image ids.
         words: how words are sampled.
-        pictures: how image ids are sampled; unguided.
+        pictures: how image ids are sampled, unguided; None: as the model's card has it.
         num_tokens: longest answer in positions; a picture takes one for each id, or for each cell, and two for its markers.
         max_pictures: how many pictures an answer may hold.
         decoder: of the model; None makes one.
@@ -54,7 +54,7 @@ class ChatSampler:
     ) -> None:
         check_can_draw(model)
         assert model.layout is not None and model.markers is not None
-        self.model, self.words, self.pictures = model, words, pictures or Sampling()
+        self.model, self.words, self.pictures = model, words, pictures or merge_sampling(model.card.sampling, guided=False)
         self.num_tokens, self.max_pictures = num_tokens, max_pictures
         self.decoder = decoder or CachedDecoder(model.causal)
         self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers, cells=model.cell_head)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from unicode.common.distributed import barrier, is_main, on_main, rank, world_size
 from unicode.common.files import atomic_write, lock_folder, name_errors, open_append, read_json, write_json, write_jsonl
@@ -24,6 +25,7 @@ Record = dict[str, Any]
 Key = tuple[str, str, str]
 """(question_id, round_id, prompt) of an answer, because MME asks twice about each picture by one id; (id, sample, "") of a drawing."""
 ERROR, RUN = "error", "run"  # keys of the metadata of an answer
+NUM_ON_WALL, WALL_COLUMNS, WALL_SIDE = 24, 6, 160  # pictures above their captions
 RESULTS, PICTURES, SETTINGS, PARTS = "results.jsonl", "pictures", "settings.json", "results.parts"  # in a folder of drawings
 
 
@@ -267,14 +269,28 @@ def save_picture(out: Path, slot: OutputSlot, pixels: np.ndarray, *, folder: str
 def write_contact_sheet(files: Sequence[Path], path: Path, *, limit: int = 64, group: int = 1) -> None:
     """Write the first `limit` pictures side by side as one PNG, in rows of about the root of their number; groups stay in one row."""
     pictures = [open_image(file).convert("RGB") for file in files[:limit]]
+    columns = group * max(1, round(len(pictures) ** 0.5 / group))
+    _write_sheet(pictures, [""] * len(pictures), path, columns=columns, gap=2, colour="black")
+
+
+def write_wall(files: Sequence[Path], captions: Sequence[str], path: Path) -> None:
+    """Write the first pictures as one PNG, each enlarged by a whole number, with its caption below; there is a caption for each file."""
+    pictures = [open_image(file).convert("RGB") for file in files[:NUM_ON_WALL]]
+    scale = max(1, WALL_SIDE // max(pictures[0].size))
+    larger = [one.resize((scale * one.width, scale * one.height), Image.Resampling.NEAREST) for one in pictures]
+    texts = [textwrap.fill(" ".join(text.split()), max(12, larger[0].width // 7)) for text in captions[: len(larger)]]
+    _write_sheet(larger, texts, path, columns=min(WALL_COLUMNS, len(larger)), gap=16, colour="white")
+
+
+def _write_sheet(pictures: list[Image.Image], texts: list[str], path: Path, *, columns: int, gap: int, colour: str) -> None:
     if not pictures:
         return
-    width, height = pictures[0].size
-    columns = group * max(1, round(len(pictures) ** 0.5 / group))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + 2) + 2, rows * (height + 2) + 2))
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        sheet.paste(picture.resize((width, height)), (2 + column * (width + 2), 2 + row * (height + 2)))
+    below = max(20 + 16 * text.count("\n") if text else 0 for text in texts)
+    width, height = pictures[0].width + gap, pictures[0].height + below + gap
+    sheet = Image.new("RGB", (columns * width + gap, -(-len(pictures) // columns) * height + gap), colour)
+    for number, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        left, top = gap + number % columns * width, gap + number // columns * height
+        sheet.paste(picture.resize(pictures[0].size), (left, top))
+        ImageDraw.Draw(sheet).multiline_text((left, top + pictures[0].height + 4), text, "black", ImageFont.load_default(13))
     with atomic_write(path, "wb") as file:
         sheet.save(file, "PNG")

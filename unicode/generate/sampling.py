@@ -4,7 +4,9 @@ A token is sampled by the Gumbel trick, argmax(logit / temperature + noise), who
 picture is therefore the same in every batch, for every choice of computed head rows, and on every device up to rounding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +41,15 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+def merge_sampling(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None, *, guided: bool = True) -> Sampling:
+    """Return the sampling of `given` values; one that is None is taken from `stored` (of a card), else from `Sampling`.
+
+    `guided`: whether the stored guidance counts. Raises ValueError: a value out of range.
+    """
+    own = {name: value for name, value in (stored or {}).items() if guided or name != "guidance"}
+    return Sampling(**own | {name: value for name, value in (given or {}).items() if value is not None})
 
 
 def guide(scores: Tensor, guidance: float) -> Tensor:

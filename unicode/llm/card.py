@@ -17,13 +17,14 @@ from unicode.llm.vocabulary import Markers, find_model, open_gguf, read_rows, re
 FILE = "unicode.json"
 FORMAT = "unicode-llm-1"
 KINDS = ("lora", "full", "llava")
+SAMPLED = ("temperature", "top_k", "top_p", "guidance")  # what `Card.sampling` may hold
 # keys of config.json that depend on who wrote it, not on the model
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "use_cache", "_attn_implementation"}
 
 
 @dataclass
 class Card:
-    """Content of unicode.json. Raises ValueError: an unknown kind or mode, or cells without a head or a layout."""
+    """Content of unicode.json. Raises ValueError: an unknown kind, mode or value of sampling, or cells without a head or a layout."""
 
     kind: str  # "lora", "full" or "llava"
     base: str  # Path of the base model as it was given
@@ -36,6 +37,7 @@ class Card:
     vision: dict[str, Any] | None = None  # Settings of the tower and projector of a "llava" model
     output_mode: str = "ids"  # How images in answers are written: "ids" or "cells"
     cells: dict[str, Any] | None = None  # `CellHead.describe` and "fingerprint" of the head that writes cells
+    sampling: dict[str, float] | None = None  # Of pictures, unless a user gives other values; made by unicode.run.choose_sampling
     max_length: int = 0  # Longest sequence of the training; 0 if unknown
     config: dict[str, Any] = field(default_factory=dict)  # Other facts of the training
 
@@ -43,6 +45,8 @@ class Card:
         for name, known in (("kind", KINDS), ("input_mode", INPUT_MODES), ("output_mode", OUTPUT_MODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is '{getattr(self, name)}'; known: {', '.join(known)}")
+        if unknown := (self.sampling or {}).keys() - set(SAMPLED):
+            raise ValueError(f"sampling has {sorted(unknown)}; known: {', '.join(SAMPLED)}")
         if self.output_mode == "cells" and (self.layout is None or self.cells is None):
             raise ValueError("output_mode is 'cells', which needs a layout and the description of a cell head (cells)")
 

@@ -21,6 +21,7 @@ Points = Sequence[tuple[float, float]]
 
 SMALL = 96  # up to this side a picture is shown with hard pixels
 MAX_SIDE = 512
+SHOWN_SIDE = 160  # of enlarged pictures in the page, about: a whole number of times their own
 JPEG_QUALITY = 86
 MAX_POINTS = 400
 LOG_FROM = 20.0  # values that differ by this factor are drawn on a logarithmic axis
@@ -53,12 +54,12 @@ class Card:
     words: Sequence[Sequence[str]] | None = None  # words in the places of the picture's codes; None: a card without words
 
 
-def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Return the HTML document; `lead` is the sentence under the title."""
+def build_page(title: str, lead: str, sections: Sequence[Section], *, opening: Sequence[Block] = ()) -> str:
+    """Return the HTML document; `lead` is the sentence under the title, `opening` is what stands between it and the figures."""
     loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
     environment.filters |= {"number": number, "clock": clock}
-    return environment.get_template("template.html").render(title=title, lead=lead, sections=sections)
+    return environment.get_template("template.html").render(title=title, lead=lead, sections=sections, opening=opening)
 
 
 def paragraph(text: str, style: str = "") -> Block:
@@ -82,8 +83,9 @@ def details(summary: str, *blocks: Block) -> Block:
 
 
 def gallery(cards: Sequence[Card], style: str = "") -> Block:
-    """Cards side by side, as many in a row as fit; `style` is "pairs" or "words" for wider ones."""
-    return {"kind": "gallery", "cards": cards, "style": style}
+    """Cards side by side, as many in a row as fit; `style` is "words" for wide ones, "wall" or "pairs" for one or two enlarged pictures."""
+    side = max([max(shown["width"], shown["height"]) for card in cards for shown, _ in card.pictures] or [1])
+    return {"kind": "gallery", "cards": cards, "style": style, "side": side * max(1, SHOWN_SIDE // side) if side <= SMALL else SHOWN_SIDE}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> Block:

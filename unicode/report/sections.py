@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 
 from unicode.common.files import read_json
-from unicode.generate.jobs import RESULTS, SETTINGS
+from unicode.generate.jobs import NUM_ON_WALL, RESULTS, SETTINGS
 from unicode.images.decode import open_image
 from unicode.images.lookup import ImageLookup
 from unicode.report import page
 
-NUM_ANSWERS, NUM_RECONSTRUCTED, NUM_DRAWN, NUM_DECOMPRESSED = 8, 8, 18, 9
+NUM_ANSWERS, NUM_RECONSTRUCTED, NUM_DECOMPRESSED = 8, 6, 9
 GRID_PADDING = 2  # pixels around the pictures of grid.png
-GRID_ROWS = ("original", "all levels", "coarse only")
+GRID_ROWS = ("original", "reconstruction")
 EVALUATE = "python -m unicode.run.eval_tokenizer --ckpt RUN --images IMAGES --out DIR/metrics.json"
 ANSWER = "python -m unicode.run.answer --model DIR --questions FILE --images DIR --answers FILE"
 DRAW = "python -m unicode.run.generate_images --model DIR --prompts FILE --out DIR"
@@ -113,16 +113,15 @@ def reconstruction_section(folder: str | Path | None) -> page.Section:
         blocks.append(page.missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))
     known = {key: one for key, one in metrics.items() if one.get("value") is not None}
     if known:
-        blocks.append(page.table(["measure", "value", ""], [(key, one["value"], one.get("unit", "")) for key, one in known.items()]))
-        protocols = [page.paragraph(f"{key}: {one.get('protocol', '')}") for key, one in known.items()]
-        blocks.append(page.details("how they are measured", *protocols))
+        values = [(key, one["value"], one.get("unit", ""), str(one.get("protocol", ""))) for key, one in known.items()]
+        blocks.append(page.details("measures", page.table(["measure", "value", "", "how it is measured"], values)))
     lost = [page.paragraph(f"{key}: {one.get('reason', '')}; {one.get('remedy', '')}") for key, one in metrics.items() if key not in known]
     if lost:
         blocks.append(page.details(f"{len(lost)} measures could not be computed", *lost))
     if levels:
         head = ["level", "codes", "rows used", "of rows", "perplexity", "commonest row, %"]
         usage = [[str(one["level"]), one["codes"], one["used"], one["rows"], one["perplexity"], 100 * one["top1_share"]] for one in levels]
-        blocks += [page.heading("Use of the codebook"), page.table(head, usage)]
+        blocks.append(page.details("use of the codebook", page.table(head, usage)))
     figures = [("PSNR of reconstructions", f"{known['psnr']['value']:.1f} dB", images)] if "psnr" in known else []
     return page.Section(title, name, blocks, figures)
 
@@ -261,11 +260,29 @@ def _read_drawn(folder: str | Path | None) -> list[tuple[dict[str, Any], Image.I
     return [(line, image) for line, image in found if image is not None]
 
 
-def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str | Path] | None = None) -> page.Section:
+def opening(folder: str | Path | None, places: Sequence[str], *, note: str = "") -> list[page.Block]:
+    """Return the wall of drawings with their prompts that opens the page: the first ones of a folder of `unicode.run.generate_images`.
+
+    `places`: sources of pictures; the text of ATTRIBUTION.txt in or beside one is shown. `note`: what the prompts are about.
+    """
+    drawn = _read_drawn(folder)
+    prompts = [(str(line.get("prompt", "")), image) for line, image in drawn[:NUM_ON_WALL]]
+    cards = [page.Card([(page.picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]) for prompt, image in prompts]
+    if not cards:
+        return []
+    text = f"Drawn token by token from the words below{note and f': {note}'}. The first {len(cards)} of {len(drawn):,}, right or wrong."
+    files = [parent / "ATTRIBUTION.txt" for place in places for parent in (Path(place), Path(place).parent)]
+    sources = dict.fromkeys(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+    return [page.paragraph(text), page.gallery(cards, "wall"), *(page.paragraph(credit, "note") for credit in sources)]
+
+
+def generation_section(
+    folder: str | Path | None, *, baselines: Mapping[str, str | Path] | None = None, each: Sequence[page.Card] = ()
+) -> page.Section:
     """Return the section of images that were generated from prompts.
 
     `folder`: folder of `unicode.run.generate_images`, with the report of `unicode.run.eval_generation` in it. `baselines`: name -> folder
-    of other images with such a report.
+    of other images with such a report. `each`: cards of images that are shown one by one.
     """
     title, name = "Images from prompts", "Drawings"
     drawn = _read_drawn(folder)
@@ -274,16 +291,17 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
     seconds = [float(line["seconds"]) for line, _ in drawn if line.get("seconds")]
     speed = f", {page.number(float(f'{fmean(seconds):.2g}'))} s each" if seconds else ""
     text = f"{len(drawn):,} images that the language model wrote token by token from a prompt{_sampling(Path(folder) / SETTINGS)}{speed}."
-    prompts = [(str(line.get("prompt", "")), image) for line, image in page.spread(drawn, NUM_DRAWN)]
-    cards = [page.Card([(page.picture(image, f"drawn from: {prompt or 'no prompt'}"), "")], lines=[prompt]) for prompt, image in prompts]
-    blocks = [page.paragraph(f"{text} Some of them, evenly taken:"), page.gallery(cards)]
+    blocks = [page.paragraph(text)]
     scores = {model: _read_scores(path) for model, path in {"this model": folder, **(baselines or {})}.items()}
     measures = list(dict.fromkeys(measure for found in scores.values() for measure in found))
     if measures:
         rows = [[measure, *(found.get(measure) for found in scores.values())] for measure in measures]
-        blocks.append(page.table(["measure", *scores], rows))
+        first = [row for row in rows if str(row[0]).removeprefix("shuffled_") in (CORRECT, NEAREST)]
+        blocks += [page.table(["measure", *scores], first)] if first else []
+        blocks.append(page.details("all measures", page.table(["measure", *scores], rows)))
     else:
         blocks.append(page.missing("The images were not measured. Measures come from", "python -m unicode.run.eval_generation --help"))
+    blocks += [page.heading("One by one"), page.gallery(each, "pairs")] if each else []
     own = scores["this model"]
     measured = [("images with every object right", CORRECT, SHUFFLED)]
     measured.append(("images nearest to the right picture", NEAREST, f"shuffled_{NEAREST}"))
@@ -293,6 +311,20 @@ def generation_section(folder: str | Path | None, *, baselines: Mapping[str, str
         if own.get(measure)
     ]
     return page.Section(title, name, blocks, figures)
+
+
+def nearest_cards(folder: str | Path | None, images: ImageLookup) -> list[page.Card]:
+    """Return a card for each image of a folder that `unicode.run.eval_generation --gallery` measured: beside it the nearest picture."""
+    lines = {str(line.get("id")): line for line in read_lines(Path(folder or "") / "nearest.jsonl")}
+    cards = []
+    for drawn, image in _read_drawn(folder):
+        line, prompt = lines.get(str(drawn.get("id")), {}), str(drawn.get("prompt", ""))
+        right, key = (str(line.get(name, "")) for name in ("right", NEAREST))
+        shown, found = [(page.picture(image, f"drawn from: {prompt}"), "drawn")], images.find(key) if key else None
+        shown += [(page.picture(found, f"nearest to it: {key}"), "nearest picture")] if found else []
+        names = [images.caption(one) or one for one in (key, right)]
+        cards.append(page.Card(shown, prompt, answer=names[0], expected=names[1], right=key == right if key else None))
+    return cards
 
 
 def decompression_section(folder: str | Path | None, images: ImageLookup) -> page.Section:

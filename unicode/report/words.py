@@ -1,20 +1,18 @@
-"""Stores of ids -> the section on the words that images are made of: examples, the map of the vocabulary, the commonest tokens."""
+"""Stores of ids -> the section on the words that images are made of: examples, the map of the vocabulary, shared tokens."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unicode.ids.store import Store
 from unicode.images.lookup import ImageLookup
 from unicode.llm.vocabulary import find_model, read_vocabulary, spells_bytes
-from unicode.report.page import Block, Card, Section, gallery, heading, missing, paragraph, picture, spread, table
+from unicode.report.page import Block, Card, Cell, Section, gallery, heading, missing, paragraph, picture, spread, table
 from unicode.tokenizer.load import load_tokenizer
 
 MAX_COUNTED = 5000
-NUM_EXAMPLES, NUM_COMMONEST = 4, 10
+NUM_EXAMPLES, NUM_SHARED = 4, 10
 MAX_WORDS = 24
 MAX_COLUMNS = 8  # wider grids of words do not fit a screen: they are listed by frequency
 COLOURS = ((222, 106, 40), (56, 130, 224), (160, 92, 205))  # coarse level, finer levels, both
@@ -47,7 +45,7 @@ def words_section(
         gallery(find_examples(stores, images, word, about=about), "words"),
         heading("The vocabulary, one dot a token"),
         map_block(counts, word, eligible=eligible, num_images=num_images),
-        commonest(counts, word),
+        *shared_words(stores, images, word, about=about),
     ]
     return Section("Images as words", "Words", blocks)
 
@@ -99,16 +97,22 @@ def map_block(counts: np.ndarray, word: Words, *, eligible: np.ndarray | None, n
     return {"kind": "map", "picture": shown, "text": f"{use}; the more opaque, the more often."}
 
 
-def commonest(counts: np.ndarray, word: Words) -> Block:
-    """Return a table of the commonest tokens of each level, for their uses (L, V)."""
-    columns = []
-    for row in counts:
-        order = [index for index in np.argsort(-row, kind="stable")[:NUM_COMMONEST] if row[index]]
-        columns.append([(_visible(word(int(index))), round(100 * float(row[index]) / int(row.sum()), 1)) for index in order])
-    head = ["rank", *chain.from_iterable((f"level {level}", "share, %") for level in range(len(counts)))]
-    ranks = enumerate(zip_longest(*columns, fillvalue=("", "")), 1)
-    rows: list[list[Any]] = [[str(rank), *chain.from_iterable(cells)] for rank, cells in ranks]
-    return table(head, rows, caption="the commonest tokens")
+def shared_words(stores: Sequence[Store], images: ImageLookup, word: Words, *, about: str) -> list[Block]:
+    """Return a table of the tokens that set pictures whose caption contains `about` apart from all others; nothing without both kinds."""
+    counts = np.zeros((2, max(store.spec.vocab_size for store in stores)))
+    number = np.zeros((2, 1))
+    for store in stores:
+        for key in spread(list(store), MAX_COUNTED):
+            kind = int(about.casefold() in images.caption(key).casefold())
+            counts[kind, np.unique(store[key])] += 1
+            number[kind] += 1
+    if not number.all():
+        return []
+    others, own = 100 * counts / number
+    order = np.argsort(others - own, kind="stable")[:NUM_SHARED]
+    head = ["token", f'of {int(number[1, 0]):,} pictures about "{about}", %', f"of {int(number[0, 0]):,} others, %"]
+    rows: list[list[Cell]] = [[_visible(word(int(at))), round(float(own[at]), 1), round(float(others[at]), 1)] for at in order]
+    return [heading(f'What pictures about "{about}" share'), table(head, rows, caption="pictures in which a token occurs")]
 
 
 def find_examples(stores: Sequence[Store], images: ImageLookup, word: Words, *, about: str) -> list[Card]:

@@ -184,8 +184,10 @@ def read_gallery(path: str, *, side: int) -> Gallery:
     return Gallery(keys, torch.stack(pictures), found)
 
 
-def measure_nearest(drawn: Drawn, gallery: Gallery, *, features: str, device: torch.device, out: Path) -> dict[str, Any]:
-    """Name -> entry of retrieval by pixels, and by the features of a vision model; writes what is nearest to each image to `out`."""
+def measure_nearest(
+    drawn: Drawn, gallery: Gallery, *, features: str = "", device: torch.device | str = "cpu"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return name -> entry of retrieval by pixels, and by the features of a vision model; and lines of what is nearest to each image."""
     import torch
 
     from unicode.metrics.retrieval import VisionFeatures, featurize, nearest, pixel_features, retrieval_metrics
@@ -208,8 +210,7 @@ def measure_nearest(drawn: Drawn, gallery: Gallery, *, features: str, device: to
         report |= retrieval_metrics(found, wanted, gallery.attributes, name=name, how=how)
         for line, row in zip(lines, found, strict=True):
             line[f"nearest_{name}"] = gallery.keys[row]
-    write_jsonl(out, lines)
-    return report
+    return report, lines
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -263,7 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     metrics = GenerationMetrics(inception=inception, clip=clip, splits=config.splits, device=device)
     skipped = feed(metrics, drawn, reference, args, device)
     name = "" if reference is None else (args.images or config.data.name)
-    report: dict[str, Any] = {"metrics": measure_scenes(drawn) | metrics.compute(reference=name)}
+    scenes = {} if args.gallery else measure_scenes(drawn)  # prompts about scenes are none of a gallery's
+    report: dict[str, Any] = {"metrics": scenes | metrics.compute(reference=name)}
     report["protocol"] = {
         "num_pictures": len(drawn),
         "num_errors": drawn.num_errors,
@@ -276,7 +278,8 @@ def main(argv: list[str] | None = None) -> int:
     if is_main():
         out = Path(args.out or Path(args.pictures) / "metrics.json")
         if gallery is not None:
-            nearest = measure_nearest(drawn, gallery, features=args.features, device=device, out=out.with_name("nearest.jsonl"))
+            nearest, lines = measure_nearest(drawn, gallery, features=args.features, device=device)
+            write_jsonl(out.with_name("nearest.jsonl"), lines)
             report["metrics"] = nearest | report["metrics"]
         write_json(out, report)
         print(format_metrics(report["metrics"]))

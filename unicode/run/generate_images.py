@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--complete", default="", metavar="IMAGES", help=f"pictures whose first rows are kept: {images}")
     what.add_argument("--decompress", default="", metavar="IMAGES", help=f"pictures given compressed, to be written out: {images}")
     what.add_argument("--reference", default="", metavar="FILE", help="LLaVA .json of conversations to hold, with pictures in the answers")
-    add("--out", required=True, help="folder of the pictures, results.jsonl and contact_sheet.png; of a page for --reference")
+    add("--out", required=True, help="folder of the pictures, results.jsonl, contact_sheet.png and wall.png; of a page for --reference")
     add("--config", default=None, help="YAML of prompts, sampling and protocol, as configs/generation/imagenet.yaml")
     add("--keep", type=int, default=-1, help="rows of coarse cells that --complete keeps (default: half of them)")
     add("--caption", default="", help="words about the pictures of --complete (default: none; the shapes world's own)")
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.serve.engines import EngineSampler
 
     check_can_draw(model)
-    sampling = config.sampling(0.0 if args.decompress else 1.0)
+    sampling = config.sampling({"temperature": 0.0} if args.decompress else model.card.sampling, guided=engine is None)
     task = build_task(model, args, config)
     slots = output_slots(task.ids, samples=config.samples)
     made_by = describe(model, args, config, sampling=sampling, ids=task.ids)
@@ -149,7 +149,8 @@ def hold_conversations(model: LanguageModel, args: argparse.Namespace, config: G
 
     source = Path(args.reference)
     asked = read_conversations(source, limit=config.limit)
-    sampler = ChatSampler(model, pictures=config.sampling(), num_tokens=args.max_new_tokens, max_pictures=args.max_pictures)
+    own = config.sampling(model.card.sampling, guided=False)
+    sampler = ChatSampler(model, pictures=own, num_tokens=args.max_new_tokens, max_pictures=args.max_pictures)
     if args.dry_run:
         log.info("%d conversations, %d of them cannot be held", len(asked), sum(bool(one.error) for one in asked))
         return 0
@@ -167,16 +168,18 @@ def hold_conversations(model: LanguageModel, args: argparse.Namespace, config: G
 
 
 def report(records: list[dict[str, Any]], out: Path, *, pairs: bool) -> int:
-    """Write the contact sheet and log what was drawn and what was not; the exit code is 2 where nothing was.
+    """Write the contact sheet, and the wall with captions, and log what was drawn and what was not; the exit code is 2 where nothing was.
 
     `pairs`: whether each picture has an original, its "reference", to stand beside it.
     """
-    from unicode.generate.jobs import write_contact_sheet
+    from unicode.generate.jobs import write_contact_sheet, write_wall
 
     drawn = [record for record in records if "file" in record]
     errors = [record["error"] for record in records if "error" in record]
     files = [out / name for record in drawn for name in ([record["reference"]] if pairs else []) + [record["file"]]]
     write_contact_sheet(files, out / "contact_sheet.png", group=2 if pairs else 1)
+    if drawn and not pairs:
+        write_wall(files, [record.get("prompt", "") for record in drawn], out / "wall.png")
     for error in errors[:SHOWN_ERRORS]:
         log.warning("not drawn: %s", error)
     if len(errors) > SHOWN_ERRORS:

@@ -76,6 +76,10 @@ answers: answers/model.jsonl
 answers_blind: answers/blind.jsonl
     python -m unicode.run.answer --model {reader} --merge --questions {out}/anno/questions.jsonl
         --answers {out}/answers/blind.jsonl --blank-images grey {places} --batch-size 64 --max-new-tokens 16
+sampling: draw/unicode.json if shapes
+    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts shapes:val --last 100
+sampling: both/unicode.json if emoji
+    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts {anno}_captions_choose_seen.json {gallery}
 drawings: drawings/contact_sheet.png
     python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 {sampling} --prompts {prompts}
         --out {out}/drawings {drawn}
@@ -142,9 +146,11 @@ OTHERS = {
         "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
         "base_settings": "--text {out}/anno/base_text.txt --vocab-size 1024 --width 192 --hidden 512 --heads 6 --steps 1000",
         "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
-        "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
+        "sampling": "", "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json",
+        "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
         "others": " ".join(f"{name}={{out}}/drawings_{name}" for name in DRAWN), "decompressed": "", "scores": "",
-        "about": "--about firefighter",
+        "about": "--about face --note combinations of concept, skin tone and gender that training never shows "
+        "--one-by-one {out}/drawings_typed",
     },
     "fashion": {
         "prefix": "fashionmnist", "stores": "{out}/ids/train {out}/ids/test", "pictures": f"{TEST.replace(':test', ':train')} {TEST}",

@@ -36,11 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--questions", type=Path, metavar="FILE", help="questions in LLaVA's form, JSON Lines, with the right answers")
     add("--answers", nargs="+", default=[], metavar=NAMED, help="answers of the model, then of baselines, as blind=FILE")
     add("--generation", nargs="+", default=[], metavar=NAMED, help="folders of generate_images: the model's, then baselines'")
+    add("--note", nargs="+", default=[], metavar="WORD", help="what the prompts of the first --generation are about, for the reader")
+    add("--one-by-one", type=Path, metavar="DIR", help="folder of generate_images whose pictures are all shown, beside the nearest ones")
     add("--decompression", type=Path, metavar="DIR", help="folder of generate_images --decompress")
     add("--benchmarks", nargs="+", default=[], metavar=NAMED, help="--out of benchmark: the model's, then baselines'")
     add("--steps", type=Path, metavar="FILE", help="steps.jsonl of a pipeline: step, command, seconds, peak_mib, skipped")
     add("--dry-run", action="store_true", help="read everything, write nothing")
     args = parser.parse_args(argv)
+    from unicode.report import sections
     from unicode.report.page import build_page
 
     if args.out.suffix not in (".html", ".htm"):
@@ -51,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         log.info("%s", "; ".join(part.title for part in parts))
         return 0
-    page = build_page(args.title, LEAD, parts)
+    opening = sections.opening(next(iter(named(args.generation).values()), None), args.images, note=" ".join(args.note))
+    page = build_page(args.title, LEAD, parts, opening=opening)
     with atomic_write(args.out) as file:
         file.write(page)
     log.info("wrote %s, %.1f MiB", args.out, len(page) / 2**20)
@@ -71,14 +75,15 @@ def page_sections(args: argparse.Namespace, own_command: str) -> list[Section]:
         places = [measured] if is_world(measured) else []
     images = ImageLookup(places, world=args.world)
     runs = ({"tokenizer": args.tokenizer} if args.tokenizer else {}) | named(args.llm, "language model")
+    first = drawings.pop(next(iter(drawings), ""), None)
     steps = sections.read_steps(args.steps)
     return [
         sections.reconstruction_section(args.reconstruction),
         words_section(args.ids, images, tokenizer=args.tokenizer, base=args.base, about=args.about),
-        sections.training_section(runs),
         sections.answers_section(args.questions, answers, images),
-        sections.generation_section(next(iter(drawings.values()), None), baselines=dict(list(drawings.items())[1:])),
+        sections.generation_section(first, baselines=drawings, each=sections.nearest_cards(args.one_by_one, images)),
         sections.decompression_section(args.decompression, images),
+        sections.training_section(runs),
         sections.benchmarks_section(named(args.benchmarks)),
         sections.steps_section(steps),
         sections.commands_section(steps, own_command),

@@ -31,7 +31,7 @@ from unicode.annotations.records import IMAGE_TAG
 from unicode.common.logging import printable
 from unicode.generate.images import caption_request, check_can_draw, decode_pictures
 from unicode.generate.interleaved import answer_parts
-from unicode.generate.sampling import Sampling
+from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.ids.text import write_run
 from unicode.images.listing import UnreadableImageError
 from unicode.llm.load import Content
@@ -83,11 +83,10 @@ class Message(BaseModel):
 
 
 class Sampled(BaseModel):
-    """How tokens are drawn."""
+    """Which model, and the seed."""
 
     model: str = ""
     seed: Seed = 0
-    top_p: Share = 1.0
 
 
 class ChatRequest(Sampled):
@@ -95,6 +94,7 @@ class ChatRequest(Sampled):
 
     messages: list[Message] = Field(min_length=1)
     temperature: Temperature = 0.0
+    top_p: Share = 1.0
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
@@ -103,15 +103,16 @@ class ChatRequest(Sampled):
 
 
 class DrawingRequest(Sampled):
-    """Body of /v1/images/generations."""
+    """Body of /v1/images/generations; sampling that is left out is as the model's card has it."""
 
     prompt: str
     n: int = Field(1, ge=1)
     size: str | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
-    guidance: Temperature = 1.0
-    temperature: Temperature = 1.0
-    top_k: int = Field(0, ge=0)
+    guidance: Temperature | None = None
+    temperature: Temperature | None = None
+    top_k: int | None = Field(None, ge=0)
+    top_p: Share | None = None
 
 
 class IdsRequest(BaseModel):
@@ -271,9 +272,8 @@ class Answering:
             raise ValueError(f"{wanted} tokens are asked for; this server writes at most {server.limits.tokens}")
         self.stops = [*([body.stop] if isinstance(body.stop, str) else body.stop or []), self.model.template.stop]
         self.stops = [stop for stop in self.stops if stop]
-        self.options = WriteOptions(
-            wanted, Sampling(body.temperature, top_p=body.top_p), max_pictures=server.limits.images * server.can_draw, seed=body.seed
-        )
+        words, pictures = Sampling(body.temperature, top_p=body.top_p), merge_sampling(self.model.card.sampling, guided=False)
+        self.options = WriteOptions(wanted, words, pictures, max_pictures=server.limits.images * server.can_draw, seed=body.seed)
         self.about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": server.name}
 
     def text(self, ids: list[int]) -> tuple[str, bool]:
@@ -449,7 +449,8 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
             raise ValueError(
                 f"{body.n} pictures of {body.size}: this model draws {size}, this server at most {server.limits.images} at a time"
             )
-        sampling = Sampling(body.temperature, body.top_k, body.top_p, body.guidance)
+        given = body.model_dump(include={"temperature", "top_k", "top_p", "guidance"})
+        sampling = merge_sampling(server.model.card.sampling, given, guided="local" in server.engine.kinds)
         asked = [caption_request(body.prompt, seed=body.seed + number) for number in range(body.n)]
         draws = (partial(lambda one, _: server.picture(server.engine.draw(one, sampling)), one) for one in asked)
         pictures = await asyncio.gather(*(server.run(request, one) for one in draws))
