@@ -9,7 +9,7 @@ import warnings
 from unicode.common.distributed import is_main
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-QUIET = ("PIL", "httpx", "matplotlib", "urllib3")
+QUIET = ("PIL", "httpx", "httpx2", "matplotlib", "urllib3")
 IGNORED_WARNINGS = ",".join(f"ignore::{name}Warning" for name in ("Future", "Deprecation", "PendingDeprecation", "User"))
 
 

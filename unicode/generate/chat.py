@@ -6,11 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from unicode.common.files import read_json, write_json
+from unicode.common.hub import HubMixin, is_hub_name, write_readme
 from unicode.common.logging import printable
 from unicode.generate.answers import AnswerConfig, answer_questions
 from unicode.generate.engine import CachedDecoder
@@ -19,7 +22,10 @@ from unicode.generate.interleaved import ChatSampler, answer_parts
 from unicode.generate.questions import AskedQuestion, ImageLike
 from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.images.listing import EXTENSIONS, UnreadableImageError, read_bytes
-from unicode.llm.load import Content, LanguageModel, open_model
+from unicode.llm.card import FILE, write_card
+from unicode.llm.load import ADAPTER_CONFIG, Content, LanguageModel, open_model
+
+IMAGE_TOKENIZER = "image_tokenizer"  # folder of it inside a saved model
 
 
 class Chat:
@@ -90,11 +96,11 @@ def split_line(line: str) -> tuple[str, list[Path]]:
     return " ".join(line.split()), [Path(path) for path in paths]
 
 
-class Assistant:
+class Assistant(HubMixin):
     """Answers questions about images and draws. `model`: what `unicode.llm.load.open_model` gives."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+        self.model, self.folder = model, model.folder
         self._decoder = CachedDecoder(model.causal)
         self._samplers: dict[Sampling, ImageSampler] = {}
 
@@ -144,6 +150,44 @@ class Assistant:
             self._samplers = {sampling: ImageSampler(self.model, sampling=sampling, decoder=self._decoder)}
         (drawing,) = self._samplers[sampling].draw([caption_request(caption, seed=seed)])
         return Image.fromarray(decode_pictures(self.model, ids_of(drawing)[None])[0])
+
+    def save_pretrained(self, path: str | Path, *, base: str = "", image_tokenizer: str = "", license_name: str = "") -> None:
+        """Copy the model's files and, unless `image_tokenizer` is given, its image tokenizer into a new folder, with a README.md.
+
+        `base`, `image_tokenizer`: names as org/name, for the card, of the base model and of image tokenizer or tower. `license_name`: as
+        apache-2.0. ValueError: the folder holds a model, or weights are pickles. FileNotFoundError: the image tokenizer is not there.
+        """
+        target, model, card = Path(path), self.model, self.model.card
+        pickles = [str(file) for file in model.folder.glob("*.bin") if file.name != "training_args.bin"]
+        if any(target.glob("*.safetensors")) or pickles:
+            raise ValueError(f"{pickles[0]}: weights must be safetensors" if pickles else f"{target} holds a model; give a new folder")
+        target.mkdir(parents=True, exist_ok=True)
+        for file in model.folder.iterdir():
+            if file.suffix in (".safetensors", ".json", ".jinja"):
+                copyfile(file, target / file.name)
+        base = base or (Path(card.base).name if (target / "config.json").is_file() and not is_hub_name(card.base) else card.base)
+        if (adapter := target / ADAPTER_CONFIG).is_file():
+            write_json(adapter, read_json(adapter) | {"base_model_name_or_path": base})
+        tokenizer, vision = card.image_tokenizer, card.vision and {**card.vision, "path": image_tokenizer or card.vision["path"]}
+        if model.tokenizer_path and not model.reads_pixels:
+            tokenizer = {"path": image_tokenizer or IMAGE_TOKENIZER, "fingerprint": model.images.fingerprint}
+            if not image_tokenizer:
+                model.images.save_pretrained(target / IMAGE_TOKENIZER, readme=False)
+        if (model.folder / FILE).is_file():
+            config = {key: value for key, value in card.config.items() if key != "merged_from"}
+            write_card(target, replace(card, base=base, image_tokenizer=tokenizer, vision=vision, config=config))
+        images = f"{card.layout.describe()}, read as {card.input_mode}, written as {card.output_mode}" if card.layout else "none as ids"
+        facts = {"base model": f"{base} ({card.base_fingerprint})", "trained": card.kind, "prompts": card.template, "images": images}
+        write_readme(target, facts, reads="load_model", source=model.folder, license_name=license_name, base=base)
+
+    def push_to_hub(self, name: str, *, base: str = "", image_tokenizer: str = "", **options: Any) -> str:
+        """As `HubMixin.push_to_hub`. ValueError also where an adapter's base model, or a tower, is a folder, which others do not have."""
+        card, complete = self.model.card, (self.model.folder / "config.json").is_file()
+        tower = image_tokenizer or (card.vision or {}).get("path", "")
+        for option, used in (("base", "" if complete else base or card.base), ("image_tokenizer", tower)):
+            if used and not is_hub_name(used):
+                raise ValueError(f"others do not have {used}, which {self.source} needs; name its repository with {option}='org/name'")
+        return super().push_to_hub(name, base=base, image_tokenizer=image_tokenizer, **options)
 
 
 def ids_of(drawing: Drawing) -> np.ndarray:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from unicode.common.hub import find_folder
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
 from unicode.ids.text import write_run
@@ -70,6 +71,7 @@ class LanguageModel:
     device: torch.device  # Where it computes
     fingerprint: str  # 16 hexadecimal digits that tell trained models apart
     tokenizer_path: str = ""  # Folder of the image tokenizer; empty: there is none
+    folder: Path = Path()  # That it was read from
     cell_head: CellHead | None = None  # Writes the ids of a cell; None for output_mode "ids"
     markers: Markers | None = field(init=False)  # Ids of the tokens around images; None for a model that reads none
     template: Template = field(init=False)  # How turns are written as text
@@ -123,9 +125,9 @@ class LanguageModel:
         if not self.tokenizer_path:
             kind = "reads pixels" if self.reads_pixels else "was trained without one being named"
             raise ValueError(f"this model has no image tokenizer: it {kind}; name one with --image-tokenizer DIR where it reads ids")
-        if not Path(self.tokenizer_path).is_dir():
+        if not (folder := find_folder(self.tokenizer_path, otherwise="give --image-tokenizer")).is_dir():
             raise FileNotFoundError(f"no image tokenizer {self.tokenizer_path}, with which the model was trained; give --image-tokenizer")
-        tokenizer = load_tokenizer(self.tokenizer_path).to(self.device)
+        tokenizer = load_tokenizer(folder).to(self.device)
         check_tokenizer(self.card, fingerprint=tokenizer.fingerprint, layout=tokenizer.layout, path=self.tokenizer_path)
         if (top := int(tokenizer.row_ids.max())) >= self.vocab_size:
             reason = f"writes ids up to {top}, but the language model has {self.vocab_size} tokens"
@@ -244,7 +246,7 @@ def open_model(
 
     Args:
         path: a run folder of `unicode.run.train_llm`, a folder of `unicode.run.merge_lora`, one that LLaVA's own code wrote, or a plain
-            model, which then answers text.
+            model, which then answers text; or org/name@revision of a hub.
         base: the model that an adapter was trained on, if it has moved since the training.
         image_tokenizer: the same for the image tokenizer, or for the tower of a model that reads pixels.
         device: "auto" is a GPU where there is one.
@@ -255,7 +257,7 @@ def open_model(
     Raises FileNotFoundError: nothing there, or the base model or a file of weights is missing. Raises ValueError: an adapter of another
     base model, a damaged file, parts that do not fit each other.
     """
-    folder, chosen = Path(path), choose_device(device)
+    folder, chosen = find_folder(path, otherwise="give a run folder of train_llm"), choose_device(device)
     options = {"dtype": inference_dtype(dtype, chosen), "attention": attention, "device": chosen.type}
     tokenizer_path, cell_head = image_tokenizer, None
     if (folder / CARD_FILE).is_file():
@@ -265,7 +267,7 @@ def open_model(
             cell_head = _open_cell_head(folder, card, lm).to(device=chosen, dtype=lm.dtype).eval()
         if card.vision is not None:
             lm = _add_vision(lm, card.vision, folder, tower=image_tokenizer)
-        tokenizer_path = image_tokenizer or (card.image_tokenizer or {}).get("path", "")
+        tokenizer_path = image_tokenizer or _locate((card.image_tokenizer or {}).get("path", ""), folder)
     elif is_llava_folder(folder):
         lm, text, card = open_llava_folder(folder, base=base, tower=image_tokenizer, options=options)
         tokenizer_path = ""
@@ -277,7 +279,7 @@ def open_model(
     if not getattr(lm, "is_quantized", False):
         lm = lm.to(chosen)
     fingerprint = digest_folder(folder, "" if card.base == str(folder) else card.base_fingerprint)
-    return LanguageModel(card, lm.eval(), text, device=chosen, fingerprint=fingerprint, tokenizer_path=tokenizer_path, cell_head=cell_head)
+    return LanguageModel(card, lm.eval(), text, chosen, fingerprint, tokenizer_path, folder, cell_head)
 
 
 def open_without_weights(path: str | Path, *, image_tokenizer: str = "", device: str | torch.device = "auto") -> LanguageModel:
@@ -289,15 +291,15 @@ def open_without_weights(path: str | Path, *, image_tokenizer: str = "", device:
 
     Raises FileNotFoundError, ValueError: as `open_model`; or the folder holds an adapter.
     """
-    folder = Path(path)
+    folder = find_folder(path, otherwise="give a folder of merge_lora")
     card = read_card(folder)
     if not (folder / "config.json").is_file() or card.kind == "llava":
         raise ValueError(f"{folder} is no merged model that reads ids, which engines serve; make one: python -m unicode.run.merge_lora")
     config, text = open_description(folder)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    path = image_tokenizer or (card.image_tokenizer or {}).get("path", "")
-    return LanguageModel(card, lm, text, choose_device(device), digest_folder(folder, card.base_fingerprint), path)
+    path = image_tokenizer or _locate((card.image_tokenizer or {}).get("path", ""), folder)
+    return LanguageModel(card, lm, text, choose_device(device), digest_folder(folder, card.base_fingerprint), path, folder)
 
 
 def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tuple[Any, Any, Card]:
@@ -327,10 +329,9 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
     if own_weights:
         model, _ = open_base(folder, **options)
     elif has_adapter or card.kind == "llava":
-        candidates = [Path(base)] if base else [Path(card.base), folder / card.base]
-        source = next((candidate for candidate in candidates if candidate.exists()), None)
-        if source is None:
-            raise FileNotFoundError(f"no base model {candidates[0]}, on which {folder} was trained; give its folder with --base DIR")
+        source = find_folder(base or _locate(card.base, folder), otherwise=f"give the base model of {folder} with --base DIR")
+        if not source.exists():
+            raise FileNotFoundError(f"no base model {source}, on which {folder} was trained; give its folder with --base DIR")
         check_base(card, source)
         model, _ = open_base(source, **options)
         if card.markers is not None:
@@ -346,6 +347,11 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
     return add_adapter(model, folder, merge=merge) if has_adapter else model, open_text_tokenizer(folder)
 
 
+def _locate(named: str, folder: Path) -> str:
+    """Return the path of what a card names in the model's own folder, if it is there; else the name, of a folder elsewhere or of a hub."""
+    return str(folder / named) if named and (folder / named).exists() else named
+
+
 def _open_cell_head(folder: Path, card: Card, lm: Any) -> CellHead:
     """Open the head that a card describes, for the language model that was opened beside it."""
     assert card.cells is not None and card.layout is not None, card
@@ -356,8 +362,7 @@ def _open_cell_head(folder: Path, card: Card, lm: Any) -> CellHead:
 def _add_vision(lm: Any, vision: dict[str, Any], folder: Path, *, tower: str) -> LlavaModel:
     """Put the tower that a card describes, or the one in the folder `tower`, and the trained projector around a language model."""
     settings = VisionSettings(**{name: value for name, value in vision.items() if name != "fingerprint"})
-    if tower or not Path(settings.path).exists():
-        settings.path = tower or str(folder / settings.path)
+    settings.path = str(find_folder(tower or _locate(settings.path, folder), otherwise="give the tower with --image-tokenizer DIR"))
     built = build_tower(settings)
     expected = vision.get("fingerprint", built.fingerprint)
     if built.fingerprint != expected:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 
 from unicode.common.extras import require
 from unicode.common.files import read_json, read_tensors
+from unicode.common.hub import find_folder
 
 SPECIAL = "special or added token"
 BYTE = "raw byte or white space"
@@ -221,11 +222,11 @@ def load_embedding(path: str | Path) -> Embedding:
 
 
 def find_model(path: str | Path) -> Path:
-    """Return the folder of a Hugging Face model, or the GGUF file (the only one of a folder without config.json).
+    """Return the folder of a Hugging Face model, here or on a hub, or the GGUF file (the only one of a folder without config.json).
 
     Raises FileNotFoundError: there is nothing at `path`. Raises ValueError: there is something else.
     """
-    path = Path(path)
+    path = find_folder(path, otherwise="give the folder of a model")
     if path.suffix == ".gguf" or (path / "config.json").is_file():
         return path
     if not path.exists():

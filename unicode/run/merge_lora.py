@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import copyfile
 
 from unicode.common.files import lock_folder, name_errors
+from unicode.common.hub import find_folder
 from unicode.run.command import command, log
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from unicode.llm.llava import PROJECTOR_FILE, read_projector, save_projector
     from unicode.llm.load import open_merged
 
-    run, out = Path(args.run), Path(args.out)
+    run, out = find_folder(args.run, otherwise="give a run folder of train_llm"), Path(args.out)
     if (out / "config.json").exists() and not args.overwrite:
         raise ValueError(f"{out} holds a model already; give another folder, or --overwrite")
     if out.resolve() == run.resolve():

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from unicode.codebook.codebook import CodebookConfig
 from unicode.common.checkpoint import newest_checkpoint
 from unicode.common.files import read_tensors
+from unicode.common.hub import find_folder
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
 from unicode.tokenizer.model import CONFIG_FILE, ImageTokenizer
@@ -32,23 +33,22 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     """Return the tokenizer at `path`, in evaluation mode on the CPU.
 
     `path`: a run folder of `unicode.run.train_tokenizer` (its newest undamaged checkpoint is taken), one of its checkpoints, a folder of
-    `save_pretrained`, or a folder of hqtransformer, UniCode-ECCV24 or rq-vae-transformer. Raises FileNotFoundError: there is no such
-    folder, or no tokenizer in it. Raises ValueError: the tokenizer is damaged or of another architecture.
+    `save_pretrained`, one of hqtransformer, UniCode-ECCV24 or rq-vae-transformer, or org/name@revision of a hub. FileNotFoundError: there
+    is no such folder or repository, or no tokenizer in it. ValueError: the tokenizer is damaged or of another architecture.
     """
-    folder = Path(path)
+    folder = find_folder(path, otherwise="give the folder of a tokenizer")
     if not folder.is_dir():
-        remedy = f"train a tokenizer with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}"
-        raise FileNotFoundError(f"no folder '{folder}'; {remedy}")
-    for saved in (folder, folder / TOKENIZER_FOLDER):
-        if (saved / CONFIG_FILE).is_file():
-            return ImageTokenizer.from_pretrained(saved)
-    if find_published(folder) is not None:
-        return load_published(folder)
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    if checkpoint is not None:
-        return ImageTokenizer.from_pretrained(checkpoint / TOKENIZER_FOLDER)
-    places = f"neither {CONFIG_FILE}, nor undamaged checkpoints in checkpoints/, nor a published layout"
-    raise FileNotFoundError(f"'{folder}' holds no tokenizer: {places} (config.yaml with one of {', '.join(CHECKPOINTS)})")
+        raise FileNotFoundError(f"no folder '{folder}'; train one with: sh scripts/vae_train/train_hqvae.sh CONFIG.yaml run.dir={folder}")
+    saved = next((place for place in (folder, folder / TOKENIZER_FOLDER) if (place / CONFIG_FILE).is_file()), None)
+    if saved is None and find_published(folder) is None:
+        checkpoint = newest_checkpoint(folder / "checkpoints")
+        if checkpoint is None:
+            places = f"neither {CONFIG_FILE}, nor undamaged checkpoints in checkpoints/, nor a published layout"
+            raise FileNotFoundError(f"'{folder}' holds no tokenizer: {places} (config.yaml with one of {', '.join(CHECKPOINTS)})")
+        saved = checkpoint / TOKENIZER_FOLDER
+    tokenizer = load_published(folder) if saved is None else ImageTokenizer.from_pretrained(saved)
+    tokenizer.folder = folder
+    return tokenizer
 
 
 def find_published(folder: str | Path) -> Path | None:

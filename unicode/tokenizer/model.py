@@ -21,6 +21,7 @@ from unicode.codebook.embedding_table import LanguageTable
 from unicode.codebook.quantizers import HierarchicalQuantizer, ResidualQuantizer, level_channels
 from unicode.codebook.search import LatentNorm
 from unicode.common.files import atomic_write, read_json, write_json
+from unicode.common.hub import HubMixin, write_readme
 from unicode.ids.layout import Layout
 from unicode.tokenizer.autoencoder import Decoder, Encoder
 from unicode.tokenizer.config import TokenizerConfig
@@ -73,7 +74,7 @@ class Reconstruction:
     features: torch.Tensor  # (B, C, H, W) input of the decoder's last convolution, detached
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(nn.Module, HubMixin):
     """Encoder, stacked codebooks, decoder.
 
     `table` is the language model's table, for training in a mode that needs one; with `widths` of the codebooks' rows it builds plain
@@ -185,10 +186,10 @@ class ImageTokenizer(nn.Module):
         state = {name: tensor for name, tensor in self.state_dict().items() if not any(part in name for part in TRAINING_ONLY)}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into the folder `path`, each atomically.
+    def save_pretrained(self, path: str | Path, *, license_name: str = "", readme: bool = True) -> None:
+        """Write config.json, model.safetensors and, with `readme`, the model card README.md into the folder `path`, each atomically.
 
-        Raises OSError: the disk is full; files of an earlier save stay.
+        `license_name`: as apache-2.0, for the README.md. Raises OSError: the disk is full; files of an earlier save stay.
         """
         with atomic_write(Path(path) / WEIGHTS_FILE, "wb") as file:
             file.write(save(self.inference_state(), {"format": "pt"}))
@@ -200,6 +201,10 @@ class ImageTokenizer(nn.Module):
             "table_sha256": self.table_digest,
         }
         write_json(Path(path) / CONFIG_FILE, content)
+        if readme:
+            codebook = f"{self.num_rows} rows of {self.table_model or 'no language model'}, {self.config.codebook.mode}"
+            facts = {"image": f"{self.config.image_size} px, {self.layout.num_codes} ids, {self.layout.describe()}", "codebook": codebook}
+            write_readme(Path(path), facts, reads="load_tokenizer", source=self.folder, license_name=license_name)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "ImageTokenizer":

@@ -330,7 +330,7 @@ class TokenizerTrainer:
                 with open(folder / STATE_FILE, "wb") as file:
                     torch.save(state | {"step": step, "table_sha256": self.tokenizer.table_digest}, file)
                 with self._averaged():
-                    self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+                    self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER, readme=False)
 
         path = save_checkpoint(self.folder / "checkpoints" / f"step_{step:08d}", write, keep=self.config.train.keep)
         if is_main() and len(self.skipped):
