@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from public_sets import write_fashion
+from transformers import Dinov2Config, Dinov2Model
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {"LOG.md", "commands.md"}  # a diary, and what the commands say themselves
@@ -132,10 +133,13 @@ def stand_ins(tmp_path_factory, tiny_llama) -> dict[str, str]:
     data = [f"model.codebook.table={table}", f"data.root={folder / 'images'}"]
     run("train_tokenizer", ROOT / DEFAULT_CONFIG, *SMALL, *settings, *data)
     run("encode_images", "--ckpt", tokenizer, "--images", folder / "images", "--out", store, "--workers", 0)
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**tiny)).save_pretrained(folder / "vision")
+    known = {"vision": folder / "vision", "--base": tiny_llama}
     paths = {"--model": tiny_llama, "table": table, "--ckpt": tokenizer, "--images": folder / "images", "--ids": store}
     pq.write_table(pa.table({"text": ["A red circle."]}), folder / "a.parquet")
     roots = {"get_folder_anno": folder / "images", "get_parquet_anno": folder, "get_label_anno": write_fashion(folder / "fashion")}
-    return {option: str(path) for option, path in (paths | roots).items()}
+    return {option: str(path) for option, path in (known | paths | roots).items()}
 
 
 def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out: Path) -> list[str]:
@@ -145,6 +149,7 @@ def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out:
         config, *overrides = words
         config = DEFAULT_CONFIG if config == "CONFIG.yaml" else config
         overrides = [word for word in overrides if not word.startswith(("data.", "run.", "model.codebook.table="))]
+        overrides += [f"objective.semantic.words.model={stand_ins['--model']}", f"objective.semantic.teacher.path={stand_ins['vision']}"]
         return [
             str(ROOT / config), *overrides, *SMALL, f"model.codebook.table={stand_ins['table']}",
             f"data.root={stand_ins['--images']}", f"run.dir={out}",

@@ -42,6 +42,7 @@ def make_reconstruction(folder: Path) -> Path:
         "codes": {"levels": [{"level": 0, "codes": 4000, **level}, {"level": 1, "codes": 16000, **level}]},
         "protocol": {"num_images": 1000, "image_set": "shapes:val", "image_size": SIDE},
     }
+    report["words"] = [{"key": "a.png", "caption": "a red square", "nearest": ["red", "crimson"]}]
     (folder / "metrics.json").write_text(json.dumps(report))
     return folder
 

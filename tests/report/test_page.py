@@ -78,7 +78,7 @@ def test_the_page_says_what_the_runs_reached(page):
     text = page.read_text(encoding="utf-8")
     assert "from a prompt, greedily, with guidance 2, 0.25 s each" in text
     figures = ("35.5 dB", "75.0 %", "blind 33.3 %", "95.0 %", "83 %", "shuffled prompts 4.5 %", "15.5 min")
-    for shown in (*figures, "adversarial.f1", "blind, grey", "second", "give --inception FILE"):
+    for shown in (*figures, "adversarial.f1", "blind, grey", "second", "give --inception FILE", "nearest words: red, crimson"):
         assert shown in text, shown
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from warm import run_ranks
 
 from unicode.codebook.codebook import CodebookConfig
+from unicode.codebook.embedding_table import LanguageTable, row_digest
 from unicode.images.dataset import open_images
+from unicode.llm.vocabulary import load_embedding
 from unicode.run.eval_tokenizer import main
 from unicode.tokenizer.autoencoder import AutoencoderConfig
 from unicode.tokenizer.config import TokenizerConfig
@@ -159,6 +162,36 @@ def test_script(ckpt: Path, tmp_path: Path) -> None:
     subprocess.run(["sh", script, *more], env=environment | given, check=True)
     report = json.loads((ckpt / "eval" / "shapes_val" / "metrics.json").read_text())
     assert report["protocol"]["num_images"] == 2
+
+
+def test_probes_of_labels_captions_and_words(ckpt: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """On one rank and on two; without the language model only labels are probed, and another language model is refused."""
+    found = load_embedding(tiny_llama)
+    config = replace(load_tokenizer(ckpt).config, codebook=CodebookConfig(width=6))
+    table = LanguageTable(found.rows, found.excluded_ids(), found.model, row_digest(found.rows))
+    torch.manual_seed(0)
+    ImageTokenizer(config, table).save_pretrained(tmp_path / "worded")
+    side, names = config.image_size, ("red", "green", "blue")
+    for number in range(24):
+        file = tmp_path / "images" / names[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), tuple(120 + 5 * number if number % 3 == place else 0 for place in range(3))).save(file)
+        file.with_suffix(".txt").write_text(f"a {names[number % 3]} square")
+    arguments = ["--ckpt", tmp_path / "worded", "--images", tmp_path / "images", "--workers", "0", "--grid", "3", "--probe"]
+    more = ["--base", tiny_llama]
+    run_ranks("eval_tokenizer", *arguments, *more, "--out", tmp_path / "two" / "metrics.json", logs=tmp_path)
+    assert main([str(word) for word in [*arguments, *more, "--out", tmp_path / "one" / "metrics.json"]]) == 0
+    assert main([str(word) for word in [*arguments, "--out", tmp_path / "plain.json"]]) == 0
+    one, two, plain = (json.loads((tmp_path / name).read_text()) for name in ("one/metrics.json", "two/metrics.json", "plain.json"))
+    for name in ("knn", "linear_probe", "caption_of_picture_at_1", "picture_of_caption_at_5"):
+        assert one["metrics"][name]["value"] == pytest.approx(two["metrics"][name]["value"], abs=1e-3), name
+    assert one["metrics"]["linear_probe"]["value"] > 60, "codes tell the colours apart"
+    assert [entry["key"] for entry in one["words"]] == ["blue/11.png", "blue/14.png", "blue/17.png"]
+    assert all(entry["caption"] == "a blue square" and len(entry["nearest"]) == 8 for entry in one["words"])
+    assert plain["words"] == [] and "--base" in plain["metrics"]["caption_of_picture_at_1"]["remedy"]
+    assert plain["metrics"]["linear_probe"]["value"] > 60
+    assert _run(ckpt, tmp_path / "images", tmp_path / "x.json", "--probe", "--base", str(tiny_llama)) == 2
+    assert "is another language model than that of the tokenizer" in capsys.readouterr().err
 
 
 def test_two_ranks_report_what_one_does(ckpt: Path, images: Path, tmp_path: Path) -> None:

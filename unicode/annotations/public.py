@@ -1,20 +1,25 @@
-"""Public data sets (torchvision's by name, Parquet files) -> annotation files of LLaVA's form: labels, texts and conversations."""
+"""Public data sets (torchvision's by name, Parquet files) -> annotation files of LLaVA's form; any data set -> captions by key."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from unicode.annotations.build import Report
 from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
-from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError
+from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError, read_record
 from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, fill_template
 from unicode.common.files import write_list
-from unicode.images.listing import is_held_out
+from unicode.common.json_lists import read_json_list
+from unicode.images.dataset import DataConfig, ImageDataset, ShapesImages, resolve_path
+from unicode.images.listing import Files, is_held_out
+from unicode.images.lookup import ImageLookup
 from unicode.images.parquet import ParquetImages
-from unicode.images.shapes import SPLITS
-from unicode.images.shapes_text import SceneQuestion, with_article
+from unicode.images.shapes import SPLITS, find_scene
+from unicode.images.shapes_text import SceneQuestion, scene_caption, with_article
 from unicode.images.torchvision_sets import FASHION, TorchvisionSet
 
 PARTS = (*SPLITS, "test")
@@ -118,6 +123,41 @@ def get_parquet_anno(
 
     things = ({"id": key, "row": row} for key, row in source.rows([text_column]))
     return build_words(report, "parquet", things, describe, Path(out), questions=questions, dry_run=dry_run)
+
+
+def open_captions(dataset: ImageDataset, config: DataConfig) -> Callable[[str], Sequence[str]]:
+    """Return a function from the key of a picture to its captions, none where the picture has none.
+
+    They come from the annotation files of `config.captions` (of each record the longest answer), of name=llava from its own files; else
+    from `config.caption_column` of Parquet files, from the labels of a torchvision set, from the scenes of the generated world, or from the
+    first line of the .txt file beside a picture. Raises FileNotFoundError: no such annotation file. Raises ValueError: a damaged one, or no
+    such column.
+    """
+    source: Any = getattr(dataset, "source", None)
+    files, column = config.captions or (config.path if config.name == "llava" else ""), config.caption_column
+    found: dict[str, list[str]] = defaultdict(list)
+    for part in filter(None, (part.strip() for part in files.split(","))):
+        name, _, folder = part.partition("@")
+        for record in read_json_list(resolve_path(config, name)):
+            with suppress(RefusedError):
+                read = read_record(record, form="llava")
+                for key in read.keys:
+                    found[f"{folder.strip('/')}/{key}" if folder else key].append(max(read.turns[1::2], key=len))
+    if isinstance(dataset, ShapesImages) and not files:
+        return lambda key: [scene_caption(find_scene(dataset.config, key))]
+    if isinstance(source, Files) and not files:
+        beside = ImageLookup([source.root])
+        return lambda key: [text for text in [beside.caption(key)] if text]
+    if isinstance(source, TorchvisionSet) and not files:
+        names = label_words(source.classes)
+        found |= {key: names[label : label + 1] for key, label in zip(source.keys, source.labels.tolist(), strict=True)}
+    elif isinstance(source, ParquetImages) and column and not files:
+        names = label_words(source.class_names(column))
+        for key, row in source.rows([column]):
+            value = row and row[column]
+            texts = names[value : value + 1] if isinstance(value, int) else value if isinstance(value, list) else [value]
+            found[key] = [text for text in texts if isinstance(text, str) and text.strip()]
+    return lambda key: found.get(key, ())
 
 
 def label_words(classes: Sequence[str]) -> list[str]:

@@ -56,6 +56,7 @@ class Stacked:
     codes: list[torch.Tensor]  # one (B, n) int64 per level
     commitment: torch.Tensor  # (L,) commitment loss per level, beta included
     entropy: torch.Tensor  # () mean entropy term over the levels, 0 where it is off
+    latents: list[torch.Tensor]  # one (B, n, E) per level: what its codebook searched, with gradient
 
 
 class Stack(nn.Module):
@@ -152,7 +153,7 @@ class HierarchicalQuantizer(Stack):
         maps = [latents]
         for resample in reversed(self.resamples):
             maps.insert(0, resample["down"](maps[0]))  # type: ignore[index]
-        parts, codes, commitments, entropies = [], [], [], []
+        parts, codes, commitments, entropies, searched = [], [], [], [], []
         coarse_recon: torch.Tensor | None = None  # what the coarser levels give for this grid, upsampled
         for level, level_map in enumerate(maps):
             residual = level_map if coarse_recon is None else level_map - coarse_recon
@@ -162,12 +163,13 @@ class HierarchicalQuantizer(Stack):
             part = self.out[level](to_map(values, (level_map.shape[2], level_map.shape[3])))
             parts.append(part)
             codes.append(level_codes)
+            searched.append(normalized)
             commitments.append(commitment_loss(normalized, vectors, beta=self.codebook(level).config.beta))
             entropies.append(entropy)
             coarse_recon = part.detach() if coarse_recon is None else coarse_recon + part.detach()
             if level < self.num_levels - 1:
                 coarse_recon = self.resamples[level]["up"](coarse_recon).detach()  # type: ignore[index]
-        return Stacked(self.assemble(parts), codes, torch.stack(commitments), torch.stack(entropies).mean())
+        return Stacked(self.assemble(parts), codes, torch.stack(commitments), torch.stack(entropies).mean(), searched)
 
     def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
         """Return the features (B, out_channels, H, W) of codes (B, n) per level; missing finer levels count as zeros."""
@@ -205,16 +207,17 @@ class ResidualQuantizer(Stack):
         """Quantize a map of latents (B, C, h, w)."""
         normalized = self.norms[0](rearrange(self.into(latents), "b e h w -> b (h w) e"))
         residual, total = normalized.float(), torch.zeros((), device=normalized.device)
-        codes, commitments, entropies = [], [], []
+        codes, commitments, entropies, searched = [], [], [], []
         for level in range(self.num_levels):
             level_codes, vectors, entropy = self.quantize_level(level, residual)
+            searched.append(residual)
             residual, total = residual - vectors.detach(), total + vectors
             codes.append(level_codes)
             commitments.append(commitment_loss(normalized, total, beta=self.codebook(level).config.beta))
             entropies.append(entropy)
         values = self.straight_through(0, normalized, total)
         features = self.out(to_map(values, (latents.shape[2], latents.shape[3])))
-        return Stacked(features, codes, torch.stack(commitments), torch.stack(entropies).mean())
+        return Stacked(features, codes, torch.stack(commitments), torch.stack(entropies).mean(), searched)
 
     def decode(self, codes: list[torch.Tensor], grids: list[tuple[int, int]]) -> torch.Tensor:
         """Return the features (B, C, h, w) of codes (B, n) per pass; missing last passes add nothing."""

@@ -57,12 +57,19 @@ class DataConfig:
     set: str = ""  # torchvision: name of the data set, as FashionMNIST, CIFAR10, Flowers102, Food101; its class of torchvision.datasets
     download: bool = False  # torchvision: download the set to root if it is not there; never done unless asked
     image_column: str = "image"  # parquet: column of the pictures, {bytes, path} as in Hugging Face data sets, or the bytes of files
+    captions: str = ""  # LLaVA files, written as path, whose answers are captions; empty: the captions of the set, or .txt files
+    caption_column: str = ""  # parquet: column of captions, lists of them, or labels
     shapes: ShapesConfig = field(default_factory=ShapesConfig)  # the generated world of name=shapes
 
     @property
     def training_crop(self) -> str:
         """The crop that training takes: `crop`, or what "auto" means for this data set."""
         return ("resized" if self.name == "ffhq" else "random") if self.crop == "auto" else self.crop
+
+    @property
+    def varies(self) -> bool:
+        """Whether training gets different crops of one picture."""
+        return self.name != "shapes" and (self.training_crop != "center" or self.flip)
 
     def __post_init__(self) -> None:
         for name, allowed in (("name", NAMES), ("crop", CROPS), ("resize", RESIZES)):
@@ -102,9 +109,9 @@ def open_source(config: DataConfig) -> Source:
     if name == "parquet":
         return ParquetImages(path.replace("{split}", config.split), root, column=config.image_column)
     if name == "lsun":
-        return Lmdb(_resolve(config, path))
+        return Lmdb(resolve_path(config, path))
     if name == "coco":
-        files = listing.list_coco(root, config.split, _resolve(config, path) if path else "")
+        files = listing.list_coco(root, config.split, resolve_path(config, path) if path else "")
     else:
         files = _listed(replace(config, path=path))
     listing.check_files(files, config.check_files, config.path or name)
@@ -119,7 +126,7 @@ def _listed(config: DataConfig) -> Files:
     found = []
     for part in parts:
         name, folder = part.rpartition("@")[::2] if "@" in part else (part, "")
-        path, folder = _resolve(config, name), folder.strip("/")
+        path, folder = resolve_path(config, name), folder.strip("/")
         if config.name == "llava":
             found.append(listing.list_llava(path, config.root, folder=folder))
         else:
@@ -127,7 +134,7 @@ def _listed(config: DataConfig) -> Files:
     return Files(found[0].root, dict.fromkeys(key for files in found for key in files.keys))
 
 
-def _resolve(config: DataConfig, path: str) -> str:
+def resolve_path(config: DataConfig, path: str) -> str:
     """Return a path relative to the root or, if there is nothing, to the working directory."""
     path = path.replace("{split}", config.split)
     under_root = os.path.join(config.root, path)
@@ -206,7 +213,7 @@ class FileImages(ImageDataset):
         super().__init__(kept, image_size=image_size, protocol=protocol)
         if isinstance(source, ParquetImages):
             self.blocks, self.window = source.blocks if self._rows is None else source.blocks[self._rows], source.window
-        self._source = source
+        self.source = source
         self._max_pixels = config.max_pixels
         self._eval = self._train = eval_transform(image_size, resize=config.resize, pad=config.pad)
         self._shorter = self._shorter_train = math.ceil(config.draft * image_size)
@@ -221,7 +228,7 @@ class FileImages(ImageDataset):
         else:
             index, shorter, transform = item, self._shorter, self._eval
         try:
-            found = self._source.read(index if self._rows is None else int(self._rows[index]))
+            found = self.source.read(index if self._rows is None else int(self._rows[index]))
             picture = decode_image(found, shorter=shorter, max_pixels=self._max_pixels) if isinstance(found, bytes) else found
             return make_square(picture, transform, side=self.image_size, max_pixels=self._max_pixels)
         except UnreadableImageError as error:

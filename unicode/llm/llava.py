@@ -200,7 +200,7 @@ class VisionModelTower(Tower):
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         folder = Path(settings.path)
-        self.model = _open_vision_model(folder)
+        self.model = open_vision_model(folder, setting="vision.path")
         config = self.model.config
         if not -config.num_hidden_layers - 1 <= settings.layer <= config.num_hidden_layers:
             raise ValueError(f"vision.layer is {settings.layer}, but the tower {folder} has {config.num_hidden_layers} layers")
@@ -301,22 +301,27 @@ def digest_weights(module: nn.Module, description: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_vision_model(folder: Path) -> Any:
-    """Open a vision transformer in float32; of a model of images and text (CLIP, SigLIP) the vision part."""
+def open_vision_model(folder: Path, *, setting: str, patches: bool = True) -> Any:
+    """Open a vision model in float32; of a model of images and text (CLIP, SigLIP) the vision part.
+
+    `setting`: what names the folder, for messages. `patches`: take vision transformers only. Raises FileNotFoundError: no such folder.
+    Raises ValueError: it holds no vision model that opens, or an incomplete one.
+    """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"vision.path '{folder}' has no config.json; give a folder with a vision model, downloaded beforehand")
+        raise FileNotFoundError(f"{setting} '{folder}' has no config.json; give a folder with a vision model, downloaded beforehand")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if not hasattr(getattr(config, "vision_config", config), "patch_size"):
+        vision = getattr(config, "vision_config", config)
+        if not hasattr(vision, "patch_size") if patches else hasattr(vision, "vocab_size"):
             raise TypeError(f"a {config.model_type} model does not read images")
         options = {"dtype": torch.float32, "output_loading_info": True}
         loaded, found = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers fails in many ways on a folder of another model
-        raise ValueError(f"vision.path '{folder}' holds no vision model that opens ({first_line(error)})") from error
+        raise ValueError(f"{setting} '{folder}' holds no vision model that opens ({first_line(error)})") from error
     prefix = "vision_model." if hasattr(loaded, "vision_model") else ""
     missing = sorted(name for name in found["missing_keys"] if name.startswith(prefix))
     if missing:
-        raise ValueError(f"vision.path '{folder}' holds no complete vision model: it lacks {len(missing)} weights, as {missing[0]}")
+        raise ValueError(f"{setting} '{folder}' holds no complete vision model: it lacks {len(missing)} weights, as {missing[0]}")
     return loaded.vision_model if prefix else loaded
 
 

@@ -107,8 +107,10 @@ def reconstruction_section(folder: str | Path | None) -> page.Section:
     if side and (Path(folder) / "grid.png").is_file():
         examples = read_grid(Path(folder) / "grid.png", int(side)).swapaxes(0, 1)[:NUM_RECONSTRUCTED]
         rows = [zip(GRID_ROWS, example, strict=False) for example in examples]
+        words = [f"nearest words: {', '.join(map(str, one['nearest']))}" for one in report.get("words", [])]
         pairs = [[(page.picture(pixels, f"example {at}: {row}"), row) for row, pixels in example] for at, example in enumerate(rows, 1)]
-        blocks.append(page.gallery([page.Card(pair) for pair in pairs], "pairs"))
+        cards = [page.Card(pair, lines=words[at : at + 1]) for at, pair in enumerate(pairs)]
+        blocks.append(page.gallery(cards, "pairs"))
     else:
         blocks.append(page.missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))
     known = {key: one for key, one in metrics.items() if one.get("value") is not None}

@@ -1,4 +1,4 @@
-"""Measure a tokenizer on images: PSNR, SSIM, L1, L2, LPIPS, rFID, use of the codebook, coarse-only PSNR."""
+"""Measure a tokenizer on images: PSNR, SSIM, L1, L2, LPIPS, rFID, use of the codebook, coarse-only PSNR, and what its codes mean."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inception", default="", help="file of torch-fidelity's Inception weights, for rFID")
     parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
+    parser.add_argument("--probe", action="store_true", help="also probe what codes mean: labels, and with --base captions and words")
+    parser.add_argument("--base", default="", metavar="DIR", help="with --probe: the language model of the tokenizer's table")
     parser.add_argument("--dry-run", action="store_true", help="load everything, list what cannot be computed, measure nothing")
     parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=encode_images.DATA_SETTINGS)
     parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
@@ -94,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         inception=inception,
         device=device,
     )
+    probe = evaluation.Probe(tokenizer, dataset, data, base=args.base) if args.probe else None
     if args.dry_run:
         missing = evaluation.describe_missing({f"LPIPS {trunk}": network for trunk, network in lpips.items()} | {"rFID": inception})
         log.info("%d images, %s; not to be computed: %s", len(dataset), dataset.protocol, missing)
@@ -103,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     for batch in evaluation.read_share(dataset, batch_size=args.batch_size, num_workers=args.workers, device=device, title="evaluating"):
         skipped += batch.skipped
         if batch.indices:
-            rows = evaluation.measure_batch(tokenizer, batch, metrics, layout=layout, precision=args.precision)
+            rows, codes = evaluation.measure_batch(tokenizer, batch, metrics, layout=layout, precision=args.precision)
+            if probe is not None:
+                probe.add(batch, codes)
             examples = torch.cat((examples, to_uint8(rows[:, : args.grid - examples.shape[1]]).cpu()), dim=1)
     out.parent.mkdir(parents=True, exist_ok=True)
     protocol = {
@@ -116,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
         "device": device.type,
     }
     report = metrics.compute(protocol)
+    if probe is not None:
+        meaning, report["words"] = probe.report(args.grid)
+        report["metrics"] |= meaning
     if is_main():
         write_json(out, report)
         if examples.numel():

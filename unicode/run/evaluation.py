@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -13,16 +14,19 @@ from tqdm import tqdm
 
 from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
 from unicode.common.files import atomic_write
-from unicode.images.dataset import ImageDataset, Skipped
+from unicode.images.dataset import DataConfig, ImageDataset, Skipped
 from unicode.images.loader import Batch, SkipReport, build_loader
+from unicode.images.torchvision_sets import TorchvisionSet
 from unicode.metrics import NotComputed
+from unicode.metrics.probe import centred, label_probes, retrieval
 from unicode.metrics.reconstruction import ReconstructionMetrics
 from unicode.run.command import log
 from unicode.run.encode_images import default_workers
 from unicode.tokenizer.losses import load_lpips, trunk_file
-from unicode.tokenizer.model import inference_precision
+from unicode.tokenizer.model import ImageTokenizer, inference_precision
 
 MetricNetwork = nn.Module | NotComputed
+NUM_WORDS = 8  # nearest words shown of a picture
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download counts as failed; the libraries have no limit
 
@@ -83,19 +87,79 @@ def read_share(dataset: ImageDataset, *, batch_size: int, num_workers: int, devi
             yield batch
 
 
-def measure_batch(tokenizer: Any, batch: Batch, metrics: ReconstructionMetrics, *, layout: Any, precision: str) -> Tensor:
+def measure_batch(
+    tokenizer: Any, batch: Batch, metrics: ReconstructionMetrics, *, layout: Any, precision: str
+) -> tuple[Tensor, list[Tensor]]:
     """Encode and decode a batch and add it to `metrics`, which are computed in float32 or better.
 
     `tokenizer`: an ImageTokenizer; decoded a second time from its coarsest level where it has several. `precision`: "float32" or "bf16", of
-    the tokenizer. Returns (rows, B, 3, H, W): originals, reconstructions, and those of the coarsest level where there are several.
+    the tokenizer. Returns (rows, B, 3, H, W): originals, reconstructions, and those of the coarsest level where there are several; and the
+    codes of each level.
     """
     with inference_precision(precision, tokenizer.device):
         codes = tokenizer.encode(batch.images)
         full = tokenizer.decode(codes, layout=layout).float()
         coarse = tokenizer.decode(codes, layout=layout, levels=1).float() if tokenizer.num_levels > 1 else None
+    parts = layout.split(codes)
     with inference_precision("float32", tokenizer.device):
-        metrics.update(batch.images, full, layout.split(codes), coarse=coarse)
-    return torch.stack([batch.images, full] if coarse is None else [batch.images, full, coarse])
+        metrics.update(batch.images, full, parts, coarse=coarse)
+    return torch.stack([batch.images, full] if coarse is None else [batch.images, full, coarse]), parts
+
+
+class Probe:
+    """What codes tell without a trained language model: pictures as means of rows, one mean per level, and their captions.
+
+    `base`: the language model whose rows they are and whose words captions have; without it the rows are the codebook's, and only labels
+    are probed. Raises ValueError, FileNotFoundError: it is no language model, or another one than the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, dataset: ImageDataset, data: DataConfig, *, base: str) -> None:
+        from unicode.annotations.public import open_captions
+        from unicode.codebook.embedding_table import row_digest
+        from unicode.llm.model import open_description
+        from unicode.llm.vocabulary import load_embedding
+        from unicode.train.semantic import WordSpace
+
+        self.captions_of, self.space = open_captions(dataset, data), None
+        self.labelled = isinstance(getattr(dataset, "source", None), TorchvisionSet)
+        self.rows = [tokenizer.stack.codebook(level).rows.cpu() for level in range(tokenizer.num_levels)]
+        if base:
+            embedding = load_embedding(base)
+            if row_digest(embedding.rows) != tokenizer.table_digest:
+                raise ValueError(f"--base {base} is another language model than that of the tokenizer, {tokenizer.table_model or 'none'}")
+            self.space = WordSpace(embedding.rows, embedding.excluded_ids(), open_description(base)[1])
+            self.rows = [self.space.rows[tokenizer.row_ids.cpu()]] * tokenizer.num_levels
+        self.seen: list[tuple[int, str, tuple[Tensor, ...]]] = []  # index, key and a (D,) mean per level of each picture
+
+    def add(self, batch: Batch, codes: list[Tensor]) -> None:
+        """Add the pictures of a batch and their codes, one (B, n) per level."""
+        means = [F.embedding(part.cpu(), rows).mean(1) for part, rows in zip(codes, self.rows, strict=True)]
+        self.seen += zip(batch.indices, batch.keys, zip(*means, strict=True), strict=True)
+
+    def report(self, examples: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return entries by name, and key, caption and nearest words of the first `examples` pictures of this rank; a collective call."""
+        shown, gathered = [key for _, key, _ in self.seen[:examples]], [self.seen] * world_size()
+        if world_size() > 1:
+            distributed.all_gather_object(gathered, self.seen)
+        seen = sorted((one for part in gathered for one in part), key=lambda one: one[0])
+        keys, levels = [key for _, key, _ in seen], [torch.stack(means) for means in zip(*(means for _, _, means in seen), strict=True)]
+        texts = [next(iter(self.captions_of(key)), "") for key in keys]
+        labels = texts if self.labelled else [key.rpartition("/")[0] for key in keys]
+        remedy = "give a torchvision set, or a folder with a folder of pictures for each label"
+        metrics: dict[str, Any] = dict.fromkeys(("knn", "linear_probe"), NotComputed("the pictures have no labels", remedy).to_dict())
+        metrics["caption_of_picture_at_1"] = NotComputed("no words of a language model, or no captions", "give --base DIR").to_dict()
+        if len(set(labels)) > 1:  # of the pictures every second one is learned from
+            joined = torch.cat(levels, dim=1)
+            metrics |= label_probes(joined[::2], labels[::2], joined[1::2], labels[1::2])
+        captioned = [place for place, text in enumerate(texts) if text]
+        if self.space is None or len(captioned) < 2:
+            return metrics, []
+        coarse, kept = levels[0], [texts[place] for place in captioned]
+        metrics |= retrieval(coarse[captioned], self.space.caption_means(kept), kept)
+        places = [keys.index(key) for key in shown]
+        likeness = (centred(coarse)[places] @ F.normalize(self.space.rows, dim=1).T).masked_fill(~self.space.ordinary, -2)
+        words = [[self.space.text_tokenizer.decode([index]).strip() for index in row] for row in likeness.topk(NUM_WORDS).indices.tolist()]
+        return metrics, [{"key": keys[at], "caption": texts[at], "nearest": found} for at, found in zip(places, words, strict=True)]
 
 
 def gather_skipped(skipped: list[Skipped], path: Path) -> int:

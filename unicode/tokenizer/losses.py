@@ -105,6 +105,76 @@ def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> 
 
 
 @dataclass
+class SemanticTermConfig:
+    """What both semantic terms have."""
+
+    weight: float = 0.0  # Weight in the loss; 0: off
+    start: int = 0  # Step at which the term begins
+    ramp_steps: int = 0  # Steps over which its weight rises
+    levels: list[int] = field(default_factory=lambda: [0])  # Levels (RQ-VAE: passes) whose codes it reads, 0 the coarsest
+
+    def __post_init__(self) -> None:
+        if min(self.weight, self.start, self.ramp_steps, *self.levels) < 0 or not self.levels:
+            given = f"weight ({self.weight}), start ({self.start}), ramp_steps ({self.ramp_steps}) and levels ({list(self.levels)})"
+            raise ValueError(f"{given} of a term of objective.semantic cannot be negative, and it reads at least one level")
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight of a step, counted from 0."""
+        return self.weight * min(1.0, max(0, step + 1 - self.start) / max(1, self.ramp_steps))
+
+
+@dataclass
+class WordsConfig(SemanticTermConfig):
+    """The term that pulls an image's codes, as words, to the words of its caption."""
+
+    model: str = ""  # Folder of the language model of `model.codebook.table`, or its GGUF file: its tokenizer splits captions into words
+    neighbours: int = 32  # Rows near a latent over which its gradient goes to the words
+    temperature: float = 0.1  # Temperature of their shares, in mean squared lengths of a row
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight > 0 and not self.model:
+            raise ValueError("objective.semantic.words.model is empty; name the folder of the language model of model.codebook.table")
+        if self.neighbours < 2 or self.temperature <= 0:
+            given = f"neighbours ({self.neighbours}) must be at least 2 and temperature ({self.temperature}) positive"
+            raise ValueError(f"objective.semantic.words.{given}")
+
+
+@dataclass
+class TeacherConfig(SemanticTermConfig):
+    """The term that predicts features of a frozen vision model from the codes."""
+
+    path: str = ""  # Folder of a vision model (CLIP, SigLIP, DINOv2, or a CNN of transformers), or file of the weights of `network`
+    network: str = ""  # For a file: the network that it belongs to, by torchvision's name, as resnet50
+    image_size: int = 0  # Side in pixels at which it gets the pictures; 0: the model's own, or 224
+    width: int = 512  # Width of the hidden layer of the small network that predicts
+    cache: str = ""
+    """File of features (.safetensors) by the key of a picture; it is made before the first step, and later runs need no teacher. For
+    pictures that are always cropped alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight > 0 and not (self.path or self.cache):
+            raise ValueError("objective.semantic.teacher needs a path, the folder of a vision model, or a cache of its features")
+        if self.image_size < 0 or self.width < 1:
+            given = f"image_size ({self.image_size}) cannot be negative, width ({self.width}) must be positive"
+            raise ValueError(f"objective.semantic.teacher.{given}")
+
+
+@dataclass
+class SemanticConfig:
+    """Supervision by meaning, after the published finding that it helps understanding most (UniTok, VILA-U)."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)  # Codes against the features of a frozen vision model
+    words: WordsConfig = field(default_factory=WordsConfig)  # Codes as words against the words of captions
+
+    @property
+    def enabled(self) -> bool:
+        """Whether a term has a weight."""
+        return self.teacher.weight > 0 or self.words.weight > 0
+
+
+@dataclass
 class ObjectiveConfig:
     """Weights of the parts of the loss."""
 
@@ -113,6 +183,7 @@ class ObjectiveConfig:
     commitment: float = 1.0  # Weight of the commitment loss, the mean over the levels (beta is in the codebook's config)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)  # LPIPS
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # The adversarial part
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)  # Supervision by a teacher's features and by captions
 
     def __post_init__(self) -> None:
         if min(self.l1, self.l2, self.commitment) < 0 or self.l1 + self.l2 == 0:

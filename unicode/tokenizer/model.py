@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Reconstruction:
     commitment: torch.Tensor  # (L,) commitment loss per level
     entropy: torch.Tensor  # () entropy term
     features: torch.Tensor  # (B, C, H, W) input of the decoder's last convolution, detached
+    latents: list[torch.Tensor] = field(default_factory=list)  # one (B, n, E) per level: what its codebook searched, with gradient
 
 
 class ImageTokenizer(nn.Module, HubMixin):
@@ -125,7 +126,7 @@ class ImageTokenizer(nn.Module, HubMixin):
         stacked = self.stack(self.quant_conv(self.encoder(images)))
         features = self.decoder.features(self.post_quant_conv(stacked.features))
         reconstructed = self.decoder.conv_out(features)
-        return Reconstruction(reconstructed, stacked.codes, stacked.commitment, stacked.entropy, features.detach())
+        return Reconstruction(reconstructed, stacked.codes, stacked.commitment, stacked.entropy, features.detach(), stacked.latents)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:

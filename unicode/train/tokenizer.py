@@ -29,6 +29,7 @@ from unicode.train.config import TrainTokenizerConfig
 from unicode.train.monitor import METRICS, TokenizerMonitor, read_lines
 from unicode.train.runtime import check_resumable, resolve_runtime
 from unicode.train.samplers import AugmentedSampler
+from unicode.train.semantic import Semantic, Targets
 
 
 class WeightAverage:
@@ -106,6 +107,7 @@ class TokenizerTrainer:
         self.discriminator = PatchDiscriminator(options).to(self.device) if options.enabled else None
         self.lecam = LeCam(decay=options.lecam_decay).to(self.device) if options.enabled and options.lecam_weight > 0 else None
         self.dataset = build_dataset(config.data, image_size=config.model.image_size, train=True)
+        self.semantic = Semantic(config, self.tokenizer, self.dataset, table) if config.objective.semantic.enabled else None
         split = config.train.val_split
         self.val = build_dataset(replace(config.data, split=split), image_size=config.model.image_size, train=False) if split else None
         per_epoch = len(self.dataset) / config.train.batch_size
@@ -124,7 +126,8 @@ class TokenizerTrainer:
         if config.run.compile and self.objective.perceptual is not None:
             self.objective.perceptual.compile()
         shared: dict[str, Any] = {"betas": (options.betas[0], options.betas[1]), "fused": True}
-        self.optimizer = torch.optim.AdamW(self.tokenizer.parameters(), lr=options.lr, weight_decay=options.weight_decay, **shared)
+        self.learned = [parameter for part in filter(None, (self.tokenizer, self.semantic)) for parameter in part.parameters()]
+        self.optimizer = torch.optim.AdamW(self.learned, lr=options.lr, weight_decay=options.weight_decay, **shared)
         self.generator: nn.Module = self.accelerator.prepare_model(self.tokenizer)
         if self.discriminator is not None:
             self.discriminator_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=options.discriminator_lr, **shared)
@@ -207,23 +210,28 @@ class TokenizerTrainer:
         self._set_schedules(step)
         options = self.config.objective.discriminator
         trains_discriminator = self.discriminator is not None and discriminator_trains(step, options)
+        targets = self.semantic.prepare(step, micro) if self.semantic is not None else [None] * len(micro)
         for index, batch in enumerate(micro):
             self.skipped.add(batch.skipped)
             images = self._arrange(batch.images)
             with self._sync(self.generator, index):
-                fakes = self._backward_generator(images, weight=generator_weight(step, options))
+                fakes = self._backward_generator(images, targets[index], weight=generator_weight(step, options))
             if trains_discriminator:
                 with self._sync(self.prepared_discriminator, index):
                     self._backward_discriminator(images, fakes)
-        self._step_optimizer(self.optimizer, self.tokenizer, "generator")
+        if self.semantic is not None:
+            self.semantic.average_gradients_()
+        self._step_optimizer(self.optimizer, self.learned, "generator")
         if self.discriminator is not None and trains_discriminator:
-            self._step_optimizer(self.discriminator_optimizer, self.discriminator, "discriminator")
+            self._step_optimizer(self.discriminator_optimizer, list(self.discriminator.parameters()), "discriminator")
         self.tokenizer.stack.update_()
+        if self.semantic is not None:
+            self.semantic.update_()
         if self.average is not None:
             self.average.update_()
         self.monitor.tick()
 
-    def _backward_generator(self, images: torch.Tensor, *, weight: float) -> torch.Tensor:
+    def _backward_generator(self, images: torch.Tensor, targets: Targets | None, *, weight: float) -> torch.Tensor:
         """Add the generator's gradients of one micro-batch; return its pictures, detached."""
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
@@ -231,6 +239,9 @@ class TokenizerTrainer:
             made = self.generator(images)
             last = self.tokenizer.decoder.conv_out
             loss, parts = self.objective(made, images, discriminator=self.discriminator, adversarial_weight=weight, last_layer=last)
+        if self.semantic is not None and targets is not None:
+            semantic, named = self.semantic(made, self.tokenizer, targets)
+            loss, parts = loss + semantic, parts | named | {"loss": parts["loss"] + semantic.detach()}
         self.accelerator.backward(loss / self.accumulation)
         self.monitor.add(parts)
         if self.discriminator is not None:
@@ -248,8 +259,8 @@ class TokenizerTrainer:
         accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         self.monitor.add({"discriminator": loss, "discriminator_accuracy": accuracy})
 
-    def _step_optimizer(self, optimizer: torch.optim.Optimizer, module: nn.Module, name: str) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.optimizer.clip or float("inf"))
+    def _step_optimizer(self, optimizer: torch.optim.Optimizer, learned: list[nn.Parameter], name: str) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(learned, self.config.optimizer.clip or float("inf"))
         self.monitor.add({f"{name}_gradient": norm})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -352,6 +363,7 @@ class TokenizerTrainer:
 
     def _stateful(self) -> dict[str, Any]:
         parts = {"model": self.tokenizer, "optimizer": self.optimizer, "lecam": self.lecam, "average": self.average}
+        parts["semantic"] = self.semantic
         if self.discriminator is not None:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
         return {name: part for name, part in parts.items() if part is not None}

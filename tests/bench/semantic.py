@@ -1,0 +1,199 @@
+"""Semantic supervision of a tokenizer at equal budget: without, with a teacher, with words, with both -> a table.
+
+    python tests/bench/semantic.py teacher efficientnet-lite0-57934424.pth outputs/efficientnet     the weights as a folder of transformers
+    python data/emoji --out datasets/emoji --size 32
+    python tests/bench/semantic.py compare emoji --base outputs/base --teacher outputs/efficientnet --out outputs/semantic --processes 2
+
+`compare` takes emoji or fashion. Every run trains the set's tokenizer for `--steps`, and measures PSNR, the linear probe on the classes of
+held-out pictures, retrieval of their captions, bits per image of a small model of ids, and for emoji with `--llm-steps` the questions that
+a small language model answers right. Finished runs are kept; the same command goes on with the others and prints the table.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+EMOJI, FASHION = "datasets/emoji", "/usr/share/datasets/fashion-mnist"
+VARIANTS = {"without": (), "teacher": ("teacher",), "words": ("words",), "both": ("teacher", "words")}
+PARTS = {"emoji": ("train", ("choose", "unseen", "new")), "fashion": ("train", ("test",))}
+
+
+def convert_teacher(weights: Path, out: Path) -> None:
+    """EfficientNet-Lite0 in the names of the package efficientnet_lite_pytorch -> a folder of transformers' EfficientNet.
+
+    Lite networks have ReLU6 and no squeeze-and-excitation: its gates are set to one.
+    """
+    import torch
+    from transformers import EfficientNetConfig, EfficientNetModel
+
+    model = EfficientNetModel(EfficientNetConfig(hidden_act="relu6", hidden_dim=1280, image_size=224, squeeze_expansion_ratio=0.25))
+    state, source = model.state_dict(), torch.load(weights, weights_only=True)
+    renamed = {"_conv_stem": "embeddings.convolution", "_bn0": "embeddings.batchnorm"}
+    renamed |= {"_conv_head": "encoder.top_conv", "_bn1": "encoder.top_bn"}
+    parts = {"_expand_conv": "expansion.expand_conv", "_bn0": "expansion.expand_bn", "_depthwise_conv": "depthwise_conv.depthwise_conv"}
+    parts |= {"_bn1": "depthwise_conv.depthwise_norm", "_project_conv": "projection.project_conv", "_bn2": "projection.project_bn"}
+    for name, tensor in source.items():
+        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+        if block:
+            state[f"encoder.blocks.{block[1]}.{parts[block[2]]}.{block[3]}"] = tensor
+        elif (layer := name.split(".")[0]) in renamed:
+            state[f"{renamed[layer]}.{name.split('.')[1]}"] = tensor
+    for name in state:
+        if ".squeeze_excite.expand." in name:
+            state[name] = torch.full_like(state[name], 30.0 if name.endswith("bias") else 0.0)
+    model.load_state_dict(state)
+    model.eval().save_pretrained(out)
+
+
+def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> list[str]:
+    """Overrides of the set's config for one run."""
+    made = [f"model.codebook.table={args.base}/table.safetensors", f"run.seed={seed}", f"run.dir={folder}", "run.threads=1"]
+    made += [f"train.steps={args.steps}", "train.save_every=0", "train.eval_every=0", "run.device=cpu", "data.crop=center"]
+    if args.set == "emoji":
+        made += [f"data.root={EMOJI}/images", f"data.captions={EMOJI}/emoji_gallery.json"]
+    if "teacher" in VARIANTS[variant]:
+        cache = f"{args.out}/{args.set}-teacher.safetensors"
+        made += [f"objective.semantic.teacher.{one}" for one in (f"weight={args.teacher_weight}", f"path={args.teacher}", f"cache={cache}")]
+        made += [f"objective.semantic.teacher.image_size={args.teacher_side}"]
+    if "words" in VARIANTS[variant]:
+        made += [f"objective.semantic.words.{one}" for one in (f"weight={args.words_weight}", f"model={args.base}")]
+    return made
+
+
+def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
+    """Train and measure one tokenizer in this process."""
+    import torch
+    from predictability import predict_ids
+
+    from unicode.common.config import load_config
+    from unicode.images.dataset import build_dataset
+    from unicode.images.loader import build_loader
+    from unicode.metrics.probe import label_probes, retrieval
+    from unicode.run.evaluation import Probe
+    from unicode.tokenizer.losses import image_psnr
+    from unicode.train.config import TrainTokenizerConfig
+    from unicode.train.tokenizer import TokenizerTrainer
+
+    folder = Path(args.out) / f"{args.set}-{variant}-{seed}"
+    config = load_config(TrainTokenizerConfig, ROOT / f"configs/tokenizer/hqvae_{args.set}.yaml", settings_of(args, variant, seed, folder))
+    trainer = TokenizerTrainer(config)
+    trainer.run()
+    tokenizer, ids, psnr, found = trainer.tokenizer.eval(), [], [], []
+    groups = {one["image"]: one["attributes"].get("group", "") for one in json.loads(Path(f"{EMOJI}/emoji_gallery.json").read_text())}
+    train, held_out = PARTS[args.set]
+    for split in (train, *held_out):
+        config.data.split, config.data.limit, config.data.holdout = split, args.pictures, 0
+        dataset = build_dataset(config.data, image_size=config.model.image_size, train=False)
+        probe = Probe(tokenizer, dataset, config.data, base=args.base)
+        order = [list(range(at, min(at + 64, len(dataset)))) for at in range(0, len(dataset), 64)]
+        for batch in build_loader(dataset, order, num_workers=0):
+            codes = tokenizer.encode(batch.images)
+            probe.add(batch, tokenizer.layout.split(codes))
+            ids.append((split == train, tokenizer.to_ids(codes)))
+            psnr.append(image_psnr(tokenizer.decode(codes), batch.images) if split != train else torch.zeros(0))
+        found += [(split == train, key, next(iter(probe.captions_of(key))), means, probe) for _, key, means in probe.seen]
+    known, new = ([one for one in found if one[0] is part] for part in (True, False))
+    result = {"PSNR dB": float(torch.cat(psnr).mean())}
+    for name, levels in (("coarse", 1), ("all codes", tokenizer.num_levels)):
+        sides: list[Any] = []
+        for part in (known, new):
+            named = [(groups.get(key, text) if args.set == "emoji" else text, means) for _, key, text, means, _ in part]
+            kept = [(label, torch.cat(means[:levels])) for label, means in named if label]
+            sides += [torch.stack([vector for _, vector in kept]), [label for label, _ in kept]]
+        result[f"linear probe, {name}, %"] = label_probes(*sides)["linear_probe"]["value"]
+    texts = [text for _, _, text, _, _ in new]
+    shares = retrieval(torch.stack([means[0] for _, _, _, means, _ in new]), new[0][4].space.caption_means(texts), texts)
+    result["caption among 5, %"] = shares["caption_of_picture_at_5"]["value"]
+    parts = [torch.cat([one for is_train, one in ids if is_train is part]) for part in (True, False)]
+    result["bits / image"] = predict_ids(*parts, steps=args.lm_steps, seed=seed).bits_per_image
+    return result | (answer_questions(args, folder, seed) if args.set == "emoji" and args.llm_steps else {})
+
+
+def answer_questions(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, float]:
+    """Tune the base model to read the codes of emoji; the share of questions that it answers right, for each held-out split."""
+
+    def run(name: str, *words: object) -> None:
+        command = [sys.executable, "-m", f"unicode.run.{name}", *map(str, words)]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    store, tuned, answers = folder.resolve() / "ids", folder.resolve() / "llm", folder.resolve() / "answers.jsonl"
+    run("encode_images", "--ckpt", folder.resolve(), "--images", f"{EMOJI}/images", "--out", store, "--device", "cpu")
+    settings = [f"model.path={args.base}", f"model.image_tokenizer={folder.resolve()}", f"data.stores=[{store}]", "data.val_files=[]"]
+    settings += [f"data.files=[{EMOJI}/emoji_questions_train.json,{EMOJI}/emoji_descriptions_train.json*0.5]", f"run.dir={tuned}"]
+    settings += [f"train.steps={args.llm_steps}", "train.save_every=0", "train.eval_every=0", f"run.seed={seed}", "run.device=cpu"]
+    run("train_llm", ROOT / "configs/llm/unicode_emoji.yaml", *settings)
+    questions = ["--questions", f"{EMOJI}/questions.jsonl", "--images", f"{EMOJI}/images", "--answers", answers]
+    run("answer", "--model", tuned, *questions)
+    given = {one["question_id"]: one["text"] for one in map(json.loads, answers.read_text().splitlines())}
+    right: dict[str, list[bool]] = {}
+    for one in map(json.loads, Path(f"{EMOJI}/questions.jsonl").read_text().splitlines()):
+        plain = [text.strip().strip(".").lower() for text in (given[one["question_id"]], one["answer"])]
+        right.setdefault(one["split"], []).append(plain[0] == plain[1])
+    return {f"answers {split}, %": 100 * mean(found) for split, found in right.items()}
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run what is missing, then print the table."""
+    results = Path(args.out) / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        (results / f"{args.set}-{args.one[0]}-{args.one[1]}.json").write_text(json.dumps(run_one(args, args.one[0], int(args.one[1]))))
+        return
+    jobs = [(variant, seed) for seed, variant in product(range(args.seeds), VARIANTS)]
+
+    def start(job: tuple[str, int]) -> None:
+        if not (results / f"{args.set}-{job[0]}-{job[1]}.json").exists():
+            command = [sys.executable, *sys.argv, "--one", *map(str, job)]
+            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+
+    start(jobs[1])  # it makes the cache of features that others read
+    with ThreadPoolExecutor(args.processes) as pool:
+        list(pool.map(start, jobs))
+    table = {one: [json.loads((results / f"{args.set}-{one}-{seed}.json").read_text()) for seed in range(args.seeds)] for one in VARIANTS}
+    columns = list(table["without"][0])
+    print(f"| {args.set} |", " | ".join(columns), "|\n|---|" + "---|" * len(columns))
+    for variant, runs in table.items():
+        cells = [[run[name] for run in runs] for name in columns]
+        shown = [f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}" for values in cells]
+        print(f"| {variant} |", " | ".join(shown), "|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="what", required=True)
+    teacher = parts.add_parser("teacher")
+    teacher.add_argument("weights", type=Path)
+    teacher.add_argument("out", type=Path)
+    measure = parts.add_parser("compare")
+    measure.add_argument("set", choices=PARTS)
+    measure.add_argument("--base", required=True, help="small base model with table.safetensors in its folder")
+    measure.add_argument("--teacher", required=True, help="folder of a vision model")
+    measure.add_argument("--teacher-side", type=int, default=128, help="pixels at which the teacher sees pictures (default: %(default)s)")
+    measure.add_argument("--teacher-weight", type=float, default=0.1)
+    measure.add_argument("--words-weight", type=float, default=0.1)
+    measure.add_argument("--out", default="outputs/semantic", help="folder of runs and results")
+    measure.add_argument("--steps", type=int, default=1200, help="optimizer steps of each tokenizer")
+    measure.add_argument("--lm-steps", type=int, default=300, help="optimizer steps of the model of ids")
+    measure.add_argument("--llm-steps", type=int, default=0, help="optimizer steps of the language model; 0: no questions")
+    measure.add_argument("--pictures", type=int, default=4000, help="pictures of a split, at most")
+    measure.add_argument("--seeds", type=int, default=3)
+    measure.add_argument("--processes", type=int, default=1, help="runs side by side")
+    measure.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.what == "teacher":
+        convert_teacher(args.weights, args.out)
+    else:
+        compare(args)
+
+
+if __name__ == "__main__":
+    main()
