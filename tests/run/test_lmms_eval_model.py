@@ -1,5 +1,9 @@
 """Our models inside lmms-eval: with a stand-in for its base class, whose form lmms-eval 0.7 has."""
 
+import json
+import os
+import shutil
+import subprocess
 import sys
 import tomllib
 import types
@@ -126,7 +130,14 @@ def test_what_is_not_supported(model: Any) -> None:
         model.generate_until_multi_round([])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({}, "pretrained=DIR"), ({"pretrained": "d", "conv": "x"}, "conv")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "pretrained=DIR"),
+        ({"pretrained": "d", "conv": "x"}, "conv"),
+        ({"pretrained": "d", "batch_size": "auto"}, "give one, such as 16"),
+    ],
+)
 def test_arguments(module: Any, arguments: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module.UnicodeModel(**arguments)
@@ -137,3 +148,35 @@ def test_without_lmms_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     found = reload(import_module(MODULE))
     with pytest.raises(ImportError, match="lmms-eval is not installed"):
         found.UnicodeModel(pretrained="d")
+
+
+def test_a_local_task_inside_lmms_eval_scores_as_our_own_runner(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The command of EVALUATION.md; half of the expected answers are ours, so that the score is neither 0 nor 1."""
+    pytest.importorskip("lmms_eval")
+    from unicode.run.answer import main
+
+    run, tasks = request.getfixturevalue("tuned").run, tmp_path / "tasks"
+    shutil.copytree(ROOT / "docs" / "lmms_eval", tasks)
+    task = (tasks / "questions.yaml").read_text().replace("images: shapes", "images: photos")
+    (tasks / "questions.yaml").write_text(task)
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "outputs" / "shapes" / "questions_val.jsonl"
+    path.parent.mkdir(parents=True)
+    asked = [{"question_id": n, "image": f"{n % 4}.png", "text": f"{'how many ' * (n % 3)}{n} ?"} for n in range(20)]
+    for number in range(4):
+        Image.new("RGB", (20, 20), (60 * number, 255 - 60 * number, 0)).save(tmp_path / "photos" / f"{number}.png")
+    path.write_text("\n".join(map(json.dumps, asked)))
+    ours = ["--model", str(run), "--questions", str(path), "--images", str(tmp_path / "photos"), "--max-new-tokens", "16"]
+    assert main([*ours, "--answers", str(tmp_path / "ours.jsonl"), "--device", "cpu"]) == 0
+    texts = [json.loads(line)["text"] for line in (tmp_path / "ours.jsonl").read_text().splitlines()]
+    lines = [line | {"answer": text if n % 2 else "none"} for n, (line, text) in enumerate(zip(asked, texts, strict=True))]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    command = f"-m lmms_eval --model unicode --model_args pretrained={run} --batch_size 4 --device cpu --tasks questions"
+    options = ["--include_path", str(tasks), "--output_path", str(tmp_path / "scores"), "--log_samples"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, *command.split(), *options], cwd=tmp_path, env=environment, check=True)
+    (scores,) = (tmp_path / "scores").rglob("*_results.json")
+    (samples,) = (tmp_path / "scores").rglob("*_samples_questions.jsonl")
+    logged = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
+    assert [line["filtered_resps"][0] for line in logged] == texts
+    assert json.loads(scores.read_text())["results"]["questions"]["exact_match,none"] == 0.5

@@ -28,8 +28,9 @@ def manifest() -> Any:
 class UnicodeModel(Base):  # type: ignore[misc, valid-type]
     """One of our models as lmms-eval asks it, with the options of `unicode.run.answer`; `pretrained` is the folder of the model.
 
-    Answers are batched here, in whatever order lmms-eval asks; `max_new_tokens` holds where a task sets no limit. Raises ImportError:
-    lmms-eval is not installed. Raises ValueError: an unknown argument, or a model that cannot be opened.
+    Answers are batched here, in whatever order lmms-eval asks; `max_new_tokens` holds where a task sets no limit. lmms-eval passes its
+    options `--batch_size` and `--device` as arguments. Raises ImportError: lmms-eval is not installed. Raises ValueError: an unknown
+    argument, or a model that cannot be opened.
     """
 
     is_simple = True
@@ -50,8 +51,10 @@ class UnicodeModel(Base):  # type: ignore[misc, valid-type]
             raise ImportError(INSTALL)
         super().__init__()
         if unknown or not pretrained:
-            known = "pretrained, base, image_tokenizer, batch_size, max_new_tokens, device, dtype"
+            known = "pretrained, base, image_tokenizer, max_new_tokens, dtype"
             raise ValueError(f"--model_args need pretrained=DIR and know {known}; found {', '.join(unknown) or 'no pretrained'}")
+        if not str(batch_size).isdigit():
+            raise ValueError(f"--batch_size {batch_size} is not a number, as --model unicode needs it; give one, such as 16")
         from accelerate import Accelerator
 
         from unicode.llm.load import open_model

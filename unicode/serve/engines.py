@@ -201,7 +201,8 @@ class Vllm(HttpServer):
         values = {
             "model": self.name, "prompt": request.prompt, "max_tokens": request.max_tokens, "stream": True, "return_token_ids": True,
             "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": request.seed,
-            "stop_token_ids": request.stop_ids, "ignore_eos": bool(request.allowed),
+            "min_p": 0.0, "repetition_penalty": 1.0,  # else those of generation_config.json
+            "stop_token_ids": request.stop_ids, "ignore_eos": True,
         }  # fmt: skip
         if request.allowed:
             values["allowed_token_ids"] = request.allowed
