@@ -178,5 +178,5 @@ def test_a_local_task_inside_lmms_eval_scores_as_our_own_runner(request: pytest.
     (scores,) = (tmp_path / "scores").rglob("*_results.json")
     (samples,) = (tmp_path / "scores").rglob("*_samples_questions.jsonl")
     logged = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
-    assert [line["filtered_resps"][0] for line in logged] == texts
+    assert [line["filtered_resps"] for line in logged] == texts
     assert json.loads(scores.read_text())["results"]["questions"]["exact_match,none"] == 0.5

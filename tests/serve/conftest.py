@@ -63,6 +63,8 @@ class StandIn(BaseHTTPRequestHandler):
         if self.path == "/detokenize":
             encoder = self.server.encoder
             return self.answer({"prompt": encoder.decode([*asked["tokens"][: self.server.wrong], *asked["tokens"]])})
+        if self.headers["Content-Type"] != "application/json":
+            return self.answer({"error": {"message": "Unsupported Media Type: Only 'application/json' is allowed"}}, 400)
         assert self.path == "/v1/completions" and asked["stream"] and asked["return_token_ids"] and asked["model"] == "tiny"
         self.send_response(200)
         self.end_headers()
@@ -73,8 +75,8 @@ class StandIn(BaseHTTPRequestHandler):
         self.wfile.write(b'data: {"choices": [{"token_ids": [], "finish_reason": "length"}]}\n\ndata: [DONE]\n\n')
         return None
 
-    def answer(self, values):
-        self.send_response(200)
+    def answer(self, values, status=200):
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(values).encode())
 

@@ -83,6 +83,7 @@ def test_requests_to_vllm_are_as_it_documents_them(vllm, described):
     assert drawn.tolist() == ids[:20]
     path, asked = server.asked[-1]
     assert path == "/v1/completions" and asked["allowed_token_ids"] == ids and asked["ignore_eos"] and asked["max_tokens"] == 20
+    assert (asked["min_p"], asked["repetition_penalty"]) == (0, 1), "else those of the model's generation_config.json"
     assert (asked["temperature"], asked["top_k"], asked["seed"]) == (0.5, 3, 7) and asked["prompt"][-1] == described.markers.image_start
     server.tokens = [40, described.markers.image_start]
     with pytest.raises(ValueError, match="wrote 2 of 20 ids of a picture"):

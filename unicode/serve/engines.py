@@ -128,7 +128,8 @@ class HttpServer(ABC):
         """Return the ids of an answer, the stop id included. ConnectionError: the server is gone. ValueError: it refuses the request."""
         path, content = self._request(request)
         ids: list[int] = []
-        with connection_errors(self.url), self._client.stream("POST", self.url + path, content=content) as response:
+        headers = {"Content-Type": "application/json"}
+        with connection_errors(self.url), self._client.stream("POST", self.url + path, content=content, headers=headers) as response:
             if response.status_code in (400, 413, 422):
                 raise ValueError(f"the engine {self.url} refuses a request: {response.read().decode(errors='replace')[:300]}")
             response.raise_for_status()
