@@ -21,6 +21,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium of browser.py; skips where there is none."""
+    from browser import Browser, find_browser
+
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium on this machine; install one (apt-get install chromium) or name it in UNICODE_BROWSER")
+    with Browser(path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
     """A folder with a LLaMA of 60 rows and a tokenizer of 50 tokens: four special ones, a space, an added one at the end."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -62,7 +62,7 @@ def undeclared(libraries: set[str], known: set[str]) -> list[str]:
 
 
 def test_what_the_package_imports_is_declared():
-    extras = ("gguf", "judge", "lmms-eval", "lsun", "mmbench", "parquet", "serve")
+    extras = ("demo", "gguf", "judge", "lmms-eval", "lsun", "mmbench", "parquet", "serve")
     assert undeclared(imported("unicode"), declared(*extras)) == []
     assert undeclared(imported("tests", "docs", "data"), declared("dev", "lmms-eval")) == []
 

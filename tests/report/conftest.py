@@ -1,7 +1,6 @@
 """Made-up folders in the forms that runs leave behind, and the page that is made of them."""
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,19 +108,6 @@ def make_steps(path: Path) -> Path:
         for name, seconds, peak in steps
     ]
     return write_lines(path, [*lines, {"step": "base", "command": "", "seconds": 0.1, "peak_mib": None, "skipped": True}])
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium of browser.py beside this file; skips where there is none."""
-    spec = spec_from_file_location("report_browser", Path(__file__).with_name("browser.py"))
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    path = module.find_browser()
-    if path is None:
-        pytest.skip("no Chromium on this machine; install one (apt-get install chromium) or name it in UNICODE_BROWSER")
-    with module.Browser(path) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,18 @@
 """A merged tiny model, the same as a GGUF file behind a llama.cpp server, and a stand-in for vLLM that checks what it is asked."""
 
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import uvicorn
 from llama_server import llama_server
 
 from unicode.llm.load import open_model, open_without_weights
 from unicode.serve.local import LocalEngine
+from unicode.serve.server import Limits, Server, build_app
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +47,26 @@ def described(merged):
 def llama(gguf):
     with llama_server(gguf) as (url, _):
         yield url
+
+
+@pytest.fixture(scope="session")
+def make_server():
+    """Starts a server on a thread: an engine -> its address and its `Server`."""
+    started = []
+
+    def make(engine, *, key="", hosts=(), **limits):
+        server = Server(engine, name="tiny", limits=Limits(**limits), hosts=frozenset(hosts))
+        runner = uvicorn.Server(uvicorn.Config(build_app(server, key=key), log_config=None))
+        listening = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=runner.run, args=([listening],), daemon=True).start()
+        while not runner.started:
+            time.sleep(0.01)
+        started.append(runner)
+        return f"http://127.0.0.1:{listening.getsockname()[1]}", server
+
+    yield make
+    for one in started:
+        one.should_exit = True
 
 
 class StandIn(BaseHTTPRequestHandler):

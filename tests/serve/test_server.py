@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,14 +14,17 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 from warm import free_port, start
 
+from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, fill_template
 from unicode.generate.chat import Assistant
+from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler
+from unicode.generate.sampling import GREEDY
+from unicode.ids.text import write_run
+from unicode.llm.template import text_encoder
 from unicode.run.serve import main
 from unicode.serve.engines import HttpEngine
-from unicode.serve.server import Limits, Server, build_app
 
 KEY = "secret"
 
@@ -44,25 +45,6 @@ def question(words, *images):
         "role": "user",
         "content": [{"type": "text", "text": words}, *({"type": "image_url", "image_url": {"url": one}} for one in images)],
     }
-
-
-@pytest.fixture(scope="module")
-def make_server():
-    started = []
-
-    def make(engine, *, key="", hosts=(), **limits):
-        server = Server(engine, name="tiny", limits=Limits(**limits), hosts=frozenset(hosts))
-        runner = uvicorn.Server(uvicorn.Config(build_app(server, key=key), log_config=None))
-        listening = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=runner.run, args=([listening],), daemon=True).start()
-        while not runner.started:
-            time.sleep(0.01)
-        started.append(runner)
-        return f"http://127.0.0.1:{listening.getsockname()[1]}", server
-
-    yield make
-    for one in started:
-        one.should_exit = True
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +116,42 @@ def test_pictures_are_drawn_as_by_the_model(client, raw, assistant):
     assert Image.open(io.BytesIO(picture)).size == (16, 16)
 
 
+def events(response):
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_pictures_are_completed_and_decompressed_as_by_the_model(raw, local):
+    model = local.model
+    ids = raw.post("/v1/tokenize_image", json={"url": url(png(2))}).json()["ids"]
+    asked = {"given": ids[: model.layout.row_length], "seed": 5, "n": 2}
+    drawn = raw.post("/v1/images/generations", json=asked).json()["data"]
+    requests = [DrawRequest(FREE_QUESTION, seed=seed, given=np.array(asked["given"])) for seed in (5, 6)]
+    assert [one["ids"] for one in drawn] == [one.ids.tolist() for one in ImageSampler(model).draw(requests)]
+    streamed = events(raw.post("/v1/images/generations", json={**asked, "stream": True}))
+    assert [one["ids"] for one in sorted(streamed, key=lambda one: one["index"]) if "b64_json" in one] == [one["ids"] for one in drawn]
+    assert [one["ids"] for one in streamed if one["index"] == 1 and "of" in one] == list(range(len(asked["given"]) + 1, 21))
+    (whole,) = raw.post("/v1/images/generations", json={"compressed": ids}).json()["data"]
+    question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(ids))
+    (expected,) = ImageSampler(model, sampling=GREEDY).draw([DrawRequest(question, compressed=True)])
+    assert whole["ids"] == expected.ids.tolist()
+
+
+def test_the_words_of_a_picture(raw, local):
+    model, codebooks = local.model, local.model.images.codebooks
+    found = raw.post("/v1/tokenize_image", json={"url": url(png(2)), "neighbours": 3}).json()
+    assert [one["id"] for one in found["words"]] == found["ids"]
+    assert [one["level"] for one in found["words"]] == model.layout.levels().tolist()
+    for one in found["words"]:
+        rows, code = codebooks[one["level"]].rows, model.images.row_ids.tolist().index(one["id"])
+        nearest = (rows - rows[code]).norm(dim=1).argsort()[1:4]
+        assert [near["id"] for near in one["neighbours"]] == model.images.row_ids[nearest].tolist()
+        assert [near["text"] for near in [one, *one["neighbours"]]] == [
+            text_encoder(model.text).decode([near["id"]]) for near in [one, *one["neighbours"]]
+        ]
+
+
 def test_many_clients_get_the_answers_that_they_get_alone(client):
     def ask(number):
         said = client.chat.completions.create(
@@ -197,6 +215,9 @@ def test_other_refusals(raw, served, make_server, local):
         ("/v1/images/generations", {"prompt": " "}, 400, "the prompt is empty"),
         ("/v1/images/generations", {"prompt": "a", "size": "1024x1024"}, 400, "this model draws 16x16"),
         ("/v1/images/generations", {"prompt": "a", "n": 9}, 400, "at most 3 at a time"),
+        ("/v1/images/generations", {"prompt": "a", "given": [1] * 7}, 400, "7 ids are no first rows of 10 ids each"),
+        ("/v1/images/generations", {"compressed": [1] * 20, "stream": True}, 400, "20 ids are no picture of this model"),
+        ("/v1/tokenize_image", {"url": url(png()), "neighbours": 99}, 400, "neighbours: "),
         ("/v1/decode_ids", {"ids": [1] * 20}, 400, "20 ids are no picture of this model"),
         ("/v1/tokenize_image", {"url": "x" * 300_000}, 413, "the body is larger than 200000 bytes"),
         ("/v1/nothing", {}, 404, "Not Found"),

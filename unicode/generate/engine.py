@@ -340,8 +340,9 @@ def _check_cells(cells: CellHead, ids: Tensor, layout: Layout) -> None:
 
 @torch.no_grad()
 def sample_image_tokens(
-    decoder: CachedDecoder, features: Tensor, head: ImageHead, *, places: Tensor, count: int, sampling: Sampling, seeds: Tensor, step: int
-) -> Tensor:
+    decoder: CachedDecoder, features: Tensor, head: ImageHead, *, places: Tensor, count: int, sampling: Sampling, seeds: Tensor, step: int,
+    tell: Callable[[int], object] | None = None,
+) -> Tensor:  # fmt: skip
     """Sample the next ids of images that every row is inside of: (B, count * head.position_ids) int64; the last position is not in the
     cache yet.
 
@@ -352,6 +353,7 @@ def sample_image_tokens(
         count: how many positions to write for each row.
         seeds: (B,) int64.
         step: number of the first of these positions for the noise; of an id it is that of its position times `head.position_ids`, and on.
+        tell: called with the number of positions so far, after each.
     """
     sampled: list[Tensor] = []
     for number in range(count):
@@ -360,6 +362,8 @@ def sample_image_tokens(
         given = features if head.cells is None else decoder.states(features)
         noise = (step + number) * head.position_ids
         sampled.append(head.write(given, places=places + number, sampling=sampling, seeds=seeds, step=noise))
+        if tell is not None:
+            tell(number + 1)
     return torch.cat(sampled, dim=1)
 
 

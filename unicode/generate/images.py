@@ -1,7 +1,7 @@
 """Captions -> images: batches of requests, guided, seeded, completed or decompressed."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,8 +101,11 @@ class ImageSampler:
             raise ValueError(f"the prompt has {len(example)} tokens; {room}; shorten it")
         return example
 
-    def draw(self, requests: Sequence[DrawRequest]) -> list[Drawing]:
-        """Draw a batch. A request that cannot be drawn has `Drawing.error`; the others are drawn."""
+    def draw(self, requests: Sequence[DrawRequest], tell: Callable[[int], object] | None = None) -> list[Drawing]:
+        """Draw a batch. A request that cannot be drawn has `Drawing.error`; the others are drawn, those with as many given ids together.
+
+        `tell`: called with the number of ids that these have so far, given ones included.
+        """
         prompts: dict[int, Example] = {}
         drawings: dict[int, Drawing] = {}
         groups: dict[int, list[int]] = {}  # one number of ids, one group
@@ -113,19 +116,20 @@ class ImageSampler:
             except ValueError as error:
                 drawings[place] = Drawing(NOTHING, 0.0, str(error))
         for places in groups.values():
-            drawn = self._draw([requests[place] for place in places], [prompts[place] for place in places])
+            drawn = self._draw([requests[place] for place in places], [prompts[place] for place in places], tell)
             drawings |= dict(zip(places, drawn, strict=True))
         return [drawings[place] for place in range(len(requests))]
 
-    def _draw(self, requests: Sequence[DrawRequest], examples: list[Example]) -> list[Drawing]:
+    def _draw(self, requests: Sequence[DrawRequest], examples: list[Example], tell: Callable[[int], object] | None) -> list[Drawing]:
         start, count = time.perf_counter(), self._positions(requests[0])
+        told = None if tell is None else lambda number: tell(len(requests[0].given) + number * self.head.position_ids)
         if self.sampling.guided:
             examples = examples + [self._open_answer(replace(request, question=FREE_QUESTION)) for request in requests]
         features = self.decoder.start(**self.model.inputs([Prompt(example) for example in examples]), max_new=count)
         places = torch.full((len(requests),), self.head.num_positions - count, device=features.device)
         seeds = torch.tensor([request.seed for request in requests], device=features.device)
         ids = sample_image_tokens(
-            self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0
+            self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0, tell=told
         )
         rows = ids.cpu().numpy()
         seconds = (time.perf_counter() - start) / len(requests)

@@ -48,9 +48,9 @@ def command(main: Main) -> Callable[..., int]:
     return run
 
 
-def add_model_options(parser: argparse.ArgumentParser, what: str) -> None:
+def add_model_options(parser: argparse.ArgumentParser, what: str, *, required: bool = True) -> None:
     """Add the options that `open_named_model` reads; `what` describes --model."""
-    parser.add_argument("--model", required=True, help=what)
+    parser.add_argument("--model", required=required, help=what)
     parser.add_argument("--base", default="", help="base model, if it has moved since the training")
     parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
     parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")

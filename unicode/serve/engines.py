@@ -27,6 +27,7 @@ KEY_VARIABLE = "UNICODE_ENGINE_KEY"  # of the environment: the key that engines 
 PROBED = 256  # tokens of the vocabulary that are compared with a server's
 ONLY_LOCAL = "only our own engine can; leave out --engine"
 Emit = Callable[[list[int]], bool]  # The ids so far -> whether to go on
+Tell = Callable[[int], bool]  # How many ids a picture has so far -> whether to go on; our own engine goes on in any case
 log = get_logger(__name__)
 
 
@@ -60,8 +61,8 @@ class Engine(Protocol):
     def write(self, prompt: Prompt, options: WriteOptions, emit: Emit | None = None) -> Written:
         """Answer a prompt. `emit`: called while tokens come; the answer ends where it returns False."""
 
-    def draw(self, request: DrawRequest, sampling: Sampling) -> np.ndarray:
-        """Draw a picture: (n,) int64 ids in id order, given ones included."""
+    def draw(self, request: DrawRequest, sampling: Sampling, tell: Tell | None = None) -> np.ndarray:
+        """Draw a picture: (n,) int64 ids in id order, given ones included. `tell`: called while ids come."""
 
 
 def room_for(prompt: Prompt, max_tokens: int, context: int) -> int:
@@ -309,7 +310,7 @@ class HttpEngine:
                 break
         return Written(ids, False)
 
-    def draw(self, request: DrawRequest, sampling: Sampling) -> np.ndarray:
+    def draw(self, request: DrawRequest, sampling: Sampling, tell: Tell | None = None) -> np.ndarray:
         """See `Engine`."""
         model = self.model
         check_can_draw(model)
@@ -321,7 +322,8 @@ class HttpEngine:
         count = model.layout.num_codes - len(request.given)
         if room_for(prompt, count, self.context) < count or count < 1:
             raise ValueError(f"the prompt has {len(prompt)} tokens; with {count} ids to draw the context of {self.context} is too short")
-        return np.concatenate([request.given, self._picture(self._plain(prompt), count, sampling, request.seed, None)])
+        told = None if tell is None else lambda ids: tell(len(request.given) + len(ids))
+        return np.concatenate([request.given, self._picture(self._plain(prompt), count, sampling, request.seed, told)])
 
     def _picture(self, prompt: tuple[int, ...], count: int, sampling: Sampling, seed: int, emit: Emit | None) -> list[int]:
         if sampling.guided:

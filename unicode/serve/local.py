@@ -16,7 +16,7 @@ from unicode.generate.engine import CachedDecoder, ImageConstraint, decode_answe
 from unicode.generate.images import DrawRequest, ImageSampler
 from unicode.generate.sampling import Sampling
 from unicode.llm.load import LanguageModel, Prompt
-from unicode.serve.engines import Emit, WriteOptions, Written, room_for
+from unicode.serve.engines import Emit, Tell, WriteOptions, Written, room_for
 
 
 @dataclass(eq=False)
@@ -24,7 +24,8 @@ class _Job:
     key: Any  # Jobs of one key can be worked on together
     content: Any
     seed: int
-    emit: Emit | None
+    emit: Emit | None = None
+    tell: Tell | None = None
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -48,9 +49,9 @@ class LocalEngine:
         limit = room_for(prompt, options.max_tokens, self.context)
         return self._put(_Job((self._write, replace(options, max_tokens=limit, seed=0)), prompt, options.seed, emit))  # type: ignore[no-any-return]
 
-    def draw(self, request: DrawRequest, sampling: Sampling) -> np.ndarray:
+    def draw(self, request: DrawRequest, sampling: Sampling, tell: Tell | None = None) -> np.ndarray:
         """See `Engine`."""
-        drawing = self._put(_Job((self._draw, sampling), request, request.seed, None))
+        drawing = self._put(_Job((self._draw, (sampling, len(request.given))), request, request.seed, tell=tell))
         if drawing.error:
             raise ValueError(drawing.error)
         return drawing.ids  # type: ignore[no-any-return]
@@ -101,5 +102,6 @@ class LocalEngine:
         )  # fmt: skip
         return [Written(ids, ended) for ids, ended in zip(decoded.ids, decoded.ended, strict=True)]
 
-    def _draw(self, jobs: Sequence[_Job], sampling: Sampling) -> Sequence[Any]:
-        return self._sampler(sampling).draw([job.content for job in jobs])
+    def _draw(self, jobs: Sequence[_Job], about: tuple[Sampling, int]) -> Sequence[Any]:
+        told = [job.tell for job in jobs if job.tell is not None]
+        return self._sampler(about[0]).draw([job.content for job in jobs], lambda count: [tell(count) for tell in told])

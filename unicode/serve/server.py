@@ -9,10 +9,12 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from threading import Event, Lock
 from typing import Annotated, Any, Literal
 
@@ -28,13 +30,15 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from unicode.annotations.records import IMAGE_TAG
+from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, fill_template
 from unicode.common.logging import printable
-from unicode.generate.images import caption_request, check_can_draw, decode_pictures
+from unicode.generate.images import FREE_QUESTION, NOTHING, DrawRequest, caption_request, check_can_draw, decode_pictures
 from unicode.generate.interleaved import answer_parts
 from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.ids.text import write_run
 from unicode.images.listing import UnreadableImageError
 from unicode.llm.load import Content
+from unicode.llm.template import text_encoder
 from unicode.serve.engines import Emit, Engine, WriteOptions, Written, room_for
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -42,6 +46,8 @@ PROGRESS = 16  # ids of a picture from one message about it to the next
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
+Events = AsyncGenerator[dict[str, Any], None]
+Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,11 @@ class ChatRequest(Sampled):
 class DrawingRequest(Sampled):
     """Body of /v1/images/generations; sampling that is left out is as the model's card has it."""
 
-    prompt: str
+    prompt: str = ""
     n: int = Field(1, ge=1)
+    given: Ids = []  # Of the first rows of the picture, which are kept; a prompt is then not necessary
+    compressed: Ids = []  # Of a picture that the model reads compressed and writes out
+    stream: bool = False
     size: str | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     guidance: Temperature | None = None
@@ -118,7 +127,13 @@ class DrawingRequest(Sampled):
 class IdsRequest(BaseModel):
     """Body of /v1/decode_ids."""
 
-    ids: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    ids: Ids
+
+
+class ImageRequest(Url):
+    """Body of /v1/tokenize_image."""
+
+    neighbours: int | None = Field(None, ge=0, le=20)  # With each id its text and so many of the nearest rows of its codebook
 
 
 class Server:
@@ -130,7 +145,15 @@ class Server:
         self.registry = CollectorRegistry()
         Gauge("unicode_requests_in_work", "Requests in work or waiting", registry=self.registry).set_function(lambda: self._busy)
         self.tokens = Counter("unicode_tokens", "Tokens written", registry=self.registry)
-        self.can_draw = self.model.layout is not None and self.model.markers is not None and bool(self.model.tokenizer_path)
+        guided = "local" in engine.kinds
+        self.sampling = asdict(merge_sampling(self.model.card.sampling, guided=guided))  # Of pictures, where a request leaves it out
+        self.why_not = ""  # Why the model cannot draw
+        try:
+            check_can_draw(self.model)
+            _ = self.model.images  # opens it
+        except (ValueError, OSError) as error:
+            self.why_not = printable(str(error))
+        self.can_draw = not self.why_not
 
     def start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         """Begin work in a thread; raises 429 where the queue is full."""
@@ -157,6 +180,24 @@ class Server:
                 if await request.is_disconnected():
                     raise HTTPException(499, "the client has left")
             return future.result()
+        finally:
+            left.set()
+
+    async def follow(self, *works: Callable[[Callable[[Any], bool]], Any]) -> AsyncGenerator[Any, None]:
+        """Yield what works in threads put, until all have ended; `put` tells them to stop when the reader leaves or the time is over."""
+        loop, left, deadline = asyncio.get_running_loop(), Event(), time.monotonic() + self.limits.seconds
+        coming: asyncio.Queue[Any] = asyncio.Queue()
+
+        def put(event: Any) -> bool:
+            loop.call_soon_threadsafe(coming.put_nowait, event)
+            return not left.is_set()
+
+        try:
+            working = asyncio.gather(*(self.start(partial(work, put)) for work in works))
+            working.add_done_callback(lambda _: coming.put_nowait(None))
+            while (event := await asyncio.wait_for(coming.get(), deadline - time.monotonic())) is not None:
+                yield event
+            await working
         finally:
             left.set()
 
@@ -207,15 +248,42 @@ class Server:
                 contents += self.model.read_pictures(pixels[None])
         return contents
 
-    def check_ids(self, ids: list[int]) -> np.ndarray:
-        """Return the ids of a picture as an array. ValueError: they are no complete picture of this model."""
+    def check_ids(self, ids: list[int], *, rows: bool = False) -> np.ndarray:
+        """Return the ids of a picture, or of its first `rows`, as an array. ValueError: they are no complete ones of this model."""
         check_can_draw(self.model)
-        found = np.array(ids, dtype=object)
-        known = set(self.model.images.row_ids.tolist())
-        if self.model.layout is None or len(found) != self.model.layout.num_codes or not known.issuperset(ids):
-            count = self.model.layout.num_codes if self.model.layout is not None else 0
-            raise ValueError(f"{len(ids)} ids are no picture of this model, which has {count} of its {len(known)} image ids")
-        return found.astype(np.int64)
+        assert self.model.layout is not None
+        known, count, row = set(self.model.images.row_ids.tolist()), self.model.layout.num_codes, self.model.layout.row_length
+        if len(ids) not in (range(row, count, row) if rows else (count,)) or not known.issuperset(ids):
+            what = f"first rows of {row} ids each" if rows else "picture"
+            raise ValueError(f"{len(ids)} ids are no {what} of this model, which has {count} of its {len(known)} image ids")
+        return np.array(ids, dtype=np.int64)
+
+    def requests(self, body: "DrawingRequest") -> list[DrawRequest]:
+        """Return what is to be drawn. ValueError: this model or this server does not draw that."""
+        check_can_draw(self.model)
+        size = f"{self.model.image_size}x{self.model.image_size}"
+        if body.n > self.limits.images or body.size not in (None, "auto", size):
+            here = f"this model draws {size}, this server at most {self.limits.images} at a time"
+            raise ValueError(f"{body.n} pictures of {body.size}: {here}")
+        if body.compressed:
+            question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(self.check_ids(body.compressed)))
+        else:
+            question = FREE_QUESTION if body.given and not body.prompt else caption_request(body.prompt).question
+        given, compressed = self.check_ids(body.given, rows=True) if body.given else NOTHING, bool(body.compressed)
+        return [DrawRequest(question, body.seed + number, given, compressed) for number in range(body.n)]
+
+    def words(self, ids: np.ndarray, count: int) -> list[dict[str, Any]]:
+        """Return for each id of a picture its text, its level, and the `count` nearest rows of the codebook of its level."""
+        images, layout, read = self.model.images, self.model.layout, text_encoder(self.model.text).decode
+        assert layout is not None
+        codes = layout.arrange(images.from_ids(torch.from_numpy(ids)[None].to(self.model.device), layout=layout))[0]
+        found = []
+        for code, token, level in zip(codes, ids.tolist(), layout.levels().tolist(), strict=True):
+            book = images.codebooks[min(level, len(images.codebooks) - 1)]
+            nearest = torch.cdist(book.rows[code][None], book.rows)[0].topk(min(count + 1, len(book.rows)), largest=False).indices[1:]
+            neighbours = [{"id": index, "text": read([index])} for index in images.row_ids[nearest].tolist()]
+            found.append({"id": token, "text": read([token]), "level": level, "neighbours": neighbours})
+        return found
 
     def read_conversation(self, messages: list[Message]) -> tuple[list[str], list[Content]]:
         """Return turns with <image> tags, and what is read for these. ValueError: no question last, or tags without images."""
@@ -306,25 +374,18 @@ class Answering:
         reason = "stop" if written.ended or self.text(written.ids)[1] else "length"
         return reason, {**counts, "total_tokens": sum(counts.values())}
 
-    async def stream(self, prompt: Any) -> AsyncIterator[str]:
-        """Yield server-sent events: words as they come, pictures whole, the progress of pictures in between."""
-        loop, left = asyncio.get_running_loop(), Event()
-        coming: asyncio.Queue[list[int] | None] = asyncio.Queue()
+    async def stream(self, prompt: Any) -> Events:
+        """Yield events: words as they come, pictures whole, the progress of pictures in between."""
+        loop, held, sent = asyncio.get_running_loop(), max(map(len, self.stops), default=1) - 1, ""
 
-        def emit(ids: list[int]) -> bool:
-            loop.call_soon_threadsafe(coming.put_nowait, list(ids))
-            return not left.is_set()
-
-        def event(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
+        def event(delta: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            return f"data: {json.dumps({'object': 'chat.completion.chunk', **self.about, 'choices': [choice], **more})}\n\n"
+            return {"object": "chat.completion.chunk", **self.about, "choices": [choice], **more}
 
-        held, sent, deadline = max(map(len, self.stops), default=1) - 1, "", time.monotonic() + self.server.limits.seconds
-        try:
-            future = self.server.start(lambda: self.write(prompt, emit))
-            future.add_done_callback(lambda _: coming.put_nowait(None))
-            yield event({"role": "assistant", "content": ""})
-            while (ids := await asyncio.wait_for(coming.get(), deadline - time.monotonic())) is not None:
+        yield event({"role": "assistant", "content": ""})
+        written: list[Written] = []
+        async with aclosing(self.server.follow(lambda put: written.append(self.write(prompt, lambda ids: put(list(ids)))))) as coming:
+            async for ids in coming:
                 text = self.text(ids)[0].rstrip().rstrip("\ufffd")
                 text = text[: len(text) - held]
                 if text.startswith(sent) and len(text) > len(sent):
@@ -333,16 +394,35 @@ class Answering:
                 begun = self.begun(ids)
                 if begun and begun % PROGRESS == 0 and self.model.layout is not None:
                     yield event({}, progress={"ids": begun, "of": self.model.layout.num_codes})
-            written = await future
-            text, (reason, usage) = self.text(written.ids)[0].rstrip(), self.end(prompt, written)
-            if len(text) > len(sent):
-                yield event(await loop.run_in_executor(None, self.server.delta, text[len(sent) :]))
-            yield event({}, reason, usage=usage)
-        except (ValueError, ConnectionError, TimeoutError, HTTPException) as error:
-            yield f"data: {json.dumps(describe_error(*status_of(error)))}\n\n"
-        finally:
-            left.set()
-        yield "data: [DONE]\n\n"
+        text, (reason, usage) = self.text(written[0].ids)[0].rstrip(), self.end(prompt, written[0])
+        if len(text) > len(sent):
+            yield event(await loop.run_in_executor(None, self.server.delta, text[len(sent) :]))
+        yield event({}, reason, usage=usage)
+
+
+async def draw_pictures(server: Server, asked: list[DrawRequest], sampling: Sampling) -> Events:
+    """Yield events: how many ids each picture has, and each picture when it is drawn."""
+    whole = server.model.layout.num_codes if server.model.layout is not None else 0
+
+    def draw(number: int, put: Callable[[Any], bool]) -> None:
+        about = {"type": "image_generation.progress", "index": number}
+        ids = server.engine.draw(asked[number], sampling, lambda count: put({**about, "ids": count, "of": whole}))
+        put({**about, "type": "image_generation.completed", "b64_json": server.picture(ids), "ids": ids.tolist()})
+
+    async with aclosing(server.follow(*(partial(draw, number) for number in range(len(asked))))) as events:
+        async for event in events:
+            yield event
+
+
+async def write_events(source: Events) -> AsyncGenerator[str, None]:
+    """Write events as server-sent ones; an error becomes the last of them."""
+    try:
+        async with aclosing(source) as events:
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+    except (ValueError, ConnectionError, TimeoutError, HTTPException) as error:
+        yield f"data: {json.dumps(describe_error(*status_of(error)))}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 def status_of(error: Exception) -> tuple[int, str]:
@@ -424,7 +504,10 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        about = {"context": server.model.context, "draws": server.can_draw, "image_tokenizer": server.model.card.fingerprint}
+        card, layout = server.model.card, server.model.layout
+        about = {"context": server.model.context, "draws": server.can_draw, "image_tokenizer": card.fingerprint}
+        about |= {"why_not": server.why_not, "tasks": card.config.get("tasks"), "sampling": server.sampling}
+        about |= {"grid": layout.grids[0], "cell_length": layout.cell_length} if layout is not None else {}
         return {"object": "list", "data": [{"id": server.name, "object": "model", "created": 0, "owned_by": "unicode", **about}]}
 
     @app.post("/v1/chat/completions")
@@ -433,7 +516,7 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
         answering = Answering(server, body)
         prompt = await server.run(request, lambda _: answering.prompt())
         if body.stream:
-            return StreamingResponse(answering.stream(prompt), media_type="text/event-stream")
+            return StreamingResponse(write_events(answering.stream(prompt)), media_type="text/event-stream")
         written = await server.run(request, lambda emit: answering.write(prompt, emit))
         reason, usage = answering.end(prompt, written)
         message = await server.run(request, lambda _: server.delta(answering.text(written.ids)[0].rstrip()))
@@ -443,28 +526,23 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
     @app.post("/v1/images/generations")
     async def draw(body: DrawingRequest, request: Request) -> Any:
         server.check_model(body.model)
-        check_can_draw(server.model)
-        size = f"{server.model.image_size}x{server.model.image_size}"
-        if body.n > server.limits.images or body.size not in (None, "auto", size):
-            raise ValueError(
-                f"{body.n} pictures of {body.size}: this model draws {size}, this server at most {server.limits.images} at a time"
-            )
-        given = body.model_dump(include={"temperature", "top_k", "top_p", "guidance"})
-        sampling = merge_sampling(server.model.card.sampling, given, guided="local" in server.engine.kinds)
-        asked = [caption_request(body.prompt, seed=body.seed + number) for number in range(body.n)]
-        draws = (partial(lambda one, _: server.picture(server.engine.draw(one, sampling)), one) for one in asked)
-        pictures = await asyncio.gather(*(server.run(request, one) for one in draws))
-        urls = body.response_format == "url"
-        return {
-            "created": int(time.time()),
-            "data": [{"url": f"data:image/png;base64,{one}"} if urls else {"b64_json": one} for one in pictures],
-        }
+        asked, given = server.requests(body), body.model_dump(include={"temperature", "top_k", "top_p", "guidance"})
+        stored = {"temperature": 0.0} if body.compressed else server.sampling
+        events = draw_pictures(server, asked, merge_sampling(stored, given))
+        if body.stream:
+            return StreamingResponse(write_events(events), media_type="text/event-stream")
+        drawn = sorted([event async for event in events if "b64_json" in event], key=itemgetter("index"))
+        form = (lambda one: {"url": f"data:image/png;base64,{one}"}) if body.response_format == "url" else lambda one: {"b64_json": one}
+        return {"created": int(time.time()), "data": [{**form(one["b64_json"]), "ids": one["ids"]} for one in drawn]}
 
     @app.post("/v1/tokenize_image")
-    async def tokenize_image(body: Url, request: Request) -> Any:
+    async def tokenize_image(body: ImageRequest, request: Request) -> Any:
         check_can_draw(server.model)
         (ids,) = await server.run(request, lambda _: server.read_images([Part(type="image_url", image_url=body)]))
-        return {"ids": ids.tolist(), "image_tokenizer": server.model.card.fingerprint}
+        found = {"ids": ids.tolist(), "image_tokenizer": server.model.card.fingerprint}
+        if body.neighbours is None:
+            return found
+        return {**found, "words": await server.run(request, lambda _: server.words(ids, body.neighbours or 0))}
 
     @app.post("/v1/decode_ids")
     async def decode_ids(body: IdsRequest, request: Request) -> Any:

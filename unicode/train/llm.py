@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
+from unicode.annotations.records import TASKS
 from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint
 from unicode.common.config import save_config
 from unicode.common.distributed import all_reduce_sum_, barrier, is_main, on_main, rank, world_size
@@ -207,7 +208,7 @@ class LlmTraining:
             output_mode=config.model.output_mode,
             cells=self.model.cell_head.describe() | {"fingerprint": mark} if (mark := self.cell_head_fingerprint) else None,
             max_length=self.data.max_length,
-            config={"lora": asdict(config.lora), "steps": self.steps},
+            config={"lora": asdict(config.lora), "steps": self.steps, "tasks": [TASKS[task] for task in sorted({*train.tasks} - {-1})]},
         )
 
 

@@ -1,6 +1,6 @@
-"""A headless Chromium that looks at a page, driven over its debugging pipe: no driver to install, only the browser.
+"""A headless Chromium that looks at pages and uses them, driven over its debugging pipe: no driver to install, only the browser.
 
-    python tests/report/browser.py PAGE.html OUT_DIR [HEIGHT]       screenshots at 1280 and 390 px, light and dark, of the first HEIGHT px
+    python tests/browser.py PAGE.html OUT_DIR [HEIGHT]       screenshots at 1280 and 390 px, light and dark, of the first HEIGHT px
 """
 
 import base64
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -104,29 +105,70 @@ class Browser:
 
     def look(self, page: str | Path, *, width: int, dark: bool = False, max_height: int = 16_000) -> Look:
         """Open a page as a screen of this width shows it, a phone below 500 px, and return what it is like."""
-        self.events.clear()
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        phone = width < 500
-        screen = {"width": width, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable", session)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", session, features=[scheme])
-        self.send("Emulation.setDeviceMetricsOverride", session, height=900, **screen)
-        self.send("Page.navigate", session, url=Path(page).resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.receive())
-        found = self.send("Runtime.evaluate", session, expression=FACTS)["result"]["value"]
-        facts = json.loads(found)
-        self.send("Emulation.setDeviceMetricsOverride", session, height=min(facts["height"], max_height), **screen)
-        png = base64.b64decode(self.send("Page.captureScreenshot", session, format="png")["data"])
+        tab = Tab(self, Path(page).resolve().as_uri(), width=width, dark=dark)
+        facts = json.loads(tab.run(FACTS))
+        png = tab.picture(min(facts["height"], max_height))
         bad = ("Runtime.exceptionThrown", "Network.loadingFailed")
         messages = [json.dumps(event["params"]) for event in self.events if event.get("method") in bad]
         messages += [json.dumps(event["params"]) for event in self.events if event.get("method") == "Runtime.consoleAPICalled"]
         messages += [event["params"]["entry"]["text"] for event in self.events if event.get("method") == "Log.entryAdded"]
-        self.send("Target.closeTarget", targetId=target)
+        tab.close()
         return Look(facts, messages, png)
+
+
+class Tab:
+    """A page that is open on a screen of some width, a phone below 500 px."""
+
+    def __init__(self, browser: Browser, url: str, *, width: int, dark: bool = False) -> None:
+        browser.events.clear()
+        self.browser, phone = browser, width < 500
+        self.target = browser.send("Target.createTarget", url="about:blank")["targetId"]
+        self.session = browser.send("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        self.screen = {"width": width, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
+            self.send(f"{domain}.enable")
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.send("Emulation.setDeviceMetricsOverride", height=900, **self.screen)
+        self.send("Page.navigate", url=url)
+        while not any(event.get("method") == "Page.loadEventFired" for event in browser.events):
+            browser.events.append(browser.receive())
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self.browser.send(method, self.session, **parameters)
+
+    def run(self, expression: str) -> Any:
+        """Return the value of JavaScript; promises are awaited."""
+        done = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in done, done["exceptionDetails"]
+        return done["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 120) -> Any:
+        """Return the value of JavaScript as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.run(expression)):
+            assert time.monotonic() < deadline, f"not true within {seconds} s: {expression}"
+            time.sleep(0.2)
+        return value
+
+    def put_files(self, element: str, *files: str | Path) -> None:
+        """Choose files for an <input type=file> that JavaScript gives."""
+        found = self.send("Runtime.evaluate", expression=element)["result"]
+        assert "objectId" in found, f"no such element: {element}"
+        self.send("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(Path(file).resolve()) for file in files])
+
+    def picture(self, height: int = 900) -> bytes:
+        """Return a PNG of the first `height` px."""
+        self.send("Emulation.setDeviceMetricsOverride", height=height, **self.screen)
+        return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+
+    def close(self) -> None:
+        self.browser.send("Target.closeTarget", targetId=self.target)
+
+
+def save_small(png: bytes, file: Path) -> None:
+    """Write a screenshot with 256 colours."""
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").quantize(256).save(file, optimize=True)
 
 
 if __name__ == "__main__":
@@ -139,6 +181,5 @@ if __name__ == "__main__":
             for is_dark in (False, True):
                 seen = browser.look(sys.argv[1], width=screen_width, dark=is_dark, max_height=most)
                 file = out / f"report_{screen_width}{'_dark' if is_dark else ''}.png"
-                with Image.open(io.BytesIO(seen.png)) as picture:
-                    picture.convert("RGB").quantize(256).save(file, optimize=True)
+                save_small(seen.png, file)
                 print(file, seen.facts, seen.messages or "no message")
