@@ -5,6 +5,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -67,6 +68,7 @@ def walk(browser: Browser, url: str, picture: Path, *, width: int, question: str
 
     def shoot(name: str) -> None:
         if out is not None:
+            time.sleep(1)  # until nothing fades in or out
             save_small(page.picture(HEIGHTS[width]), out / f"demo_{name}_{width}.png")
 
     page.wait(f"!!{FIND}('textarea')")

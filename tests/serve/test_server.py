@@ -237,7 +237,7 @@ class SlowEngine:
     """An engine that writes one token each 20 ms until it is told to stop."""
 
     def __init__(self, model):
-        self.model, self.context, self.stopped = model, 512, 0
+        self.model, self.context, self.kinds, self.stopped = model, 512, ["slow"], 0
 
     def write(self, prompt, options, emit):
         for number in range(1, 500):
