@@ -62,6 +62,7 @@ def test_a_tokenizer_goes_there_and_back_at_a_pinned_commit(hub, tuned, tmp_path
 def test_a_model_goes_there_and_back_with_its_image_tokenizer(hub, tuned, tmp_path):
     put(hub, "lab/base", tuned.base)
     model = load_model(tuned.run)
+    assert not hub.requests, "local folders never ask"
     pushed = model.push_to_hub("me/model", base="lab/base", private=True)
     pulled = load_model("me/model")
     assert pulled.source == pushed and pulled.model.fingerprint == model.model.fingerprint

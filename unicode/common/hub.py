@@ -69,7 +69,7 @@ class HubMixin:
         return f"{found[1]}/{found[2]}@{found[3]}" if found else str(self.folder or "")
 
     def push_to_hub(self, name: str, *, private: bool | None = None, **options: Any) -> str:
-        """Upload it with its README.md as one commit of the repository org/name, which is made if it does not exist.
+        """Upload it with its README.md to the repository org/name, which is made if it does not exist.
 
         Model files of earlier commits that it lacks are removed, so that two models never mix. `options`: of `save_pretrained`. Returns
         org/name@commit, which loads it. Raises ValueError: `name` is not org/name, or the hub cannot be reached or refuses.
