@@ -127,10 +127,10 @@ def test_pickles_are_refused(hub, tuned, tmp_path):
 @pytest.mark.parametrize(
     ("name", "token", "message"),
     [
-        ("me/nothing", TOKEN, r"no folder 'me/nothing' here, and http\S+ has no me/nothing for this token \(404\); check name"),
-        ("me/nothing", "hf_wrong", r"has no me/nothing for this token \(401\); .* log in"),
-        ("me/secret", "hf_wrong", r"has no me/secret for this token \(401\); .* log in"),
-        ("me/secret@old", TOKEN, r"has no me/secret@old for this token \(404\); check name and revision"),
+        ("me/nothing", TOKEN, r"no folder 'me/nothing' here, and http\S+ does not give or take me/nothing \(404\); check name"),
+        ("me/nothing", "hf_wrong", r"take me/nothing \(401\); .* log in"),
+        ("me/secret", "hf_wrong", r"take me/secret \(401\); .* log in"),
+        ("me/secret@old", TOKEN, r"take me/secret@old \(404\); check name, revision"),
     ],
 )
 def test_what_is_not_there_is_one_sentence_with_the_remedy(hub, tuned, monkeypatch, name, token, message):
@@ -147,10 +147,10 @@ def test_a_refused_push_is_one_sentence(hub, tuned, monkeypatch):
     with pytest.raises(ValueError, match="'pictures' is no name of a repository; give org/name"):
         tokenizer.push_to_hub("pictures")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(ValueError, match=r"me/pictures was not pushed: http\S+ has no me/pictures for this token \(401\); .* log in"):
+    with pytest.raises(ValueError, match=r"me/pictures was not pushed: http\S+ does not give or take me/pictures \(401\); .* log in"):
         tokenizer.push_to_hub("me/pictures")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="cannot be reached; check HF_ENDPOINT and HF_HUB_OFFLINE"):
+    with pytest.raises(ValueError, match=r"OfflineModeIsEnabled\); check name, revision, HF_ENDPOINT and HF_HUB_OFFLINE"):
         tokenizer.push_to_hub("me/pictures")
 
 
@@ -162,7 +162,7 @@ def test_the_cache_serves_without_a_network_and_folders_never_ask(hub, tuned, tm
     for name, value in (("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", True)):
         monkeypatch.setattr(constants, name, value)  # first no answer, then no request
         assert load_tokenizer("me/pictures").source == source
-        with pytest.raises(FileNotFoundError, match=r"cannot be reached; .* run hf download me/others where there is a network"):
+        with pytest.raises(FileNotFoundError, match=r"me/others \(LocalEntryNotFoundError\); .* run hf download where there is a network"):
             load_tokenizer("me/others")
     shutil.copytree(tuned.image_tokenizer, tmp_path / "me" / "pictures")
     assert load_tokenizer("me/pictures").source == "me/pictures" and len(hub.requests) == asked
@@ -186,7 +186,7 @@ def test_the_model_card_has_license_data_figures_and_use(hub, tuned, tmp_path):
     load_model(run, base=tuned.base).save_pretrained(tmp_path / "me" / "model", base="lab/base")
     text = (tmp_path / "me" / "model" / "README.md").read_text()
     wanted = ["license: cc-by-4.0", "base_model: lab/base", "| data | scenes_train.json words.json train |", '= load_model("me/model")']
-    wanted += ["| psnr | 39.4123 dB | a \\| b |", "| steps | 400 | training |", "| loss_vqa | 0.25 | training |", "read as ids"]
+    wanted += ["| psnr | 39.4123 dB | a \\| b |", "| steps | 400 | training |", "| loss_vqa | 0.25 | training |", "in order 'nested'"]
     assert not [line for line in wanted if line not in text], text
     assert "rfid" not in text and "/data" not in text and "[More" not in text
     (tmp_path / "me" / "model" / "README.md").write_text(text + "\nMy own words.\n")

@@ -25,9 +25,8 @@ def is_hub_name(name: str | Path) -> bool:
 def find_folder(name: str | Path, *, otherwise: str) -> Path:
     """Return the snapshot of a name of the hub, in the hub's cache; any other path as it is, without the network.
 
-    Only safetensors, JSON, YAML and Jinja files are downloaded. `otherwise`: what else the user can do, for messages. Raises
-    FileNotFoundError: the hub has no such repository or revision for this token, or cannot be reached while the cache lacks it. Raises
-    ValueError: the repository has no safetensors.
+    `otherwise`: what else the user can do, for messages. Raises FileNotFoundError: the hub has no such repository or revision for this
+    token, or cannot be reached while the cache lacks it. Raises ValueError: the repository has no safetensors.
     """
     if not is_hub_name(name):
         return Path(name)
@@ -46,14 +45,11 @@ def find_folder(name: str | Path, *, otherwise: str) -> Path:
 
 def _explain(error: Exception, name: str) -> str:
     """Return the reason and the remedy for an error of the hub's client."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
 
-    hub, status = constants.ENDPOINT, getattr(getattr(error, "response", None), "status_code", 0)
-    if status in (401, 403, 404):
-        return f"{hub} has no {name} for this token ({status}); check name and revision, accept its terms there, log in (hf auth login)"
-    offline = isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled)
-    reason = "cannot be reached" if offline else f"fails ({' '.join(str(error).split())[:200]})"
-    return f"{hub} {reason}; check HF_ENDPOINT and HF_HUB_OFFLINE, run hf download {name.partition('@')[0]} where there is a network"
+    reason = getattr(getattr(error, "response", None), "status_code", None) or type(error).__name__
+    remedy = "check name, revision, HF_ENDPOINT and HF_HUB_OFFLINE, log in (hf auth login), or run hf download where there is a network"
+    return f"{constants.ENDPOINT} does not give or take {name} ({reason}); {remedy}"
 
 
 class HubMixin:
@@ -71,8 +67,8 @@ class HubMixin:
     def push_to_hub(self, name: str, *, private: bool | None = None, **options: Any) -> str:
         """Upload it with its README.md to the repository org/name, which is made if it does not exist.
 
-        Model files of earlier commits that it lacks are removed, so that two models never mix. `options`: of `save_pretrained`. Returns
-        org/name@commit, which loads it. Raises ValueError: `name` is not org/name, or the hub cannot be reached or refuses.
+        Model files there that it lacks are removed, so that two models never mix. `options`: of `save_pretrained`. Returns org/name@commit,
+        which loads it. Raises ValueError: `name` is not org/name, or the hub cannot be reached or refuses.
         """
         from huggingface_hub import HfApi
 
@@ -88,7 +84,7 @@ class HubMixin:
         return f"{name}@{commit.oid}"
 
 
-def write_readme(folder: Path, facts: Mapping[str, str], *, reads: str, source: Path | None, license_name: str, base: str = "") -> None:
+def write_readme(folder: Path, facts: Mapping[str, Any], *, reads: str, source: Path | None, license_name: str, base: str = "") -> None:
     """Write the model card README.md into a folder; one that stands in `source` is copied, unless it is peft's empty one.
 
     `facts`: rows of a table. `reads`: load_tokenizer or load_model. `source`: folder of the model, whose config.yaml names the data, and

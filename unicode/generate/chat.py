@@ -154,18 +154,20 @@ class Assistant(HubMixin):
     def save_pretrained(self, path: str | Path, *, base: str = "", image_tokenizer: str = "", license_name: str = "") -> None:
         """Copy the model's files and, unless `image_tokenizer` is given, its image tokenizer into a new folder, with a README.md.
 
-        `base`, `image_tokenizer`: names as org/name, for the card, of the base model and of image tokenizer or tower. `license_name`: as
-        apache-2.0. ValueError: the folder holds a model, or weights are pickles. FileNotFoundError: the image tokenizer is not there.
+        `base`, `image_tokenizer`: names as org/name, for the card, of the base model, and of image tokenizer or tower. `license_name`: as
+        apache-2.0. ValueError: the folder holds a model, weights are pickles, or an adapter's base model is a local folder.
         """
         target, model, card = Path(path), self.model, self.model.card
         pickles = [str(file) for file in model.folder.glob("*.bin") if file.name != "training_args.bin"]
         if any(target.glob("*.safetensors")) or pickles:
             raise ValueError(f"{pickles[0]}: weights must be safetensors" if pickles else f"{target} holds a model; give a new folder")
+        if not base and not is_hub_name(card.base) and not (model.folder / "config.json").is_file():
+            raise ValueError(f"others do not have {card.base}, which {self.source} needs; name its repository with base='org/name'")
         target.mkdir(parents=True, exist_ok=True)
         for file in model.folder.iterdir():
             if file.suffix in (".safetensors", ".json", ".jinja"):
                 copyfile(file, target / file.name)
-        base = base or (Path(card.base).name if (target / "config.json").is_file() and not is_hub_name(card.base) else card.base)
+        base = base or (card.base if is_hub_name(card.base) else Path(card.base).name)
         if (adapter := target / ADAPTER_CONFIG).is_file():
             write_json(adapter, read_json(adapter) | {"base_model_name_or_path": base})
         tokenizer, vision = card.image_tokenizer, card.vision and {**card.vision, "path": image_tokenizer or card.vision["path"]}
@@ -176,18 +178,8 @@ class Assistant(HubMixin):
         if (model.folder / FILE).is_file():
             config = {key: value for key, value in card.config.items() if key != "merged_from"}
             write_card(target, replace(card, base=base, image_tokenizer=tokenizer, vision=vision, config=config))
-        images = f"{card.layout.describe()}, read as {card.input_mode}, written as {card.output_mode}" if card.layout else "none as ids"
-        facts = {"base model": f"{base} ({card.base_fingerprint})", "trained": card.kind, "prompts": card.template, "images": images}
+        facts = {"base model": f"{base} ({card.base_fingerprint})", "trained": card.kind, "images": card.layout and card.layout.describe()}
         write_readme(target, facts, reads="load_model", source=model.folder, license_name=license_name, base=base)
-
-    def push_to_hub(self, name: str, *, base: str = "", image_tokenizer: str = "", **options: Any) -> str:
-        """As `HubMixin.push_to_hub`. ValueError also where an adapter's base model, or a tower, is a folder, which others do not have."""
-        card, complete = self.model.card, (self.model.folder / "config.json").is_file()
-        tower = image_tokenizer or (card.vision or {}).get("path", "")
-        for option, used in (("base", "" if complete else base or card.base), ("image_tokenizer", tower)):
-            if used and not is_hub_name(used):
-                raise ValueError(f"others do not have {used}, which {self.source} needs; name its repository with {option}='org/name'")
-        return super().push_to_hub(name, base=base, image_tokenizer=image_tokenizer, **options)
 
 
 def ids_of(drawing: Drawing) -> np.ndarray:

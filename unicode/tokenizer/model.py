@@ -203,8 +203,8 @@ class ImageTokenizer(nn.Module, HubMixin):
         }
         write_json(Path(path) / CONFIG_FILE, content)
         if readme:
-            codebook = f"{self.num_rows} rows of {self.table_model or 'no language model'}, {self.config.codebook.mode}"
-            facts = {"image": f"{self.config.image_size} px, {self.layout.num_codes} ids, {self.layout.describe()}", "codebook": codebook}
+            codebook = f"{self.num_rows} rows, {self.config.codebook.mode} {self.table_model}"
+            facts = {"image": f"{self.config.image_size} px, {self.layout.describe()}", "codebook": codebook}
             write_readme(Path(path), facts, reads="load_tokenizer", source=self.folder, license_name=license_name)
 
     @classmethod
