@@ -162,6 +162,19 @@ def test_resumed_with_compressed_images_and_branches_it_ends_with_the_same_bits(
     assert largest_difference(whole, load_file(run / ADAPTER)) == 0.0
 
 
+def test_resumed_with_muon_it_ends_with_the_same_bits(llm_overrides: list[str], tmp_path: Path) -> None:
+    """Matrices in the layers are trained by Muon, the rest by AdamW, in one optimizer with one state."""
+    settings = [*llm_overrides, "lora.enabled=false", "optimizer.muon_lr=0.02", "train.save_every=6"]
+    whole = train(settings, f"run.dir={tmp_path / 'whole'}")
+    train(settings, "train.steps=6", f"run.dir={tmp_path / 'two'}", "optimizer.schedule=constant_with_warmup")
+    shutil.copytree(whole / "checkpoint-6", tmp_path / "llm" / "checkpoint-6")
+    shutil.copy(whole / "config.yaml", tmp_path / "llm")
+    weights = load_file(train(settings) / "model.safetensors")
+    assert largest_difference(load_file(whole / "model.safetensors"), weights) == 0.0
+    with pytest.raises(ValueError, match="turn one of them off"):
+        build(settings, "run.deepspeed=zero2.json")
+
+
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_checkpoint(llm_overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
     run = train(llm_overrides, "train.keep=3")
     whole = load_file(run / ADAPTER)

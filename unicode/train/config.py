@@ -221,6 +221,9 @@ class LlmOptimizerConfig(AdamWConfig):
     projector_lr: float = 0.0  # Peak learning rate of a LLaVA projector; 0: as `lr`
     marker_lr: float = 0.0  # Peak learning rate of the rows of the image markers; 0: as `lr`
     cell_head_lr: float = 0.0  # Peak learning rate of the cell head; 0: as `lr`
+    muon_lr: float = 0.0
+    """Peak learning rate of Muon, which then trains the matrices inside the layers, of language model and cell head; 0: AdamW trains all.
+    Not with DeepSpeed, which divides matrices among ranks."""
     schedule: str = "cosine"  # `cosine`, `linear` or `constant_with_warmup`
     warmup: float = 0.03  # Steps of linear warm-up; below 1 a share of all steps
     weight_decay: float = 0.0  # AdamW's decoupled decay; never on biases, normalizations and marker rows
@@ -233,8 +236,8 @@ class LlmOptimizerConfig(AdamWConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.projector_lr, self.marker_lr, self.cell_head_lr, self.warmup) < 0:
-            raise ValueError("optimizer.projector_lr, marker_lr, cell_head_lr and warmup cannot be negative")
+        if min(self.projector_lr, self.marker_lr, self.cell_head_lr, self.muon_lr, self.warmup) < 0:
+            raise ValueError("optimizer.projector_lr, marker_lr, cell_head_lr, muon_lr and warmup cannot be negative")
         if not 0 <= self.code_smoothing < 1:
             raise ValueError(f"optimizer.code_smoothing {self.code_smoothing} is a share, from 0 to below 1")
         if self.text_weight < 0 or self.image_weight < 0 or self.text_weight + self.image_weight == 0:
@@ -299,6 +302,8 @@ class TrainLlmConfig:
                 raise ValueError(f"{section}.{key} is for image ids, but vision.enabled=true learns none; turn one of them off")
             if used and not self.model.image_tokenizer:
                 raise ValueError(f"{section}.{key} needs the codebook of the image tokenizer; name its folder in model.image_tokenizer")
+        if self.optimizer.muon_lr and self.run.deepspeed:
+            raise ValueError("optimizer.muon_lr needs whole matrices, and run.deepspeed divides them among ranks; turn one of them off")
         if self.model.quantize != "none" and not self.lora.enabled:
             raise ValueError(f"model.quantize={self.model.quantize} needs lora.enabled=true: quantized weights cannot be tuned themselves")
 

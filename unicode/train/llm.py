@@ -212,6 +212,29 @@ class LlmTraining:
         )
 
 
+MUON = "muon"  # value of "by" in the groups that it trains
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the groups with "by": "muon", whose parameters are matrices, and AdamW for the others."""
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
+        of_muon = [group for group in groups if group.get("by") == MUON]
+        self.parts = {
+            MUON: torch.optim.Muon(of_muon, momentum=0.95),
+            "": torch.optim.AdamW([group for group in groups if group.get("by") != MUON], **settings),
+        }
+        super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Make one step with the gradients that are there."""
+        for by, part in self.parts.items():
+            part.state = self.state  # loading a state replaces it, and the groups
+            part.param_groups = [group for group in self.param_groups if group.get("by", "") == by]
+            part.step(closure)
+
+
 class LlmTrainer(Trainer):
     """transformers' Trainer with this project's batches, loss, data order, held-out losses and checkpoints."""
 
@@ -289,22 +312,27 @@ class LlmTrainer(Trainer):
         return loss * world_size()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with groups of their own for projector, cell head and marker rows; no decay for vectors and marker rows."""
+        """AdamW with groups of their own for projector, cell head and marker rows; no decay for vectors and marker rows; Muon if wanted."""
         if self.optimizer is None:
             options = self.settings.optimizer
             own = {"projector": options.projector_lr, "cell_head": options.cell_head_lr, "markers": options.marker_lr}
-            rates = {"main": options.lr} | {kind: rate or options.lr for kind, rate in own.items()}
+            rates = {"main": options.lr, MUON: options.muon_lr} | {kind: rate or options.lr for kind, rate in own.items()}
             groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in self.bare_model.named_parameters():
                 if parameter.requires_grad:
                     part = name.partition(".")[0]
                     kind = part if part in rates else "markers" if is_marker_row(name, parameter) else "main"
                     matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+                    if options.muon_lr and matrix and ".layers." in name:
+                        kind = MUON
                     groups.setdefault((kind, matrix and kind != "markers"), []).append(parameter)
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.bare_model)
             decay = self.args.weight_decay
-            wanted = [{"params": found, "lr": rates[kind], "weight_decay": decay * decays} for (kind, decays), found in groups.items()]
-            self.optimizer = optimizer(wanted, **settings)
+            wanted: list[dict[str, Any]] = [
+                {"params": found, "lr": rates[kind], "weight_decay": decay * decays} | ({"by": MUON} if kind == MUON else {})
+                for (kind, decays), found in groups.items()
+            ]
+            self.optimizer = MuonAdamW(wanted, **settings) if options.muon_lr else optimizer(wanted, **settings)
         return self.optimizer  # type: ignore[no-any-return]
 
     @torch.no_grad()
