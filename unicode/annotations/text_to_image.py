@@ -5,7 +5,17 @@ from typing import Any
 
 from unicode.annotations.build import LAION, ImageIds, Made, Report, build, find_source, output_path
 from unicode.annotations.records import NO_IMAGE, NOT_CHOSEN, REPEATED, RefusedError, make_record, read_record
-from unicode.annotations.templates import DECOMPRESSION, FIRST_ROW, NEXT_ROW, TEXT_TO_IMAGE, UNCONDITIONAL, draw, draw_share, fill
+from unicode.annotations.templates import (
+    DECOMPRESSION,
+    FIRST_ROW,
+    NEXT_ROW,
+    TEMPLATES,
+    TEXT_TO_IMAGE,
+    UNCONDITIONAL,
+    draw,
+    draw_share,
+    fill,
+)
 from unicode.ids.text import write_run
 
 WHOLE, PART = 0, 1
@@ -19,6 +29,7 @@ def get_t2v_anno(
     seed: int = 0,
     anno: str | Path = f"{LAION}.json",
     parts: int = 1,
+    templates: int = 0,
     dry_run: bool = False,
 ) -> Report:
     """Captioned images -> text-to-image conversations: the whole image, and parts of it row by row.
@@ -27,8 +38,12 @@ def get_t2v_anno(
     of coarse cells; each row is as likely as any other, the first (from nothing) and the last included. Writes three shuffled files,
     <name>_t2v.json (all), <name>_t2v_full.json and <name>_t2v_part.json. Records that are not one image with one answer are left out and
     counted. `parts`: part records per image, each of another row; at most as many as the image has rows.
+    `templates`: requests use the first so many of the task, of which the first is that of generation; 0: all. One suits captions that are
+    requests in many forms already.
     """
     source, layout = find_source(root, anno), images.layout
+    if not 0 <= templates <= len(TEMPLATES[TEXT_TO_IMAGE]):
+        raise ValueError(f"templates is {templates}; choose 0 to {len(TEMPLATES[TEXT_TO_IMAGE])}")
     if not 0 <= parts <= layout.coarse_rows:
         raise ValueError(f"parts is {parts}; choose 0 to {layout.coarse_rows}, the rows of an image of {layout.describe()}")
 
@@ -36,7 +51,7 @@ def get_t2v_anno(
         conversation = read_record(record, form="llava")
         caption, name = conversation.caption, source.key(conversation.keys[0])
         key, ids = f"{conversation.id}\0{name}", images.get(name)
-        prompt = fill(TEXT_TO_IMAGE, seed, key, caption=caption)
+        prompt = fill(TEXT_TO_IMAGE, seed, key, first=templates, caption=caption)
         made = [(WHOLE, make_record(conversation.id, TEXT_TO_IMAGE, [prompt, write_run(ids)], **images.fields))]
         for row in draw_rows(layout.coarse_rows, parts, seed, key):
             slots = {"caption": caption, "ids": write_run(ids[: layout.prefix(row)])} if row else {"caption": caption}

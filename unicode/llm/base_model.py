@@ -49,6 +49,7 @@ class BaseConfig:
 
     text: str = ""  # file of text to learn from, one line per text; empty: lines about the shapes world
     vocab_size: int = 512  # tokens, the special ones among them
+    lowercase: bool = False  # read all text in lower case, which makes capitals a matter of form
     width: int = 128  # width of the embedding table
     hidden: int = 344  # width inside the feed-forward layers
     layers: int = 4
@@ -101,17 +102,19 @@ def file_text(path: str | Path, *, seed: int) -> Iterator[str]:
         yield from rng.sample(lines, len(lines))
 
 
-def train_tokenizer(lines: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-pair tokenizer on `lines`.
+def train_tokenizer(lines: Iterable[str], *, vocab_size: int, lowercase: bool = False) -> PreTrainedTokenizerFast:
+    """Train a byte-pair tokenizer on `lines`, which then reads all text in lower case if wanted.
 
     Its alphabet is ASCII; where a line has other characters it is all bytes instead. Elsewhere any other character becomes <unk>.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     lines = list(lines)
     alphabet = ALPHABET if all(map(str.isascii, lines)) else [*ALPHABET, *sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*ALPHABET})]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -209,7 +212,7 @@ def is_made(folder: Path, config: BaseConfig) -> bool:
         return False
     if not (folder / SUMMARY).is_file():
         raise ValueError(f"{folder} exists and holds no base model; give another --out")
-    made = {"text": "", **read_json(folder / SUMMARY)["settings"]}
+    made = {"text": "", "lowercase": False, **read_json(folder / SUMMARY)["settings"]}
     other = [f"{name} {made.get(name)}, asked for {value}" for name, value in wanted.items() if made.get(name) != value]
     if other:
         raise ValueError(f"{folder} holds a base model of other settings ({'; '.join(other)}); remove it or give another --out")
@@ -243,7 +246,8 @@ def make_base_model(folder: Path, config: BaseConfig) -> float:
 
 def _make(folder: Path, config: BaseConfig, partial: Path) -> float:
     lines = base_text(instructions=config.instructions, seed=config.seed, text=config.text)
-    tokenizer = train_tokenizer((next(lines) for _ in range(config.tokenizer_lines)), vocab_size=config.vocab_size)
+    shown = (next(lines) for _ in range(config.tokenizer_lines))
+    tokenizer = train_tokenizer(shown, vocab_size=config.vocab_size, lowercase=config.lowercase)
     model = build_model(config, tokenizer)
     log.info("base model: %d tokens, %.2f million parameters", len(tokenizer), model.num_parameters() / 1e6)
     loss = pretrain_(model, packed_rows(tokenizer, lines, row_tokens=config.row_tokens), config)

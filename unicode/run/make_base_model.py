@@ -8,6 +8,7 @@ import argparse
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from unicode.llm.base_model import BaseConfig, is_made, make_base_model
 from unicode.run.command import command, log
@@ -19,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the model and its tokenizer; kept if complete")
     for field in fields(BaseConfig):
         option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default, help="(default: %(default)s)")
+        kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": type(field.default)}
+        parser.add_argument(option, default=field.default, help="(default: %(default)s)", **kind)
     parser.add_argument("--dry-run", action="store_true", help="check the settings and the folder, make nothing")
     arguments = parser.parse_args(argv)
     config = BaseConfig(**{field.name: getattr(arguments, field.name) for field in fields(BaseConfig)})
