@@ -22,7 +22,8 @@ Names: Unicode CLDR through the package emoji; groups: the package emoji-data-py
 """
 FONT_ATTRIBUTION = "Second style: rendered with the font {style}; its own licence applies (Noto: SIL Open Font License 1.1).\n"
 TEXT_LINES = 4  # of text for the base model, a picture
-ROUNDS = 2  # questions of each kind in a training conversation
+CONVERSATIONS = 6  # with questions about a training picture
+TURNS = 2  # of a conversation: what it is, and a question of another kind
 TRAIN_ASKED = 250  # training pictures in questions_train.jsonl
 
 
@@ -120,9 +121,10 @@ def write_words(out: Path, emoji: Sequence[Any], *, captions: int, languages: Se
 
     train = [record for one in parts["train"] for record in caption_records(one, rng("captions", one.key), captions, languages)]
     save("emoji_captions_train.json", rng("order", "captions").sample(train, len(train)))
-    asked = [question_record(one, asker, rng("questions", one.key), styles) for one in parts["train"]]
+    asked = [record for one in parts["train"] for record in question_records(one, asker, rng("questions", one.key), styles)]
     save("emoji_questions_train.json", rng("order", "questions").sample(asked, len(asked)))
-    save("emoji_questions_val.json", (question_record(one, asker, rng("questions", one.key), styles) for one in parts["choose"]))
+    held = [record for one in parts["choose"] for record in question_records(one, asker, rng("questions", one.key), styles)]
+    save("emoji_questions_val.json", held)
     evaluated: list[dict[str, Any]] = []
     for split, some in parts.items():
         some = rng("order", split).sample(some, len(some))
@@ -179,16 +181,17 @@ def foreign(one: Any, language: str) -> str:
     return " ".join(name.strip(":").replace("_", " ").split())
 
 
-def question_record(one: Any, asker: Any, rng: Random, styles: Sequence[str]) -> dict[str, Any]:
-    """Return a conversation about an emoji: ROUNDS questions of each kind; half of the conversations ask for a short answer."""
-    from unicode.annotations.captioned import SHORT
+def question_records(one: Any, asker: Any, rng: Random, styles: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """Yield conversations about an emoji in forms of training: what it is, and questions of other kinds, in random order."""
     from unicode.annotations.records import IMAGE_TAG, make_turns
 
-    asked = {each.text: each for _ in range(ROUNDS) for each in asker.ask(one, rng, styles=styles)}
-    turns = [text for each in asked.values() for text in (each.text, each.answer)]
-    turns[0] = f"{IMAGE_TAG}\n{turns[0]}" + (f"\n{SHORT}" if rng.random() < 0.5 else "")
     name = one.key.removesuffix(".png")
-    return {"id": name, "image": one.key, "conversations": make_turns(turns), "kinds": [each.kind for each in asked.values()]}
+    for place in range(CONVERSATIONS):
+        asked = sorted(asker.ask(one, rng, styles=styles), key=lambda each: each.kind != "what")[:TURNS]
+        rng.shuffle(asked)
+        turns = [text for each in asked for text in (each.text, each.answer)]
+        turns[0] = f"{IMAGE_TAG}\n{turns[0]}"
+        yield {"id": f"{name}-{place}", "image": one.key, "conversations": make_turns(turns), "kinds": [each.kind for each in asked]}
 
 
 def question_lines(one: Any, asker: Any, rng: Any, styles: Sequence[str]) -> Iterable[dict[str, Any]]:
