@@ -53,11 +53,11 @@ ids_all: ids/all/manifest.json if stamps|emoji
 reconstruction: reconstruction/metrics.json
     python -m unicode.run.eval_tokenizer --ckpt {out}/hqvae --images {held_out} --out {out}/reconstruction/metrics.json --limit 1000
 text_to_image: anno/{prefix}_captions_train_t2v_full.json
-    python -m unicode.run.make_annotations --func get_t2v_anno {captions_and_ids}
+    python -m unicode.run.make_annotations --func get_t2v_anno {captions_and_ids} {requests}
 decompression: anno/{prefix}_captions_train_decompression.json if shapes|stamps|fashion
     python -m unicode.run.make_annotations --func get_decompression_anno {captions_and_ids}
 unconditional: anno/{prefix}_captions_train_uncond.json
-    python -m unicode.run.make_annotations --func get_uncond_anno {captions_and_ids}
+    python -m unicode.run.make_annotations --func get_uncond_anno {captions_and_ids} {free}
 questions: anno/questions.jsonl if shapes|stamps|fashion
     python -m unicode.run.export_questions --anno {questions} --out {out}/anno/questions.jsonl {asked}
 export_benchmarks: benchmarks/shapes_forms_train.json if shapes
@@ -120,14 +120,14 @@ DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
     "typed": "tests/data/typed_prompts.txt",
 }
 LEARNED = {  # by the one model that reads and draws, with shares
-    "emoji": ("questions_train.json*0.5", "descriptions_train.json*0.1", "captions_train_t2v_full.json", "captions_train_uncond.json"),
+    "emoji": ("questions_train.json*0.75", "captions_train_t2v_full.json", "captions_train_uncond.json"),
     "fashion": ("questions_train.json", *(f"captions_train{file}" for file in CAPTIONED)),
 }
 TEST = f"torchvision:FashionMNIST:test@{FASHION}"
 # values of STEPS that depend on the data: those of the generated world, and what others have instead
 WORLD = {
     "prefix": "shapes", "stores": "{out}/ids/train {out}/ids/val", "pictures": "shapes", "picture_root": "",
-    "base_settings": "", "tokenizer_settings": "", "longer": "",
+    "base_settings": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "",
     "held_out": "shapes:val", "prompts": "shapes:val", "compressed": "shapes:val",
     "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
     "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
@@ -144,7 +144,8 @@ OTHERS = {
     },
     "emoji": {
         "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
-        "base_settings": "--text {out}/anno/base_text.txt --vocab-size 1024 --width 192 --hidden 512 --heads 6 --steps 1000",
+        "base_settings": "--text {out}/anno/base_text.txt --vocab-size 2048 --lowercase --tokenizer-lines 14000 "
+        "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 400", "requests": "--templates 1 --parts 0", "free": "--share 1",
         "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
         "sampling": "", "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json",
         "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
