@@ -34,14 +34,11 @@ def draw_share(seed: int, *keys: str) -> float:
     return (_hash(seed, keys) >> 11) * 2.0**-53
 
 
-def fill(task: str, seed: int, key: str, *, first: int = 0, **slots: str) -> str:
-    """A template of `task`, drawn for the record `key`, with its slots filled in; one of the `first` so many if that is not 0.
-
-    ValueError for an unknown task.
-    """
+def fill(task: str, seed: int, key: str, **slots: str) -> str:
+    """A template of `task`, drawn for the record `key`, with its slots filled in. ValueError for an unknown task."""
     if task not in TEMPLATES:
         raise ValueError(f"no templates for task '{task}'; there are: {', '.join(TEMPLATES)}")
-    templates = TEMPLATES[task][: first or None]
+    templates = TEMPLATES[task]
     return fill_template(templates[draw(len(templates), seed, task, key)], **slots)
 
 

@@ -15,6 +15,7 @@ from unicode.annotations.templates import (
     draw,
     draw_share,
     fill,
+    fill_template,
 )
 from unicode.ids.text import write_run
 
@@ -41,7 +42,7 @@ def get_t2v_anno(
     `templates`: requests use the first so many of the task, of which the first is that of generation; 0: all. One suits captions that are
     requests in many forms already.
     """
-    source, layout = find_source(root, anno), images.layout
+    source, layout, requests = find_source(root, anno), images.layout, TEMPLATES[TEXT_TO_IMAGE][: templates or None]
     if not 0 <= templates <= len(TEMPLATES[TEXT_TO_IMAGE]):
         raise ValueError(f"templates is {templates}; choose 0 to {len(TEMPLATES[TEXT_TO_IMAGE])}")
     if not 0 <= parts <= layout.coarse_rows:
@@ -51,7 +52,7 @@ def get_t2v_anno(
         conversation = read_record(record, form="llava")
         caption, name = conversation.caption, source.key(conversation.keys[0])
         key, ids = f"{conversation.id}\0{name}", images.get(name)
-        prompt = fill(TEXT_TO_IMAGE, seed, key, first=templates, caption=caption)
+        prompt = fill_template(requests[draw(len(requests), seed, TEXT_TO_IMAGE, key)], caption=caption)
         made = [(WHOLE, make_record(conversation.id, TEXT_TO_IMAGE, [prompt, write_run(ids)], **images.fields))]
         for row in draw_rows(layout.coarse_rows, parts, seed, key):
             slots = {"caption": caption, "ids": write_run(ids[: layout.prefix(row)])} if row else {"caption": caption}

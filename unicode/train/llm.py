@@ -227,7 +227,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make one step with the gradients that are there."""
         for by, part in self.parts.items():
             part.state = self.state  # loading a state replaces it, and the groups
