@@ -1,12 +1,14 @@
 """Public data sets (torchvision's by name, Parquet files) -> annotation files of LLaVA's form; any data set -> captions by key."""
 
+from __future__ import annotations
+
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicode.annotations.build import Report
 from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
@@ -14,13 +16,14 @@ from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, Re
 from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, fill_template
 from unicode.common.files import write_list
 from unicode.common.json_lists import read_json_list
-from unicode.images.dataset import DataConfig, ImageDataset, ShapesImages, resolve_path
 from unicode.images.listing import Files, is_held_out
-from unicode.images.lookup import ImageLookup
 from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import SPLITS, find_scene
 from unicode.images.shapes_text import SceneQuestion, scene_caption, with_article
 from unicode.images.torchvision_sets import FASHION, TorchvisionSet
+
+if TYPE_CHECKING:
+    from unicode.images.dataset import DataConfig, ImageDataset
 
 PARTS = (*SPLITS, "test")
 TEXT_LINES = 10_000
@@ -133,6 +136,9 @@ def open_captions(dataset: ImageDataset, config: DataConfig) -> Callable[[str], 
     first line of the .txt file beside a picture. Raises FileNotFoundError: no such annotation file. Raises ValueError: a damaged one, or no
     such column.
     """
+    from unicode.images.dataset import ShapesImages, resolve_path
+    from unicode.images.lookup import ImageLookup
+
     source: Any = getattr(dataset, "source", None)
     files, column = config.captions or (config.path if config.name == "llava" else ""), config.caption_column
     found: dict[str, list[str]] = defaultdict(list)
