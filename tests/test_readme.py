@@ -4,12 +4,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from unicode.run.choose_sampling import DrawnNow
 from unicode.run.eval_generation import measure_nearest, measure_scenes, read_gallery
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,9 @@ def test_the_examples_draw_and_answer_what_they_say(tmp_path, monkeypatch, capsy
     gallery = tmp_path / "outputs" / "quickstart" / "anno" / "emoji_gallery.json"
     for caption, file in drawn_in_the_examples().items():
         with Image.open(file) as picture:
-            drawn = DrawnNow([{"reference": typed_prompts()[caption]}], pil_to_tensor(picture.convert("RGB"))[None], None)
+            pixels = pil_to_tensor(picture.convert("RGB"))
+        records = [{"reference": typed_prompts()[caption]}]
+        drawn = SimpleNamespace(records=records, image=[pixels].__getitem__, side=pixels.shape[-1], settings={})
         found = measure_scenes(drawn) or measure_nearest(drawn, read_gallery(str(gallery), side=drawn.side))[0]
         assert (found.get("all") or found["nearest_pixels"])["value"] == 100, f"{caption}: another picture"
 

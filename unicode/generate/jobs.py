@@ -283,8 +283,6 @@ def write_wall(files: Sequence[Path], captions: Sequence[str], path: Path) -> No
 
 
 def _write_sheet(pictures: list[Image.Image], texts: list[str], path: Path, *, columns: int, gap: int, colour: str) -> None:
-    if not pictures:
-        return
     below = max(20 + 16 * text.count("\n") if text else 0 for text in texts)
     width, height = pictures[0].width + gap, pictures[0].height + below + gap
     sheet = Image.new("RGB", (columns * width + gap, -(-len(pictures) // columns) * height + gap), colour)

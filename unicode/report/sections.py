@@ -149,14 +149,10 @@ def training_section(runs: Mapping[str, str | Path]) -> page.Section:
     """Return the section of curves, for run folders by name."""
     blocks = []
     for name, folder in runs.items():
-        charts: dict[bool, list[page.Block]] = {False: [], True: []}  # shown at once, hidden
-        for group, series in read_curves(folder).items():
-            chart = page.line_chart(CURVE_TITLES.get(group, group.replace("_", " ")), series)
-            charts[bool(HIDDEN_CURVES.search(group))] += [chart] if chart else []
-        blocks.append(page.heading(name))
-        blocks += [{"kind": "charts", "charts": charts[False]}] if charts[False] else []
-        blocks += [page.details("more curves", {"kind": "charts", "charts": charts[True]})] if charts[True] else []
-        if not any(charts.values()):
+        curves = [(group, series) for group, series in read_curves(folder).items() if not HIDDEN_CURVES.search(group)]
+        charts = [page.line_chart(CURVE_TITLES.get(group, group.replace("_", " ")), series) for group, series in curves]
+        blocks += [page.heading(name), *([{"kind": "charts", "charts": list(filter(None, charts))}] if any(charts) else [])]
+        if not any(charts):
             blocks.append(page.missing(f"No curves: {Path(folder) / 'metrics.jsonl'} holds no steps of a run."))
         summary = flatten(read_object(Path(folder) / "summary.json"))
         blocks += [page.details("summary of the run", page.table(["", "value"], list(summary.items())))] if summary else []

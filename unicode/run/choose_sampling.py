@@ -1,41 +1,20 @@
-"""Choose the sampling of a model's pictures: prompts drawn with several settings and measured -> the best one, in the model's card.
-
-python -m unicode.run.choose_sampling --model outputs/quickstart/draw --prompts shapes:val --last 100
-"""
-
-from __future__ import annotations
+"""Choose the sampling of a model's pictures: prompts drawn with several settings and measured -> the best one, in the model's card."""
 
 import argparse
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 from unicode.common.files import lock_folder
 from unicode.run.command import add_model_options, command, log, open_named_model
-from unicode.run.eval_generation import Drawn, Gallery, measure_nearest, measure_scenes, read_gallery
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from unicode.generate.drawing_tasks import DrawPrompt
-    from unicode.generate.images import GenerationConfig, ImageSampler
+from unicode.run.eval_generation import Gallery, measure_nearest, measure_scenes, read_gallery
 
 GUIDANCE, TEMPERATURE = (1.0, 1.5, 2.0, 3.0), (0.0, 0.7, 1.0)  # that are tried; of equally good ones the first is taken
 
 
-class DrawnNow(Drawn):
-    """Drawn images in memory, (N, 3, H, W) uint8, with their lines and the settings of the shapes world."""
-
-    def __init__(self, records: list[dict[str, Any]], images: Tensor, world: dict[str, Any] | None) -> None:
-        self.records, self.images, self.settings, self.side = records, images, {"task": "prompts", "world": world}, images.shape[-1]
-
-    def image(self, index: int) -> Tensor:
-        """See `Drawn`."""
-        return self.images[index]
-
-
-def share_right(sampler: ImageSampler, prompts: list[DrawPrompt], config: GenerationConfig, gallery: Gallery | None) -> float:
+def share_right(sampler: Any, prompts: list[Any], config: Any, gallery: Gallery | None) -> float:
     """Draw prompts; return the percentage nearest to the right picture, or without a gallery with every object of the scene as wanted.
 
     Raises ValueError: a prompt that cannot be drawn, or nothing tells what is right.
@@ -49,9 +28,11 @@ def share_right(sampler: ImageSampler, prompts: list[DrawPrompt], config: Genera
     requests = [prompt.request(seed=config.seed, template=config.template) for prompt in prompts]
     batches = [requests[start : start + config.batch_size] for start in range(0, len(requests), config.batch_size)]
     pixels = [decode_pictures(sampler.model, np.stack([ids_of(one) for one in sampler.draw(batch)])) for batch in batches]
-    world = asdict(replace(config.data.shapes, image_size=pixels[0].shape[1])) if config.prompts.startswith("shapes:") else None
+    side = pixels[0].shape[1]
+    world = asdict(replace(config.data.shapes, image_size=side)) if config.prompts.startswith("shapes:") else None
     records = [{"id": prompt.id, "prompt": prompt.text, "reference": prompt.reference} for prompt in prompts]
-    drawn = DrawnNow(records, torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2), world)
+    images = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2)
+    drawn: Any = SimpleNamespace(records=records, image=images.__getitem__, side=side, settings={"world": world})  # as `Drawn`
     found = measure_scenes(drawn) if gallery is None else measure_nearest(drawn, gallery)[0]
     if not found:
         raise ValueError("nothing tells whether a picture is right; give --gallery FILE, or prompts about scenes as shapes:val")

@@ -184,9 +184,7 @@ def read_gallery(path: str, *, side: int) -> Gallery:
     return Gallery(keys, torch.stack(pictures), found)
 
 
-def measure_nearest(
-    drawn: Drawn, gallery: Gallery, *, features: str = "", device: torch.device | str = "cpu"
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def measure_nearest(drawn: Drawn, gallery: Gallery, *, features: str = "", device: Any = "cpu") -> tuple[dict[str, Any], list[Any]]:
     """Return name -> entry of retrieval by pixels, and by the features of a vision model; and lines of what is nearest to each image."""
     import torch
 

@@ -177,8 +177,9 @@ def report(records: list[dict[str, Any]], out: Path, *, pairs: bool) -> int:
     drawn = [record for record in records if "file" in record]
     errors = [record["error"] for record in records if "error" in record]
     files = [out / name for record in drawn for name in ([record["reference"]] if pairs else []) + [record["file"]]]
-    write_contact_sheet(files, out / "contact_sheet.png", group=2 if pairs else 1)
-    if drawn and not pairs:
+    if files:
+        write_contact_sheet(files, out / "contact_sheet.png", group=2 if pairs else 1)
+    if files and not pairs:
         write_wall(files, [record.get("prompt", "") for record in drawn], out / "wall.png")
     for error in errors[:SHOWN_ERRORS]:
         log.warning("not drawn: %s", error)
