@@ -1,18 +1,21 @@
 """Engines over HTTP: the ids of our own engine, requests as the servers document them, and servers that fail or are of another model."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import numpy as np
 import pytest
 from llama_server import llama_server
 
 from unicode.generate.answers import AnswerConfig, answer_questions
-from unicode.generate.images import DrawRequest, ImageSampler, caption_request
+from unicode.generate.images import Drawing, DrawRequest, ImageSampler, caption_request
 from unicode.generate.questions import AskedQuestion
 from unicode.generate.sampling import GREEDY, Sampling
 from unicode.llm.load import open_model, open_without_weights
 from unicode.serve.engines import EngineSampler, HttpEngine, WriteOptions, answer_with
+from unicode.serve.local import LocalEngine
 
 WORDS = ["how many", "a red circle", "blue things are there ?", "two", "is the square green", "top left of"]
 
@@ -121,3 +124,30 @@ def test_what_an_engine_cannot_do_names_one_that_can(over_http, make_tuned):
     prompt = summed.prompt(["<image> how many"], [np.array(summed.images.row_ids[:20].cpu())])
     with pytest.raises(ValueError, match=r"this model reads images by cells \(input_mode sum\); only our own engine can"):
         over_http.write(prompt, WriteOptions(5))
+
+
+def test_work_for_clients_that_left_is_not_begun_and_one_request_does_not_fail_with_another(local, monkeypatch):
+    engine, begun, wait = LocalEngine(local.model), [], Event()
+
+    def draw(jobs, sampling):
+        begun.append([job.seed for job in jobs])
+        assert wait.wait(10)
+        if any(job.seed == 13 for job in jobs):
+            raise MemoryError("too large")
+        return [Drawing(np.array([job.seed]), 0.0) for job in jobs]
+
+    monkeypatch.setattr(engine, "_draw", draw)
+    with ThreadPoolExecutor(5) as threads:
+        first = threads.submit(engine.draw, DrawRequest("a"), GREEDY)
+        while not begun:
+            time.sleep(0.01)
+        work = threads.submit  # the others wait and make one batch
+        others = {seed: work(engine.draw, DrawRequest("a", seed=seed), GREEDY, lambda count, n=seed: n != 5) for seed in (5, 6, 13, 7)}
+        while len(engine._waiting) < 4:
+            time.sleep(0.01)
+        wait.set()
+    assert first.result() == [0] and begun[0] == [0] and sorted(begun[1]) == [6, 7, 13] and sorted(begun[2:]) == [[6], [7], [13]]
+    assert (others[6].result(), others[7].result()) == ([6], [7])
+    for seed, kind in ((5, TimeoutError), (13, MemoryError)):
+        with pytest.raises(kind):
+            others[seed].result()

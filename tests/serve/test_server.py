@@ -92,7 +92,10 @@ def test_streams_are_the_answers_piece_by_piece(client):
 
 
 def test_conversations_keep_pictures_by_their_ids(client, local):
-    first = client.chat.completions.create(model="tiny", messages=[question("draw", url(png(1)))], max_tokens=90, temperature=1.0, seed=3)
+    seen = {"role": "system", "content": question("as this:", url(png(2)))["content"]}
+    asked = question("draw", url(png(1)))
+    assert client.chat.completions.create(model="tiny", messages=[seen, asked], max_tokens=1).usage.prompt_tokens > 44
+    first = client.chat.completions.create(model="tiny", messages=[asked], max_tokens=90, temperature=1.0, seed=3)
     message = first.choices[0].message.model_dump()
     assert message["content"].count("<image>") == len(message.get("images") or []) > 0, "another seed for a test with pictures"
     said = client.chat.completions.create(
@@ -164,17 +167,28 @@ def test_many_clients_get_the_answers_that_they_get_alone(client):
         assert list(threads.map(ask, [*range(12)] * 3)) == alone * 3
 
 
-def test_the_example_of_the_guide_runs(make_server, local, tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def test_the_script_of_the_readme_runs(make_server, local, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n((?:(?!^```).)*^from openai import OpenAI\n.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert example.count("\n") <= 25
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photo.png").write_bytes(png())
+    (tmp_path / "back.png").write_bytes(png())
     address, _ = make_server(local)
-    exec(compile(example.replace("http://127.0.0.1:8000", address), "docs/serving.md", "exec"), {"__name__": "example"})
+    exec(compile(example.replace("http://127.0.0.1:8000", address), "README.md", "exec"), {"__name__": "example"})
     assert [Image.open(tmp_path / f"drawn_{number}.png").size for number in range(2)] == [(16, 16)] * 2
     answer, _, streamed = capsys.readouterr().out.rstrip("\n").partition("\n")
     assert answer and answer == streamed.split("\n")[0]
+
+
+def test_a_stop_text_is_looked_for_in_words_and_not_in_the_ids_of_pictures(client):
+    asked = {"model": "tiny", "messages": [question("draw", url(png(1)))], "max_tokens": 90, "temperature": 1.0, "seed": 3}
+    free = client.chat.completions.create(**asked).choices[0].message
+    for stop in ("-", "1", "</vistok>", "a text that never comes"):
+        said = client.chat.completions.create(**asked, stop=stop).choices[0].message
+        words = free.content.partition(stop)[0].rstrip()
+        assert said.content == words and said.images == free.images[: words.count("<image>")], stop
+        chunks = list(client.chat.completions.create(**asked, stop=stop, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == words
 
 
 SVG = url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "svg+xml")
@@ -194,6 +208,12 @@ REFUSED = [
     ({"messages": [question("what?", "file:///etc/passwd")]}, 400, "images are not fetched from"),
     ({"messages": [question("how many " * 400)]}, 400, "shorten it"),
     ({"messages": [question("an <image> of?")]}, 400, "a message has 1 <image> for 0 images"),
+    ({"messages": [question("what?", url(png())), {"role": "assistant", "content": "a"}] * 4}, 400, "the request has 4 images"),
+    ({"messages": [question("a"), {"role": "assistant", "content": "b"}] * 300}, 400, "cannot fit into the context of 512 tokens"),
+    ({"messages": [question("a" * 90_000)]}, 400, "1 texts of 90000 characters cannot fit into the context"),
+    ({"messages": [question("half a character \ud83d")]}, 400, "surrogates not allowed"),
+    ({"messages": [question("<vistok>2-2-2</vistok>")]}, 400, "a text holds a run of ids"),
+    ({"stop": ["a"] * 5}, 400, "stop."),
     ({"messages": [{"role": "assistant", "content": "hi"}]}, 400, "beginning with the user"),
     ({"messages": [question("a"), {"role": "assistant", "content": "b"}]}, 400, "the last message is not the user's"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "ids": [1, 2]}]}]}, 400, "2 ids are no picture of this model"),
@@ -218,6 +238,8 @@ def test_other_refusals(raw, served, make_server, local):
         ("/v1/images/generations", {"prompt": "a", "given": [1] * 7}, 400, "7 ids are no first rows of 10 ids each"),
         ("/v1/images/generations", {"compressed": [1] * 20, "stream": True}, 400, "20 ids are no picture of this model"),
         ("/v1/tokenize_image", {"url": url(png()), "neighbours": 99}, 400, "neighbours: "),
+        ("/v1/images/generations", {"prompt": "a <vistok>1-2</vistok>"}, 400, "a text holds a run of ids"),
+        ("/v1/models/", {}, 404, "Not Found"),
         ("/v1/decode_ids", {"ids": [1] * 20}, 400, "20 ids are no picture of this model"),
         ("/v1/tokenize_image", {"url": "x" * 300_000}, 413, "the body is larger than 200000 bytes"),
         ("/v1/nothing", {}, 404, "Not Found"),

@@ -23,7 +23,7 @@ from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, d
 from unicode.generate.images import check_can_draw, decode_pictures
 from unicode.generate.questions import ImageError, ImageReader
 from unicode.generate.sampling import GREEDY, Sampling, merge_sampling
-from unicode.ids.text import split_runs
+from unicode.ids.text import RUN, read_run
 from unicode.images.lookup import ImageLookup
 from unicode.llm.load import Content, LanguageModel
 
@@ -160,19 +160,17 @@ def _ask(sampler: ChatSampler, dialogues: list[Dialogue], contents: list[list[Co
         one.turns = [*asked, answer]
 
 
-def answer_parts(text: str, model: LanguageModel, *, where: str = "answer") -> Iterator[str | np.ndarray]:
-    """Cut an answer into words and the ids of pictures; what is no complete picture of this model becomes words.
-
-    Raises ValueError: runs of ids that cannot be read; the message begins with `where`.
-    """
+def answer_parts(text: str, model: LanguageModel) -> Iterator[str | np.ndarray]:
+    """Cut an answer into words and the ids of pictures; what is no complete picture of this model becomes words."""
     assert model.layout is not None
-    for piece in split_runs(text, where=where, allow_empty=True):
-        if piece.ids is None:
-            yield piece.text
-        elif len(piece.ids) == model.layout.num_codes and np.isin(piece.ids, model.images.row_ids.cpu().numpy()).all():
-            yield piece.ids
+    for piece in filter(None, re.split(f"({RUN.pattern})", text)):
+        ids = read_run(piece, allow_empty=True) if RUN.fullmatch(piece) else None
+        if ids is None:
+            yield piece
+        elif len(ids) == model.layout.num_codes and np.isin(ids, model.images.row_ids.cpu().numpy()).all():
+            yield ids
         else:
-            yield f"[broken: {len(piece.ids)} ids that are no complete picture]"
+            yield f"[broken: {len(ids)} ids that are no complete picture]"
 
 
 Part = dict[str, str]  # {"text": words} or {"picture": file relative to the page}
@@ -219,7 +217,7 @@ def write_pages(model: LanguageModel, out: Path, dialogues: Sequence[Dialogue], 
 
 def _parts(text: str, name: str, model: LanguageModel, out: Path) -> list[Part]:
     found: list[Part] = []
-    for part in answer_parts(text, model, where=name):
+    for part in answer_parts(text, model):
         if isinstance(part, str):
             found += [{"text": printable(part.strip())}] if part.strip() else []
             continue

@@ -10,6 +10,7 @@ OPEN, CLOSE = "<vistok>", "</vistok>"
 _TAG = re.compile(r"</?vistok>")
 _RUN = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:-(?:0|[1-9][0-9]{0,8}))*")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+RUN = re.compile(f"{OPEN}(?:{_RUN.pattern})?{CLOSE}")  # A run that `read_run` reads, or the empty one
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ class LocalEngine:
         return self._put(_Job((self._write, replace(options, max_tokens=limit, seed=0)), prompt, options.seed, emit))  # type: ignore[no-any-return]
 
     def draw(self, request: DrawRequest, sampling: Sampling, tell: Tell | None = None) -> np.ndarray:
-        """See `Engine`."""
+        """See `Engine`; where `tell` returns False for 0 ids, the drawing does not begin: TimeoutError."""
         drawing = self._put(_Job((self._draw, (sampling, len(request.given))), request, request.seed, tell=tell))
         if drawing.error:
             raise ValueError(drawing.error)
@@ -69,13 +69,21 @@ class LocalEngine:
                 key = self._waiting[0].key
                 batch = [job for job in self._waiting if job.key == key][: self.batch_size]
                 self._waiting = deque(job for job in self._waiting if job not in batch)
-            work: Callable[[Sequence[_Job], Any], Sequence[Any]] = key[0]
-            try:
-                for job, result in zip(batch, work(batch, key[1]), strict=True):
+            self._finish(batch, *key)
+
+    def _finish(self, batch: Sequence[_Job], work: Callable[[Sequence[_Job], Any], Sequence[Any]], options: Any) -> None:
+        try:
+            if going := [job for job in batch if (job.emit is None or job.emit([])) and (job.tell is None or job.tell(0))]:
+                for job, result in zip(going, work(going, options), strict=True):
                     job.result.set_result(result)
-            except Exception as error:  # it belongs to those who wait; the thread goes on
-                for job in batch:
+            for job in {*batch} - {*going}:
+                job.result.set_exception(TimeoutError("nobody waits for this request any more"))
+        except Exception as error:  # it belongs to those who wait; the thread goes on
+            for job in batch:
+                if len(batch) == 1:
                     job.result.set_exception(error)
+                else:  # one alone may fit into the memory
+                    self._finish([job], work, options)
 
     @torch.no_grad()
     def _write(self, jobs: Sequence[_Job], options: WriteOptions) -> list[Written]:

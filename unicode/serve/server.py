@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
-from threading import Event, Lock
+from threading import BoundedSemaphore, Event, Lock
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -26,16 +26,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from unicode.annotations.records import IMAGE_TAG
 from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, fill_template
-from unicode.common.logging import printable
+from unicode.common.logging import get_logger, printable
 from unicode.generate.images import FREE_QUESTION, NOTHING, DrawRequest, caption_request, check_can_draw, decode_pictures
 from unicode.generate.interleaved import answer_parts
 from unicode.generate.sampling import Sampling, merge_sampling
-from unicode.ids.text import write_run
+from unicode.ids.text import CLOSE, RUN, write_run
 from unicode.images.listing import UnreadableImageError
 from unicode.llm.load import Content
 from unicode.llm.template import text_encoder
@@ -46,8 +46,11 @@ PROGRESS = 16  # ids of a picture from one message about it to the next
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
+Words = Annotated[str, AfterValidator(lambda text: text.encode().decode())]  # JSON can hold halves of characters, a tokenizer takes none
 Events = AsyncGenerator[dict[str, Any], None]
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+DECODERS = 4  # pictures that are decoded at a time: a small file can hold many pixels
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Part(BaseModel):
     """A piece of a message; `ids` stand for the picture where they are given."""
 
     type: Literal["text", "image_url"]
-    text: str = ""
+    text: Words = ""
     image_url: Url | None = None
     ids: list[int] | None = None
 
@@ -84,7 +87,7 @@ class Message(BaseModel):
     """A turn; `images` of an answer stand where its text has <image>."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Words | list[Part] | None = None
     images: list[Part] = []
 
 
@@ -103,7 +106,7 @@ class ChatRequest(Sampled):
     top_p: Share = 1.0
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Words | Annotated[list[Words], Field(max_length=4)] | None = None
     stream: bool = False
     n: Literal[1] = 1
 
@@ -111,7 +114,7 @@ class ChatRequest(Sampled):
 class DrawingRequest(Sampled):
     """Body of /v1/images/generations; sampling that is left out is as the model's card has it."""
 
-    prompt: str = ""
+    prompt: Words = ""
     n: int = Field(1, ge=1)
     given: Ids = []  # Of the first rows of the picture, which are kept; a prompt is then not necessary
     compressed: Ids = []  # Of a picture that the model reads compressed and writes out
@@ -141,7 +144,8 @@ class Server:
 
     def __init__(self, engine: Engine, *, name: str, limits: Limits, hosts: frozenset[str] = frozenset()) -> None:
         self.engine, self.model, self.name, self.limits, self.hosts = engine, engine.model, name, limits, hosts
-        self._threads, self._busy, self._lock = ThreadPoolExecutor(limits.queue), 0, Lock()
+        self._threads, self._busy, self._lock, self._decoders = ThreadPoolExecutor(limits.queue), 0, Lock(), BoundedSemaphore(DECODERS)
+        self.longest = max(map(len, self.model.text.get_vocab()))  # characters of a token
         self.registry = CollectorRegistry()
         Gauge("unicode_requests_in_work", "Requests in work or waiting", registry=self.registry).set_function(lambda: self._busy)
         self.tokens = Counter("unicode_tokens", "Tokens written", registry=self.registry)
@@ -172,45 +176,55 @@ class Server:
     async def run(self, request: Request, work: Callable[[Emit], Any]) -> Any:
         """Return what `work` gives; it is told to stop, by its argument, when the client leaves or the time is over (504)."""
         left, deadline = Event(), time.monotonic() + self.limits.seconds
-        future = self.start(lambda: work(lambda ids: not left.is_set()))
         try:
-            while not (await asyncio.wait({future}, timeout=0.2))[0]:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the request took longer than {self.limits.seconds} s")
-                if await request.is_disconnected():
-                    raise HTTPException(499, "the client has left")
-            return future.result()
+            return await self.wait(request, self.start(lambda: work(lambda ids: not left.is_set())), deadline)
         finally:
             left.set()
 
-    async def follow(self, *works: Callable[[Callable[[Any], bool]], Any]) -> AsyncGenerator[Any, None]:
+    async def wait(self, request: Request, future: asyncio.Future[Any], deadline: float) -> Any:
+        """Return the result of a future. TimeoutError: the time is over. HTTPException: the client has left."""
+        while not (await asyncio.wait({future}, timeout=0.2))[0]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the request took longer than {self.limits.seconds} s")
+            if await request.is_disconnected():
+                raise HTTPException(499, "the client has left")
+        return future.result()
+
+    async def follow(self, request: Request, *works: Callable[[Callable[[Any], bool]], Any]) -> AsyncGenerator[Any, None]:
         """Yield what works in threads put, until all have ended; `put` tells them to stop when the reader leaves or the time is over."""
         loop, left, deadline = asyncio.get_running_loop(), Event(), time.monotonic() + self.limits.seconds
         coming: asyncio.Queue[Any] = asyncio.Queue()
+        getting: asyncio.Future[Any] = loop.create_future()
 
         def put(event: Any) -> bool:
             loop.call_soon_threadsafe(coming.put_nowait, event)
             return not left.is_set()
 
+        def end(done: asyncio.Future[Any]) -> None:
+            coming.put_nowait(None)
+            if not done.cancelled():
+                done.exception()  # a client that has left does not ask for it
+
         try:
             working = asyncio.gather(*(self.start(partial(work, put)) for work in works))
-            working.add_done_callback(lambda _: coming.put_nowait(None))
-            while (event := await asyncio.wait_for(coming.get(), deadline - time.monotonic())) is not None:
+            working.add_done_callback(end)
+            while (event := await self.wait(request, getting := asyncio.ensure_future(coming.get()), deadline)) is not None:
                 yield event
             await working
         finally:
             left.set()
+            getting.cancel()
 
     def check_model(self, name: str) -> None:
         """Raise 404 for another model than this server's."""
         if name not in ("", self.name):
             raise HTTPException(404, f"no model '{printable(name)[:100]}' here; this server has '{self.name}'")
 
-    def read_image(self, url: str) -> torch.Tensor:
-        """Return the picture of a URL as (3, S, S) uint8. ValueError: it is none, is too large, or its host is not allowed."""
+    def read_url(self, url: str) -> bytes:
+        """Return the content of the file of a URL. ValueError: it is none, is too large, or its host is not allowed."""
         if found := DATA_URL.match(url):
             try:
-                return self.model.picture(base64.b64decode(url[found.end() :], validate=True))
+                return base64.b64decode(url[found.end() :], validate=True)
             except binascii.Error as error:
                 raise ValueError(f"the data URL of an image is damaged: {error}") from error
         try:
@@ -219,34 +233,42 @@ class Server:
             raise ValueError("an image_url is no URL; expected data:image/png;base64,...") from error
         if place.scheme not in ("http", "https") or place.host not in self.hosts:
             raise ValueError(f"images are not fetched from '{printable(url)[:60]}'; send a data URL (data:image/png;base64,...)")
-        content = io.BytesIO()
+        content, deadline = io.BytesIO(), time.monotonic() + self.limits.seconds
         try:
-            with httpx.stream("GET", place, timeout=10, follow_redirects=False) as response:
+            with httpx.stream("GET", place, timeout=10, follow_redirects=False, headers={"Accept-Encoding": "identity"}) as response:
                 response.raise_for_status()
-                for block in response.iter_bytes():
-                    if content.tell() + len(block) > self.limits.body:
-                        raise ValueError(f"the image at {place} is larger than {self.limits.body} bytes")
+                for block in response.iter_raw():
+                    if content.tell() + len(block) > self.limits.body or time.monotonic() > deadline:
+                        raise ValueError(f"the image at {place} is larger than {self.limits.body} bytes or comes too slowly")
                     content.write(block)
         except httpx.HTTPError as error:
             raise ValueError(f"the image at {place} cannot be fetched ({type(error).__name__})") from error
-        return self.model.picture(content.getvalue())
+        return content.getvalue()
 
     def read_images(self, parts: list[Part]) -> list[Content]:
-        """Return what the model reads for each picture of a request. ValueError: one cannot be read, or there are too many."""
-        if len(parts) > self.limits.images:
-            raise ValueError(f"the request has {len(parts)} images; this server takes {self.limits.images}")
+        """Return what the model reads for each picture of a request. ValueError: one cannot be read."""
         contents: list[Content] = []
         for part in parts:
             if part.ids is not None:
                 contents.append(self.check_ids(part.ids))
                 continue
+            content = self.read_url(part.image_url.url if part.image_url is not None else "")
             try:
-                pixels = self.read_image(part.image_url.url if part.image_url is not None else "")
+                with self._decoders:
+                    pixels = self.model.picture(content)
             except UnreadableImageError as error:
                 raise ValueError(f"an image cannot be read: {error}") from error
             with self._lock:
                 contents += self.model.read_pictures(pixels[None])
         return contents
+
+    def check_texts(self, texts: list[str]) -> None:
+        """Raise ValueError for texts that cannot fit into the context, before they are tokenized, or that hold ids of any tokens."""
+        length, context = sum(map(len, texts)), self.engine.context
+        if len(texts) > context or length > context * self.longest:
+            raise ValueError(f"{len(texts)} texts of {length} characters cannot fit into the context of {context} tokens; shorten them")
+        if any(map(RUN.search, texts)):
+            raise ValueError("a text holds a run of ids; give the ids of a picture as `ids` of an image_url part")
 
     def check_ids(self, ids: list[int], *, rows: bool = False) -> np.ndarray:
         """Return the ids of a picture, or of its first `rows`, as an array. ValueError: they are no complete ones of this model."""
@@ -261,6 +283,7 @@ class Server:
     def requests(self, body: "DrawingRequest") -> list[DrawRequest]:
         """Return what is to be drawn. ValueError: this model or this server does not draw that."""
         check_can_draw(self.model)
+        self.check_texts([body.prompt])
         size = f"{self.model.image_size}x{self.model.image_size}"
         if body.n > self.limits.images or body.size not in (None, "auto", size):
             here = f"this model draws {size}, this server at most {self.limits.images} at a time"
@@ -286,22 +309,28 @@ class Server:
         return found
 
     def read_conversation(self, messages: list[Message]) -> tuple[list[str], list[Content]]:
-        """Return turns with <image> tags, and what is read for these. ValueError: no question last, or tags without images."""
-        turns: list[str] = []
-        shown: list[Part] = []
-        system = ""
+        """Return turns with <image> tags, and what is read for these. ValueError: no conversation, or too large a one."""
+        read: list[tuple[str, str, list[Part]]] = []
         for message in messages:
             parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content or []
             words = "".join(IMAGE_TAG if part.type == "image_url" else part.text for part in parts)
-            seen = [*(part for part in parts if part.type == "image_url"), *message.images]
+            read.append((message.role, words, [*(part for part in parts if part.type == "image_url"), *message.images]))
+        self.check_texts([words for _, words, _ in read])
+        if (count := sum(part.ids is None for *_, seen in read for part in seen)) > self.limits.images:
+            raise ValueError(f"the request has {count} images; this server takes {self.limits.images}")
+        turns: list[str] = []
+        shown: list[Part] = []
+        system = ""
+        for role, words, seen in read:
             if words.count(IMAGE_TAG) != len(seen):
                 raise ValueError(f"a message has {words.count(IMAGE_TAG)} {IMAGE_TAG} for {len(seen)} images")
-            if message.role in ("system", "developer"):
+            if role in ("system", "developer"):
                 system += f"{words}\n"
+                shown += seen
                 continue
-            if (message.role == "assistant") != bool(len(turns) % 2):
+            if (role == "assistant") != bool(len(turns) % 2):
                 raise ValueError("messages of user and assistant come by turns, beginning with the user")
-            if message.role == "assistant":
+            if role == "assistant":
                 for ids in self.read_images(seen):
                     words = words.replace(IMAGE_TAG, write_run(ids), 1)
             else:
@@ -340,6 +369,7 @@ class Answering:
             raise ValueError(f"{wanted} tokens are asked for; this server writes at most {server.limits.tokens}")
         self.stops = [*([body.stop] if isinstance(body.stop, str) else body.stop or []), self.model.template.stop]
         self.stops = [stop for stop in self.stops if stop]
+        self._ending = re.compile("|".join([RUN.pattern, *map(re.escape, self.stops)]))
         words, pictures = Sampling(body.temperature, top_p=body.top_p), merge_sampling(self.model.card.sampling, guided=False)
         self.options = WriteOptions(wanted, words, pictures, max_pictures=server.limits.images * server.can_draw, seed=body.seed)
         self.about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": server.name}
@@ -347,8 +377,8 @@ class Answering:
     def text(self, ids: list[int]) -> tuple[str, bool]:
         """Return the text of an answer's ids up to the first stop text, and whether there is one."""
         text = self.model.read_text(ids).lstrip()
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        return text[: min(places, default=len(text))], bool(places)
+        found = next((found for found in self._ending.finditer(text) if not RUN.fullmatch(found[0])), None)  # not within pictures
+        return (text, False) if found is None else (text[: found.start()], True)
 
     def begun(self, ids: list[int]) -> int:
         """Return how many ids there are of a picture that is not complete; 0 outside of pictures."""
@@ -374,7 +404,7 @@ class Answering:
         reason = "stop" if written.ended or self.text(written.ids)[1] else "length"
         return reason, {**counts, "total_tokens": sum(counts.values())}
 
-    async def stream(self, prompt: Any) -> Events:
+    async def stream(self, prompt: Any, request: Request) -> Events:
         """Yield events: words as they come, pictures whole, the progress of pictures in between."""
         loop, held, sent = asyncio.get_running_loop(), max(map(len, self.stops), default=1) - 1, ""
 
@@ -384,10 +414,20 @@ class Answering:
 
         yield event({"role": "assistant", "content": ""})
         written: list[Written] = []
-        async with aclosing(self.server.follow(lambda put: written.append(self.write(prompt, lambda ids: put(list(ids)))))) as coming:
-            async for ids in coming:
+        newest: list[int] = []
+
+        def work(put: Callable[[Any], bool]) -> None:
+            def emit(ids: list[int]) -> bool:
+                newest[:] = ids
+                return put(len(ids))  # only their number waits for a client that reads slowly
+
+            written.append(self.write(prompt, emit))
+
+        async with aclosing(self.server.follow(request, work)) as coming:
+            async for count in coming:
+                ids = newest[:count]
                 text = self.text(ids)[0].rstrip().rstrip("\ufffd")
-                text = text[: len(text) - held]
+                text = text[: max(len(text) - held, text.rfind(CLOSE) + len(CLOSE) if CLOSE in text else 0)]
                 if text.startswith(sent) and len(text) > len(sent):
                     yield event(await loop.run_in_executor(None, self.server.delta, text[len(sent) :]))
                     sent = text
@@ -400,7 +440,7 @@ class Answering:
         yield event({}, reason, usage=usage)
 
 
-async def draw_pictures(server: Server, asked: list[DrawRequest], sampling: Sampling) -> Events:
+async def draw_pictures(server: Server, request: Request, asked: list[DrawRequest], sampling: Sampling) -> Events:
     """Yield events: how many ids each picture has, and each picture when it is drawn."""
     whole = server.model.layout.num_codes if server.model.layout is not None else 0
 
@@ -409,7 +449,7 @@ async def draw_pictures(server: Server, asked: list[DrawRequest], sampling: Samp
         ids = server.engine.draw(asked[number], sampling, lambda count: put({**about, "ids": count, "of": whole}))
         put({**about, "type": "image_generation.completed", "b64_json": server.picture(ids), "ids": ids.tolist()})
 
-    async with aclosing(server.follow(*(partial(draw, number) for number in range(len(asked))))) as events:
+    async with aclosing(server.follow(request, *(partial(draw, number) for number in range(len(asked))))) as events:
         async for event in events:
             yield event
 
@@ -420,8 +460,11 @@ async def write_events(source: Events) -> AsyncGenerator[str, None]:
         async with aclosing(source) as events:
             async for event in events:
                 yield f"data: {json.dumps(event)}\n\n"
-    except (ValueError, ConnectionError, TimeoutError, HTTPException) as error:
-        yield f"data: {json.dumps(describe_error(*status_of(error)))}\n\n"
+    except Exception as error:
+        status, message = status_of(error)
+        if status == 500:
+            log.exception("a stream broke off")
+        yield f"data: {json.dumps(describe_error(status, message))}\n\n"
     yield "data: [DONE]\n\n"
 
 
@@ -430,9 +473,9 @@ def status_of(error: Exception) -> tuple[int, str]:
     if isinstance(error, StarletteHTTPException):
         return error.status_code, str(error.detail)
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return 400, f"{'.'.join(map(str, first['loc'][1:])) or 'the body'}: {first['msg']}"
-    status = {TimeoutError: 504, ConnectionError: 503, ValueError: 400}
+        nearest = max(error.errors(), key=lambda one: len(one["loc"]))  # of the forms that a value may have
+        return 400, f"{'.'.join(map(str, nearest['loc'][1:])) or 'the body'}: {nearest['msg']}"
+    status = {TimeoutError: 504, ConnectionError: 503, ValueError: 400, FileNotFoundError: 400}  # the image tokenizer is not there
     found = next((code for kind, code in status.items() if isinstance(error, kind)), 500)
     message = (str(error) or "the request took too long") if found != 500 else "an error of this server; its log has the reason"
     return found, printable(message)
@@ -484,14 +527,14 @@ class Guard:
 
 def build_app(server: Server, *, key: str = "") -> FastAPI:
     """Return the application; see docs/serving.md for its routes. `key`: what clients have to send, "" for nothing."""
-    app = FastAPI(title="UniCode", docs_url=None, redoc_url=None)
+    app = FastAPI(title="UniCode", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Guard, server=server, key=key)  # type: ignore[arg-type]
 
     async def answer_error(request: Request, error: Exception) -> JSONResponse:
         status, message = status_of(error)
         return JSONResponse(describe_error(status, message), status)
 
-    for kind in (StarletteHTTPException, RequestValidationError, ValueError, ConnectionError, TimeoutError, Exception):
+    for kind in (StarletteHTTPException, RequestValidationError, ValueError, ConnectionError, TimeoutError, FileNotFoundError, Exception):
         app.add_exception_handler(kind, answer_error)
 
     @app.get("/health")
@@ -516,7 +559,7 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
         answering = Answering(server, body)
         prompt = await server.run(request, lambda _: answering.prompt())
         if body.stream:
-            return StreamingResponse(write_events(answering.stream(prompt)), media_type="text/event-stream")
+            return StreamingResponse(write_events(answering.stream(prompt, request)), media_type="text/event-stream")
         written = await server.run(request, lambda emit: answering.write(prompt, emit))
         reason, usage = answering.end(prompt, written)
         message = await server.run(request, lambda _: server.delta(answering.text(written.ids)[0].rstrip()))
@@ -528,7 +571,7 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
         server.check_model(body.model)
         asked, given = server.requests(body), body.model_dump(include={"temperature", "top_k", "top_p", "guidance"})
         stored = {"temperature": 0.0} if body.compressed else server.sampling
-        events = draw_pictures(server, asked, merge_sampling(stored, given))
+        events = draw_pictures(server, request, asked, merge_sampling(stored, given))
         if body.stream:
             return StreamingResponse(write_events(events), media_type="text/event-stream")
         drawn = sorted([event async for event in events if "b64_json" in event], key=itemgetter("index"))
