@@ -184,10 +184,8 @@ class Target:
         for _ in range(rng.choice((0, 0, 1, 2))):
             value = mutate_json(value, rng)
             if isinstance(value, dict) and value and rng.random() < 0.4:
-                value[rng.choice([*value])] = rng.choice([*NUMBERS, *WORDS, *VALUES, self.urls(rng)])
-        with contextlib.suppress(ValueError):  # a number of more digits than Python writes
-            body = json.dumps(value).encode()
-        sent = Sent(method, route, headers, body if method == "POST" else b"")
+                value = {**value, rng.choice([*value]): rng.choice([*NUMBERS, *WORDS, *VALUES, self.urls(rng)])}
+        sent = Sent(method, route, headers, json.dumps(value).encode() if method == "POST" else b"")
         change = rng.random()
         if change < 0.08:
             sent.body = mutate_bytes(sent.body, rng)
@@ -223,6 +221,8 @@ class Target:
         except Exception as error:
             status = "FAILED"
             kind = f"{type(error).__name__} {str(error)[:60]!r}"
+            if not self.failures[kind]:
+                print(f"case {number}: {error!s:.400}", file=sys.stderr, flush=True)
             self.failures[kind].append(f"--case {number} --seed {seed}: {sent.target[:40]} {error!s:.400}")
             if show:
                 print(sent)

@@ -21,7 +21,7 @@ def serve_gguf(path, port):
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
     assert server.listening_address
-    time.sleep(600)
+    time.sleep(3600)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from PIL import Image
 
 from unicode.run.answer import main as answer
 from unicode.run.benchmark import main as benchmark
+from unicode.run.eval_generation import main as evaluate
 from unicode.run.generate_images import main as generate
 
 NUMBER = 120
@@ -75,6 +76,14 @@ def test_pictures_of_engines(llama, merged, tmp_path, capsys):
     assert draw("guided", "guidance=2", "--engine", llama) == 2, "nothing is drawn"
     assert "only our own engine can" in lines_of(tmp_path / "guided" / "results.jsonl")[0]["error"]
     assert draw("gone", "--engine", "http://127.0.0.1:9") == 2 and "no engine answers" in capsys.readouterr().err
+
+
+def test_pictures_of_an_engine_are_scored_as_our_own(llama, merged, tmp_path):
+    for out, more in (("theirs", ["--engine", llama]), ("ours", [])):
+        words = ["--model", merged, "--prompts", "shapes:val", "--out", tmp_path / out, "--device", "cpu", "limit=4", *more, "top_k=1"]
+        assert generate([*map(str, words)]) == evaluate(["--pictures", str(tmp_path / out), "--device", "cpu"]) == 0
+    scores = [json.loads((tmp_path / out / "metrics.json").read_text())["metrics"] for out in ("theirs", "ours")]
+    assert scores[0] == scores[1] and scores[0]["all"]["protocol"].startswith("objects recognized")
 
 
 def test_a_benchmark_on_an_engine(llama, merged, tmp_path):

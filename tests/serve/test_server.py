@@ -1,6 +1,7 @@
 """The HTTP server, asked by OpenAI's own client and by what is no client: the engine's answers, limits, refusals, its end."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -9,11 +10,13 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from bench.serve_load import ask, load
 from PIL import Image
 from warm import free_port, start
 
@@ -169,7 +172,8 @@ def test_many_clients_get_the_answers_that_they_get_alone(client):
 
 def test_the_script_of_the_readme_runs(make_server, local, tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```python\n((?:(?!^```).)*^from openai import OpenAI\n.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (example,) = (block for block in blocks if "import OpenAI" in block)
     assert example.count("\n") <= 25
     monkeypatch.chdir(tmp_path)
     (tmp_path / "back.png").write_bytes(png())
@@ -301,17 +305,43 @@ def test_the_same_answers_through_llama_cpp(make_server, llama, described, clien
     )
 
 
+def start_command(words, log, **environment):
+    served, port = start("serve", *words, "--device", "cpu", log=log, **environment), words[words.index("--port") + 1]
+    for _ in range(1200):
+        with contextlib.suppress(httpx.ConnectError):
+            assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code == 200
+            break
+        time.sleep(0.05)
+    return served
+
+
+def test_a_killed_server_gives_errors_and_never_wrong_answers(merged, tmp_path):
+    words, half_way = ["--model", merged, "--port", free_port()], Event()
+    first = start_command(words, tmp_path / "first")
+    again = []
+
+    def kill_later():
+        half_way.wait()
+        first.process.kill()
+        first.process.join()
+        again.append(start_command(words, tmp_path / "again"))
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{words[-1]}", timeout=60) as asking:
+        alone = [ask(asking, number) for number in range(60)]
+        killer = Thread(target=kill_later)
+        killer.start()
+        found = load(asking, 60, 8, half_way=half_way)
+        killer.join()
+    again[0].process.kill()
+    assert sum(one.errors for one in found) > 0 and {one.status for one in found} == {200, 400}
+    assert all(one.same(other) for one, other in zip(found, alone, strict=True))
+
+
 def test_the_command_finishes_what_runs_when_it_is_told_to_end(merged, tmp_path, capsys):
     port = free_port()
-    words = ["--model", merged, "--port", port, "--device", "cpu"]
-    served = start("serve", *words, log=tmp_path / "log", UNICODE_API_KEY=KEY)
+    words = ["--model", merged, "--port", port]
+    served = start_command(words, tmp_path / "log", UNICODE_API_KEY=KEY)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}) as asking:
-        for _ in range(600):
-            try:
-                assert asking.get("/health").status_code == 200
-                break
-            except httpx.ConnectError:
-                time.sleep(0.05)
         assert main([str(word) for word in words]) == 2 and f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
         body = {"messages": [question("how many")], "max_tokens": 400, "stream": True}
         with asking.stream("POST", "/v1/chat/completions", json=body, timeout=60) as response:
