@@ -3,10 +3,12 @@
     python tests/bench/semantic.py teacher efficientnet-lite0-57934424.pth outputs/efficientnet     the weights as a folder of transformers
     python data/emoji --out datasets/emoji --size 32
     python tests/bench/semantic.py compare emoji --base outputs/base --teacher outputs/efficientnet --out outputs/semantic --processes 2
+    python tests/bench/semantic.py step emoji --base outputs/base --teacher outputs/efficientnet --out outputs/semantic --steps 40
 
 `compare` takes emoji or fashion. Every run trains the set's tokenizer for `--steps`, and measures PSNR, the linear probe on the classes of
 held-out pictures, retrieval of their captions, bits per image of a small model of ids, and for emoji with `--llm-steps` the questions that
-a small language model answers right. Finished runs are kept; the same command goes on with the others and prints the table.
+a small language model answers right. Finished runs are kept; the same command goes on with the others and prints the table. `step` trains
+all four side by side in one process and prints the CPU time of their steps.
 """
 
 import argparse
@@ -15,10 +17,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +38,8 @@ def convert_teacher(weights: Path, out: Path) -> None:
     import torch
     from transformers import EfficientNetConfig, EfficientNetModel
 
-    model = EfficientNetModel(EfficientNetConfig(hidden_act="relu6", hidden_dim=1280, image_size=224, squeeze_expansion_ratio=0.25))
+    sizes = {"hidden_dim": 1280, "image_size": 224, "width_coefficient": 1.0, "depth_coefficient": 1.0}
+    model = EfficientNetModel(EfficientNetConfig(hidden_act="relu6", **sizes))
     state, source = model.state_dict(), torch.load(weights, weights_only=True)
     renamed = {"_conv_stem": "embeddings.convolution", "_bn0": "embeddings.batchnorm"}
     renamed |= {"_conv_head": "encoder.top_conv", "_bn1": "encoder.top_bn"}
@@ -141,6 +145,32 @@ def answer_questions(args: argparse.Namespace, folder: Path, seed: int) -> dict[
     return {f"answers {split}, %": 100 * mean(found) for split, found in right.items()}
 
 
+def measure_steps(args: argparse.Namespace) -> None:
+    """Print the median CPU milliseconds of a step of every variant, which take steps in turn, and their ratio to `without`."""
+    from unicode.common.config import load_config
+    from unicode.images.loader import build_loader
+    from unicode.train.config import TrainTokenizerConfig
+    from unicode.train.monitor import TokenizerMonitor
+    from unicode.train.samplers import AugmentedSampler
+    from unicode.train.tokenizer import TokenizerTrainer
+
+    trainers, spent = {}, {variant: list[float]() for variant in VARIANTS}
+    for variant in VARIANTS:
+        folder = Path(args.out) / f"step-{variant}"
+        config = load_config(TrainTokenizerConfig, ROOT / f"configs/tokenizer/hqvae_{args.set}.yaml", settings_of(args, variant, 0, folder))
+        trainers[variant] = TokenizerTrainer(config)
+        trainers[variant].monitor = TokenizerMonitor(folder, "cpu", batch_size=config.train.batch_size, usage_alarm=0.0)
+    sampler = AugmentedSampler(len(trainers["without"].dataset), batch_size=config.train.batch_size, stop_step=args.steps)
+    for step, batch in enumerate(build_loader(trainers["without"].dataset, sampler, num_workers=0)):
+        for variant, trainer in trainers.items():
+            start = time.process_time()
+            trainer.train_step(step, [batch])
+            spent[variant].append(1000 * (time.process_time() - start))
+    medians = {variant: median(times[len(times) // 4 :]) for variant, times in spent.items()}
+    for variant, value in medians.items():
+        print(f"| {variant} | {value:.0f} ms | {value / medians['without']:.3f} |")
+
+
 def compare(args: argparse.Namespace) -> None:
     """Run what is missing, then print the table."""
     results = Path(args.out) / "results"
@@ -173,7 +203,19 @@ def main() -> None:
     teacher = parts.add_parser("teacher")
     teacher.add_argument("weights", type=Path)
     teacher.add_argument("out", type=Path)
-    measure = parts.add_parser("compare")
+    for measure in (parts.add_parser("compare"), parts.add_parser("step")):
+        add_options(measure)
+    args = parser.parse_args()
+    if args.what == "teacher":
+        convert_teacher(args.weights, args.out)
+    elif args.what == "step":
+        measure_steps(args)
+    else:
+        compare(args)
+
+
+def add_options(measure: argparse.ArgumentParser) -> None:
+    """Options of `compare` and `step`."""
     measure.add_argument("set", choices=PARTS)
     measure.add_argument("--base", required=True, help="small base model with table.safetensors in its folder")
     measure.add_argument("--teacher", required=True, help="folder of a vision model")
@@ -188,11 +230,6 @@ def main() -> None:
     measure.add_argument("--seeds", type=int, default=3)
     measure.add_argument("--processes", type=int, default=1, help="runs side by side")
     measure.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.what == "teacher":
-        convert_teacher(args.weights, args.out)
-    else:
-        compare(args)
 
 
 if __name__ == "__main__":

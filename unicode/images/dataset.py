@@ -66,11 +66,6 @@ class DataConfig:
         """The crop that training takes: `crop`, or what "auto" means for this data set."""
         return ("resized" if self.name == "ffhq" else "random") if self.crop == "auto" else self.crop
 
-    @property
-    def varies(self) -> bool:
-        """Whether training gets different crops of one picture."""
-        return self.name != "shapes" and (self.training_crop != "center" or self.flip)
-
     def __post_init__(self) -> None:
         for name, allowed in (("name", NAMES), ("crop", CROPS), ("resize", RESIZES)):
             value = getattr(self, name)

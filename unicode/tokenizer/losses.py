@@ -136,8 +136,7 @@ class WordsConfig(SemanticTermConfig):
         if self.weight > 0 and not self.model:
             raise ValueError("objective.semantic.words.model is empty; name the folder of the language model of model.codebook.table")
         if self.neighbours < 2 or self.temperature <= 0:
-            given = f"neighbours ({self.neighbours}) must be at least 2 and temperature ({self.temperature}) positive"
-            raise ValueError(f"objective.semantic.words.{given}")
+            raise ValueError("objective.semantic.words.neighbours must be at least 2 and temperature positive")
 
 
 @dataclass
@@ -157,8 +156,7 @@ class TeacherConfig(SemanticTermConfig):
         if self.weight > 0 and not (self.path or self.cache):
             raise ValueError("objective.semantic.teacher needs a path, the folder of a vision model, or a cache of its features")
         if self.image_size < 0 or self.width < 1:
-            given = f"image_size ({self.image_size}) cannot be negative, width ({self.width}) must be positive"
-            raise ValueError(f"objective.semantic.teacher.{given}")
+            raise ValueError("objective.semantic.teacher.image_size cannot be negative, and width must be positive")
 
 
 @dataclass
@@ -167,11 +165,6 @@ class SemanticConfig:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)  # Codes against the features of a frozen vision model
     words: WordsConfig = field(default_factory=WordsConfig)  # Codes as words against the words of captions
-
-    @property
-    def enabled(self) -> bool:
-        """Whether a term has a weight."""
-        return self.teacher.weight > 0 or self.words.weight > 0
 
 
 @dataclass

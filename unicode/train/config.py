@@ -133,7 +133,7 @@ class TrainTokenizerConfig:
         book = self.model.codebook
         if book.mode == "projected" and self.objective.commitment == 0 and book.entropy_weight == 0:
             raise ValueError("objective.commitment=0 leaves the rows of model.codebook.mode=projected without a gradient; set it above 0")
-        semantic = self.objective.semantic
+        semantic, data = self.objective.semantic, self.data
         levels = self.model.levels if self.model.type == "hqvae" else self.model.depth
         for name, term in (("teacher", semantic.teacher), ("words", semantic.words)):
             if term.weight > 0 and max(term.levels) >= levels:
@@ -141,7 +141,8 @@ class TrainTokenizerConfig:
                 raise ValueError(f"{found} must be below {levels}, the number of levels of the tokenizer")
         if semantic.words.weight > 0 and book.mode == "free":
             raise ValueError("objective.semantic.words needs rows of a language model, which model.codebook.mode=free has not")
-        if semantic.teacher.weight > 0 and semantic.teacher.cache and self.data.varies:
+        varies = data.name != "shapes" and (data.training_crop != "center" or data.flip)
+        if semantic.teacher.weight > 0 and semantic.teacher.cache and varies:
             raise ValueError("objective.semantic.teacher.cache has features of whole pictures; set data.crop=center and data.flip=false")
         if semantic.words.weight > 0 and self.train.batch_size < 2:
             raise ValueError("objective.semantic.words tells the pictures of a batch apart; set train.batch_size to 2 or more")

@@ -215,10 +215,10 @@ class FeatureCache:
     Raises FileNotFoundError: there is neither file nor teacher. Raises ValueError: it is of another teacher, transform or grid.
     """
 
-    def __init__(self, path: Path, dataset: ImageDataset, teacher: Teacher | None, *, grid: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, path: Path, dataset: ImageDataset, teacher: Teacher | None, *, grid: tuple[int, int]) -> None:
         about = {"transform": dataset.protocol, "grid": str(grid)} | ({"teacher": teacher.fingerprint} if teacher is not None else {})
         if teacher is not None and not path.is_file():
-            on_main(partial(write_features, path, dataset, teacher, about, device=device))
+            on_main(partial(self._write, path, dataset, teacher, about))
         if not path.is_file():
             raise FileNotFoundError(f"there is no cache {path}; name the teacher that makes it in objective.semantic.teacher.path")
         with name_errors(path):
@@ -232,6 +232,17 @@ class FeatureCache:
         names = bytes(self.file.get_tensor("keys").numpy()).decode("utf-8", "surrogateescape")
         self.rows = {key: row for row, key in enumerate(names.split("\0"))}
 
+    @staticmethod
+    def _write(path: Path, dataset: ImageDataset, teacher: Teacher, about: dict[str, str]) -> None:
+        logger.info("%s: features of %d pictures", path, len(dataset))
+        order = [list(range(at, min(at + 32, len(dataset)))) for at in range(0, len(dataset), 32)]
+        loader = build_loader(dataset, order, num_workers=0, device=teacher.mean.device)
+        parts = [(batch.keys, teacher.features(batch).half().cpu()) for batch in loader]
+        names = "\0".join(key for keys, _ in parts for key in keys).encode("utf-8", "surrogateescape")
+        tensors = {"keys": torch.frombuffer(bytearray(names), dtype=torch.uint8), "features": torch.cat([part for _, part in parts])}
+        with atomic_write(path, "wb") as file:
+            file.write(stable_bytes(tensors, about))
+
     def features(self, batch: Batch) -> Tensor:
         """Keys of pictures -> (B, h, w, D) float32. ValueError: a picture is not in the file."""
         lacking = [key for key in batch.keys if key not in self.rows]
@@ -239,17 +250,6 @@ class FeatureCache:
             raise ValueError(f"{self.path} has no features of {lacking[0]}; delete it, and a run with the teacher makes it anew")
         features = self.file.get_slice("features")
         return torch.stack([features[self.rows[key]] for key in batch.keys]).to(batch.images.device).float()
-
-
-def write_features(path: Path, dataset: ImageDataset, teacher: Teacher, about: dict[str, str], *, device: torch.device) -> None:
-    """Write the features of all pictures that can be read, with their keys."""
-    logger.info("%s: features of %d pictures", path, len(dataset))
-    order = [list(range(at, min(at + 32, len(dataset)))) for at in range(0, len(dataset), 32)]
-    parts = [(batch.keys, teacher.features(batch).half().cpu()) for batch in build_loader(dataset, order, num_workers=0, device=device)]
-    names = "\0".join(key for keys, _ in parts for key in keys).encode("utf-8", "surrogateescape")
-    tensors = {"keys": torch.frombuffer(bytearray(names), dtype=torch.uint8), "features": torch.cat([part for _, part in parts])}
-    with atomic_write(path, "wb") as file:
-        file.write(stable_bytes(tensors, about))
 
 
 class TeacherTerm(nn.Module):
@@ -266,7 +266,7 @@ class TeacherTerm(nn.Module):
         grid, given = max(self.grids), bool(options.path) and (not options.cache or Path(options.path).exists())
         with torch.random.fork_rng(devices=[]):  # a network draws its first weights: the head's must not depend on whether there is one
             teacher = Teacher(options, grid=grid, device=device) if given else None
-        source = FeatureCache(Path(options.cache), dataset, teacher, grid=grid, device=device) if options.cache else teacher
+        source = FeatureCache(Path(options.cache), dataset, teacher, grid=grid) if options.cache else teacher
         assert source is not None
         self.source = source
         width = sum(tokenizer.stack.codebook(level).width for level in options.levels)

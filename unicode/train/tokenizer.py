@@ -107,7 +107,9 @@ class TokenizerTrainer:
         self.discriminator = PatchDiscriminator(options).to(self.device) if options.enabled else None
         self.lecam = LeCam(decay=options.lecam_decay).to(self.device) if options.enabled and options.lecam_weight > 0 else None
         self.dataset = build_dataset(config.data, image_size=config.model.image_size, train=True)
-        self.semantic = Semantic(config, self.tokenizer, self.dataset, table) if config.objective.semantic.enabled else None
+        semantic = config.objective.semantic
+        supervised = max(semantic.teacher.weight, semantic.words.weight) > 0
+        self.semantic = Semantic(config, self.tokenizer, self.dataset, table) if supervised else None
         split = config.train.val_split
         self.val = build_dataset(replace(config.data, split=split), image_size=config.model.image_size, train=False) if split else None
         per_epoch = len(self.dataset) / config.train.batch_size
