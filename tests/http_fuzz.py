@@ -233,10 +233,10 @@ class Target:
 def exchange(port, sent):
     """Send a request; returns the status of its answer or a word for what came in its place. AssertionError: an answer that may not be."""
     with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it refuses before all is there
+        with contextlib.suppress(OSError):  # it refuses before all is there
             connection.sendall(encode(sent))
-        if sent.framing == "short":
-            connection.shutdown(socket.SHUT_WR)
+            if sent.framing == "short":
+                connection.shutdown(socket.SHUT_WR)
         if sent.leaves == "before":
             return "left"
         if sent.leaves == "after":

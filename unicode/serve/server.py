@@ -197,7 +197,8 @@ class Server:
         getting: asyncio.Future[Any] = loop.create_future()
 
         def put(event: Any) -> bool:
-            loop.call_soon_threadsafe(coming.put_nowait, event)
+            if event:
+                loop.call_soon_threadsafe(coming.put_nowait, event)
             return not left.is_set()
 
         def end(done: asyncio.Future[Any]) -> None:
@@ -446,7 +447,7 @@ async def draw_pictures(server: Server, request: Request, asked: list[DrawReques
 
     def draw(number: int, put: Callable[[Any], bool]) -> None:
         about = {"type": "image_generation.progress", "index": number}
-        ids = server.engine.draw(asked[number], sampling, lambda count: put({**about, "ids": count, "of": whole}))
+        ids = server.engine.draw(asked[number], sampling, lambda count: put(count and {**about, "ids": count, "of": whole}))
         put({**about, "type": "image_generation.completed", "b64_json": server.picture(ids), "ids": ids.tolist()})
 
     async with aclosing(server.follow(request, *(partial(draw, number) for number in range(len(asked))))) as events:
