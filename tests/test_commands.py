@@ -39,6 +39,7 @@ FORWARDS = {
 SMALL = [
     "model.autoencoder.channels=32", "model.codebook.num_rows=32", "objective.perceptual.weight=0",
     "data.name=folder", "data.path=''", "data.holdout=0.5", "train.val_split=val", "train.num_workers=0",
+    "run.precision=float32",
 ]
 
 
@@ -170,7 +171,10 @@ def small_arguments(name: str, words: list[str], stand_ins: dict[str, str], out:
 
 
 # commands that run as they are written, in a folder that has what the documents name
-IN_PROJECT = {"train_llm", "answer", "chat", "merge_lora", "benchmark", "generate_images", "eval_generation", "report", "export_questions"}
+IN_PROJECT = {
+    "train_llm", "answer", "chat", "choose_sampling", "merge_lora", "benchmark", "generate_images", "eval_generation", "report",
+    "export_questions",
+}
 SMALL_LLM = [
     "model.path=outputs/base", "model.image_tokenizer=outputs/hqvae_shapes", "data.val_files=[]", "data.max_length=500",
     "data.skip_bad=true", "data.stores=[outputs/hqvae_shapes/ids/val]", "data.num_workers=0", "train.steps=1",
