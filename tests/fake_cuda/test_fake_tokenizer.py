@@ -32,6 +32,7 @@ SMALL += [
 ]
 SMALL += ["train.batch_size=2", "train.micro_batch_size=2", "run.device=cpu", "run.precision=bf16", "run.compile=false"]
 SMALL += ["objective.perceptual.random=true", "model.codebook.num_rows=0"]
+SMALL += ["objective.semantic.teacher.weight=0", "objective.semantic.words.weight=0"]  # they need folders of models
 GAN = ["train.micro_batch_size=1", "objective.perceptual.weight=0", "objective.discriminator.enabled=true", "train.average_decay=0.9"]
 GAN += ["model.autoencoder.multipliers=[1,2]", "model.autoencoder.decoder_attention=[32]", "model.autoencoder.downsample_input=false"]
 VARIANTS = {
