@@ -162,17 +162,21 @@ def test_resumed_with_compressed_images_and_branches_it_ends_with_the_same_bits(
     assert largest_difference(whole, load_file(run / ADAPTER)) == 0.0
 
 
-def test_resumed_with_muon_it_ends_with_the_same_bits(llm_overrides: list[str], tmp_path: Path) -> None:
-    """Matrices in the layers are trained by Muon, the rest by AdamW, in one optimizer with one state."""
-    settings = [*llm_overrides, "lora.enabled=false", "optimizer.muon_lr=0.02", "train.save_every=6"]
-    whole = train(settings, f"run.dir={tmp_path / 'whole'}")
-    train(settings, "train.steps=6", f"run.dir={tmp_path / 'two'}", "optimizer.schedule=constant_with_warmup")
+@pytest.mark.parametrize("tuned", ["lora.enabled=false", "lora.train_markers=off"])
+def test_resumed_with_muon_it_ends_with_the_same_bits(
+    llm_overrides: list[str], tmp_path: Path, tuned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Muon trains the matrices inside the layers, AdamW the rest, if there is any, in one optimizer with one state."""
+    caplog.set_level("INFO")
+    settings = [*llm_overrides, tuned, "optimizer.muon_lr=0.02", "train.save_every=6"]
+    whole, weights = train(settings, f"run.dir={tmp_path / 'whole'}"), "model.safetensors" if "enabled" in tuned else ADAPTER
     shutil.copytree(whole / "checkpoint-6", tmp_path / "llm" / "checkpoint-6")
     shutil.copy(whole / "config.yaml", tmp_path / "llm")
-    weights = load_file(train(settings) / "model.safetensors")
-    assert largest_difference(load_file(whole / "model.safetensors"), weights) == 0.0
-    with pytest.raises(ValueError, match="turn one of them off"):
-        build(settings, "run.deepspeed=zero2.json")
+    assert largest_difference(load_file(whole / weights), load_file(train(settings) / weights)) == 0.0
+    assert "resuming" in caplog.text
+    for impossible in (["run.deepspeed=zero2.json"], ["vision.enabled=true", "vision.path=tower", "vision.projector_only=true"]):
+        with pytest.raises(ValueError, match="muon_lr"):
+            build(settings, "lora.enabled=false", *impossible)
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_checkpoint(llm_overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -278,21 +282,22 @@ def test_another_adapter_in_the_run_folder_is_refused(llm_overrides: list[str]) 
 ZERO = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("zero2", "zero3")]
 
 
-@pytest.mark.parametrize("engine", ["ddp", *ZERO])
+@pytest.mark.parametrize("engine", ["ddp", "muon", *ZERO])
 def test_two_ranks_equal_one(llm_overrides: list[str], empty_config: Path, tmp_path: Path, engine: str) -> None:
     """Same losses and weights for the same global batch; under ZeRO-3 with compressed images, which only some ranks have."""
     settings = [*llm_overrides, "lora.dropout=0", "train.steps=12", "train.save_every=0", "train.log_every=1"]
     settings += ["model.gradient_checkpointing=true"]
     settings += ["model.input_mode=sum", "train.group_by=modality"] if engine == "zero3" else []
+    settings += ["optimizer.muon_lr=0.002"] if engine == "muon" else []
     one = train(settings, f"run.dir={tmp_path / 'one'}", f"lora.train_markers={'off' if engine == 'zero3' else 'on'}")
-    engines = [] if engine == "ddp" else [f"run.deepspeed={ROOT}/configs/deepspeed/{engine}.json"]
+    engines = [] if engine in ("ddp", "muon") else [f"run.deepspeed={ROOT}/configs/deepspeed/{engine}.json"]
     more = [*settings, *engines, "train.micro_batch_size=2", "train.save_every=6"]
     run_ranks("train_llm", empty_config, *more, logs=tmp_path, DS_ACCELERATOR="cpu", ACCELERATE_USE_CPU="true")
     two = tmp_path / "llm"
     assert largest_difference(losses(one), losses(two)) < 1e-3
     assert largest_difference(load_file(one / ADAPTER), load_file(two / ADAPTER)) < 1e-3
     states = [path.name for path in (two / "checkpoint-12").rglob("*optim_states.pt")]
-    assert len(states) == (0 if engine == "ddp" else 2), "the engine was not the one that was asked for"
+    assert len(states) == (2 if engines else 0), "the engine was not the one that was asked for"
     assert not list(two.rglob("model.safetensors"))
 
 

@@ -303,6 +303,8 @@ class TrainLlmConfig:
                 raise ValueError(f"{section}.{key} is for image ids, but vision.enabled=true learns none; turn one of them off")
             if used and not self.model.image_tokenizer:
                 raise ValueError(f"{section}.{key} needs the codebook of the image tokenizer; name its folder in model.image_tokenizer")
+        if self.optimizer.muon_lr and self.vision.projector_only:
+            raise ValueError("optimizer.muon_lr trains matrices inside the layers, and vision.projector_only=true trains none; set it to 0")
         if self.optimizer.muon_lr and self.run.deepspeed:
             raise ValueError("optimizer.muon_lr needs whole matrices, and run.deepspeed divides them among ranks; turn one of them off")
         if self.model.quantize != "none" and not self.lora.enabled:

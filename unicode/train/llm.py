@@ -42,6 +42,7 @@ SUMMARY = "summary.json"
 FIXED = ("model.path", "model.template", "model.input_mode", "model.output_mode", "cells.", "lora.", "vision.")
 """Settings that a run folder keeps: what its weights mean."""
 HEAD = "cell_head."  # Before the names of its weights
+MUON = "muon"  # Value of "by" in the groups of parameters that it trains
 logger = get_logger(__name__)
 
 
@@ -212,27 +213,22 @@ class LlmTraining:
         )
 
 
-MUON = "muon"  # value of "by" in the groups that it trains
-
-
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups with "by": "muon", whose parameters are matrices, and AdamW for the others."""
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
-        of_muon = [group for group in groups if group.get("by") == MUON]
-        self.parts = {
-            MUON: torch.optim.Muon(of_muon, momentum=0.95),
-            "": torch.optim.AdamW([group for group in groups if group.get("by") != MUON], **settings),
-        }
+        kinds: dict[str, Any] = {MUON: partial(torch.optim.Muon, momentum=0.95), "": partial(torch.optim.AdamW, **settings)}
+        chosen = {by: [group for group in groups if group.get("by", "") == by] for by in kinds}
+        self.parts = {by: kinds[by](some) for by, some in chosen.items() if some}
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make one step with the gradients that are there."""
         for by, part in self.parts.items():
             part.state = self.state  # loading a state replaces it, and the groups
             part.param_groups = [group for group in self.param_groups if group.get("by", "") == by]
-            part.step(closure)
+            part.step()
 
 
 class LlmTrainer(Trainer):
