@@ -188,9 +188,9 @@ def annotations(folder: Path, rng: random.Random) -> str:
     shutil.copytree(SAMPLE, folder / "in")
     bench = folder / "in" / "eval"
     for name in ("mmbench", "pope"):
-        (bench / BENCHMARKS[name].questions).parent.mkdir(parents=True)
-    (bench / BENCHMARKS["mmbench"].questions).write_text("index\timage\n1\tAAAA\n2\tAAAA\n")
-    (bench / BENCHMARKS["pope"].questions).write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
+        (bench / BENCHMARKS[name].path).parent.mkdir(parents=True)
+    (bench / BENCHMARKS["mmbench"].path).write_text("index\timage\n1\tAAAA\n2\tAAAA\n")
+    (bench / BENCHMARKS["pope"].path).write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
     for split in ("train", "val"):
         (folder / "in" / f"llava_concat_{split}.txt").write_text("a.jpg\nb/c.jpg\n")
     shutil.copy(GOLDEN / "v0.1" / "anno.json", folder / "in" / "ours.json")

@@ -114,7 +114,7 @@ def test_an_adapter_around_everything():
 def test_states_and_logits_behind_cells_of_several_ids(kind):
     model = make(kind)
     decoder = CachedDecoder(model)
-    decoder.keep_states_()
+    decoder.keeps_states = True
     ids, mask = padded(PROMPTS)
     features, embed = decoder.start(mask, input_ids=ids, max_new=3), model.get_input_embeddings()
     cells = torch.tensor([[[20, 21, 22], [23, NONE, NONE], [24, 25, NONE]], [[30, NONE, NONE], [31, 32, 33], [34, 35, 36]]])

@@ -174,6 +174,12 @@ def split_weight(name: str | Path) -> tuple[str, float]:
     return file, value
 
 
+def check_share(val_share: float) -> None:
+    """ValueError for a share of the val files below 0, or from 1 up."""
+    if not 0 <= val_share < 1:
+        raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
+
+
 def read_runs(path: str | Path, *, layout: Layout, tokenizer: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (RECORD-RUN, ids) of the runs in the turns of an annotation file (.json, .jsonl), both counted from 0.
 

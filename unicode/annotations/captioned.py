@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from unicode.annotations.build import Made, Report, build
+from unicode.annotations.build import Made, Report, build, check_share
 from unicode.annotations.records import IMAGE_TAG, NO_CAPTION, NOT_TEXT, RefusedError, make_turns, read_record
 from unicode.annotations.templates import CAPTION, draw, fill
 from unicode.common.config import load_config
@@ -73,8 +73,7 @@ def get_folder_anno(
         val_share: share of the val files; the same pictures as those of a tokenizer's data.holdout of this size.
         questions: questions per picture, at most.
     """
-    if not 0 <= val_share < 1:
-        raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
+    check_share(val_share)
     keys = list(list_folder(root).keys)
     groups = find_groups(keys)
 

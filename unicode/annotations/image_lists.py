@@ -5,9 +5,9 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Report, Source, find_first, find_source
+from unicode.annotations.build import LAION, MIX, PUBLISHED_NAMES, Report, Source, check_share, find_first, find_source
 from unicode.annotations.records import BAD_IMAGE, NO_IMAGE, RefusedError, image_key, read_keys
 from unicode.annotations.templates import draw_share
 from unicode.common.files import atomic_write, read_jsonl, read_list, write_list
@@ -17,37 +17,24 @@ TRAIN, VAL = SPLITS = ("train", "val")
 CONCAT, CONCAT_VQA = "llava_concat", "llava_concat_vqa"
 
 
-class BenchmarkFiles(NamedTuple):
-    """Where one benchmark keeps its questions and its images, relative to the folder of all benchmarks."""
-
-    questions: str
-    images: str
-
-
-BENCHMARKS = {
-    "vqav2": BenchmarkFiles("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", "vqav2/test2015"),
-    "gqa": BenchmarkFiles("gqa/llava_gqa_testdev_balanced.jsonl", "gqa/data/images"),
-    "vizwiz": BenchmarkFiles("vizwiz/llava_test.jsonl", "vizwiz/test"),
-    "sqa": BenchmarkFiles("scienceqa/llava_test_CQM-A.json", "scienceqa/images/test"),
-    "textvqa": BenchmarkFiles("textvqa/llava_textvqa_val_v051_ocr.jsonl", "textvqa/train_images"),
-    "pope": BenchmarkFiles("pope/llava_pope_test.jsonl", "pope/val2014"),
-    "mme": BenchmarkFiles("MME/llava_mme.jsonl", "MME/MME_Benchmark_release_version"),
-    "mmbench": BenchmarkFiles("mmbench/mmbench_dev_20230712.tsv", "mmbench/images"),
-    "mmbench_cn": BenchmarkFiles("mmbench_cn/mmbench_dev_cn_20231003.tsv", "mmbench_cn/images"),
-    "seed": BenchmarkFiles("seed_bench/llava-seed-bench_1.jsonl", "seed_bench"),
-    "llavabench": BenchmarkFiles("llava-bench-in-the-wild/questions.jsonl", "llava-bench-in-the-wild/images"),
-    "mmvet": BenchmarkFiles("mm-vet/llava-mm-vet.jsonl", "mm-vet/images"),
+BENCHMARKS = {  # questions and folder of images of each, below the folder of all benchmarks
+    "vqav2": Source(Path("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"), "vqav2/test2015"),
+    "gqa": Source(Path("gqa/llava_gqa_testdev_balanced.jsonl"), "gqa/data/images"),
+    "vizwiz": Source(Path("vizwiz/llava_test.jsonl"), "vizwiz/test"),
+    "sqa": Source(Path("scienceqa/llava_test_CQM-A.json"), "scienceqa/images/test"),
+    "textvqa": Source(Path("textvqa/llava_textvqa_val_v051_ocr.jsonl"), "textvqa/train_images"),
+    "pope": Source(Path("pope/llava_pope_test.jsonl"), "pope/val2014"),
+    "mme": Source(Path("MME/llava_mme.jsonl"), "MME/MME_Benchmark_release_version"),
+    "mmbench": Source(Path("mmbench/mmbench_dev_20230712.tsv"), "mmbench/images"),
+    "mmbench_cn": Source(Path("mmbench_cn/mmbench_dev_cn_20231003.tsv"), "mmbench_cn/images"),
+    "seed": Source(Path("seed_bench/llava-seed-bench_1.jsonl"), "seed_bench"),
+    "llavabench": Source(Path("llava-bench-in-the-wild/questions.jsonl"), "llava-bench-in-the-wild/images"),
+    "mmvet": Source(Path("mm-vet/llava-mm-vet.jsonl"), "mm-vet/images"),
 }
 
 
 def concat_vae_with_mix(
-    root: str | Path,
-    out: str | Path,
-    *,
-    seed: int = 0,
-    annos: Sequence[str | Path] = (),
-    val_share: float = 0.05,
-    dry_run: bool = False,
+    root: str | Path, out: str | Path, *, seed: int = 0, annos: Sequence[str | Path] = (), val_share: float = 0.05, dry_run: bool = False
 ) -> Report:
     """The images of LLaVA's 558K and 665K in two lists, llava_concat_train.txt and llava_concat_val.txt, each image once.
 
@@ -57,8 +44,7 @@ def concat_vae_with_mix(
     Without them llava_laion558k and llava_mix665k: the published lists where they exist, else the annotation files. `val_share`: share of
     the val list where no split is given.
     """
-    if not 0 <= val_share < 1:
-        raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")
+    check_share(val_share)
     report = Report("concat_vae_with_mix", seed)
     defaults = [[Path(root) / f"{PUBLISHED_NAMES[stem]}_{TRAIN}.txt", Path(root) / f"{stem}.json"] for stem in (LAION, MIX)]
     sources = [find_source(root, anno) for anno in annos] or [Source(path) for path in find_first(defaults, report)]
@@ -76,13 +62,7 @@ def concat_vae_with_mix(
 
 
 def concat_vae_with_vqabench(
-    root: str | Path,
-    out: str | Path,
-    *,
-    seed: int = 0,
-    bench: str = "eval",
-    allow_test_images: bool = False,
-    dry_run: bool = False,
+    root: str | Path, out: str | Path, *, seed: int = 0, bench: str = "eval", allow_test_images: bool = False, dry_run: bool = False
 ) -> Report:
     """Append the images of LLaVA's benchmarks to what concat_vae_with_mix made: llava_concat_vqa_train.txt, and _val.txt unchanged.
 
@@ -103,16 +83,16 @@ def concat_vae_with_vqabench(
     places = [[Path(folder) / f"{CONCAT}_{split}.txt" for folder in (out, root)] for split in SPLITS]
     lists = [find_first([paths], report, remedy="make it with --func concat_vae_with_mix")[0] for paths in places]
     report.inputs = [*map(str, lists), str(Path(root) / bench)]
-    missing = [name for name, files in BENCHMARKS.items() if not (Path(root) / folder / files.questions).is_file()]
+    missing = [name for name, files in BENCHMARKS.items() if not (Path(root) / folder / files.path).is_file()]
     if len(missing) == len(BENCHMARKS):
-        looked = ", ".join(files.questions for files in BENCHMARKS.values())
+        looked = ", ".join(str(files.path) for files in BENCHMARKS.values())
         raise FileNotFoundError(f"no benchmark in {Path(root) / folder}: looked for {looked}")
     if missing:
         report.note(f"benchmarks not in {Path(root) / folder} and left out: {', '.join(missing)}")
     train, val = (dict.fromkeys(_keys(Source(path), report)) for path in lists)
     for name, files in BENCHMARKS.items():
         if name not in missing:
-            source = Source(Path(root) / folder / files.questions, f"{folder}/{files.images}")
+            source = Source(Path(root) / folder / files.path, f"{folder}/{files.folder}")
             train |= dict.fromkeys(_keys(source, report, pictures=None if dry_run else Path(root) / source.folder))
     return _write_lists(report, CONCAT_VQA, (list(train), list(val)), Path(out), dry_run=dry_run)
 

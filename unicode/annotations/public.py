@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from unicode.annotations.build import Report
+from unicode.annotations.build import Report, check_share
 from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
 from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError, read_record
 from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, fill_template
@@ -51,7 +51,7 @@ def get_label_anno(
         val_share: share of the train part for the val files, the same pictures as those of data.holdout; 0: the set's own val part.
         questions: questions per picture, at most.
     """
-    _check_share(val_share)
+    check_share(val_share)
     report = Report("get_label_anno", seed, inputs=[f"torchvision:{dataset}@{root}"])
     opened = {"train": TorchvisionSet(dataset, "train", str(root))}
     for part in ("test",) if val_share else ("val", "test"):
@@ -106,7 +106,7 @@ def get_parquet_anno(
         val_share: share of the val files; the same pictures as those of data.holdout of this size.
         questions: questions per picture, at most.
     """
-    _check_share(val_share)
+    check_share(val_share)
     report = Report("get_parquet_anno", seed, inputs=[str(Path(root) / path)])
     source = ParquetImages(path, str(root), column="")
     names = label_words(source.class_names(text_column))
@@ -199,8 +199,3 @@ def label_text(label: int, names: Sequence[str], rng: Random, *, held_out: bool)
         asked.append(SceneQuestion(phrase(LABEL_CLAIM, noun=with_article(name)), "yes", "yesno"))
         asked.append(SceneQuestion(phrase(LABEL_CLAIM, noun=with_article(rng.choice(others))), "no", "yesno"))
     return phrase(LABEL_CAPTION, noun=with_article(name)), asked if held_out else rng.sample(asked, len(asked))
-
-
-def _check_share(val_share: float) -> None:
-    if not 0 <= val_share < 1:
-        raise ValueError(f"val_share is {val_share}; it must be 0 or more and below 1")

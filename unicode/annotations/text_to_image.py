@@ -99,16 +99,7 @@ def get_uncond_anno(
 
 
 def _build_uncaptioned(
-    task: str,
-    kind: str,
-    root: str | Path,
-    images: ImageIds,
-    out: str | Path,
-    *,
-    seed: int,
-    anno: str | Path,
-    share: float,
-    dry_run: bool,
+    task: str, kind: str, root: str | Path, images: ImageIds, out: str | Path, *, seed: int, anno: str | Path, share: float, dry_run: bool
 ) -> Report:
     """A record of `task` for each different image of the annotation file, or of the stores, that `share` selects."""
     if not 0 < share <= 1:

@@ -106,7 +106,7 @@ class CachedDecoder:
         self.device = next(self.embedding.parameters()).device
         self._body: Any = self.causal.get_decoder()
         self.vocab_size = int(self.config.vocab_size)  # rows of the embedding table
-        self._plain_head, self._keeps_states = self._head_is_all(), False
+        self._plain_head, self.keeps_states = self._head_is_all(), False
         windows = "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
         kinds = set(getattr(self.config, "layer_types", None) or [windows])
         sees_all = kinds == {"full_attention"}
@@ -190,10 +190,6 @@ class CachedDecoder:
         """Features (R, D) -> (R, V) float32 logits of every token."""
         return (self.head(features) if self._plain_head else features[:, : self.vocab_size]).float()
 
-    def keep_states_(self) -> None:
-        """Let `states` work for the batches to come."""
-        self._keeps_states = True
-
     def states(self, features: Tensor) -> Tensor:
         """Features -> (R, D) the language model's state, which its output head and a cell head take."""
         return features if self._plain_head else features[:, self.vocab_size :]
@@ -227,8 +223,8 @@ class CachedDecoder:
         given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         if self._plain_head:
             return self._body(**given).last_hidden_state[:, -1]
-        found = self.causal(**given, logits_to_keep=1, output_hidden_states=self._keeps_states)
-        return torch.cat((found.logits[:, -1], found.hidden_states[-1][:, -1]), -1) if self._keeps_states else found.logits[:, -1]
+        found = self.causal(**given, logits_to_keep=1, output_hidden_states=self.keeps_states)
+        return torch.cat((found.logits[:, -1], found.hidden_states[-1][:, -1]), -1) if self.keeps_states else found.logits[:, -1]
 
     def _new_cache(self, rows: int, capacity: int) -> tuple[int, int]:
         """Make an empty cache, or empty the static one that is there if it is large enough; return its rows and positions."""
@@ -269,13 +265,7 @@ class ImageHead:
     """
 
     def __init__(
-        self,
-        decoder: CachedDecoder,
-        row_ids: Tensor | Sequence[Tensor],
-        layout: Layout,
-        *,
-        markers: Markers,
-        cells: CellHead | None = None,
+        self, decoder: CachedDecoder, row_ids: Tensor | Sequence[Tensor], layout: Layout, *, markers: Markers, cells: CellHead | None = None
     ) -> None:
         given, top = [row_ids] if isinstance(row_ids, Tensor) else list(row_ids), decoder.vocab_size - 1
         if len(given) not in (1, layout.num_levels):
@@ -293,8 +283,12 @@ class ImageHead:
         self.ids = torch.cat(given).unique().to(decoder.device)
         self._decoder = decoder
         if cells is not None:
-            _check_cells(cells, self.ids, layout)
-            decoder.keep_states_()
+            own, known = cells.layout.describe(), len(cells.row_ids)
+            if cells.layout != layout:
+                raise ValueError(f"the cell head writes images of {own}, the image tokenizer {layout.describe()}; take its own")
+            if not torch.equal(cells.row_ids, self.ids):
+                raise ValueError(f"the cell head knows other image ids ({known}) than the image tokenizer ({len(self.ids)}); take its own")
+            decoder.keeps_states = True
         levels = layout.levels() if len(given) > 1 else torch.zeros(self.num_ids, dtype=torch.int64)
         self.levels = levels.to(decoder.device)  # (n,) which set each position of an image takes
         allowed = torch.stack([torch.isin(self.ids.cpu(), ids.cpu()) for ids in given])
@@ -329,13 +323,6 @@ class ImageHead:
             return pick(features, 0)[:, None]
         assert self.cells is not None
         return self.cells.sample(features, self._rows, choose=pick)
-
-
-def _check_cells(cells: CellHead, ids: Tensor, layout: Layout) -> None:
-    if cells.layout != layout:
-        raise ValueError(f"the cell head writes images of {cells.layout.describe()}, the image tokenizer {layout.describe()}; take its own")
-    if not torch.equal(cells.row_ids, ids):
-        raise ValueError(f"the cell head knows other image ids ({len(cells.row_ids)}) than the image tokenizer ({len(ids)}); take its own")
 
 
 @torch.no_grad()

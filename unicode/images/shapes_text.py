@@ -1,7 +1,7 @@
 """Scenes of the shapes world -> captions, questions with one right answer, both in many forms, and lines of text for pre-training."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
@@ -98,21 +98,25 @@ class _QuestionMaker:
     rng: Random
 
     def colour(self) -> list[SceneQuestion]:
-        found = []
-        for thing in self.things:
-            forms = [f"What color is the object at the {thing.place}?", f"What is the color of the object at the {thing.place}?"]
-            found.append(SceneQuestion(self.rng.choice(forms), thing.colour, "colour"))
-            if self._only(shape=thing.shape):
-                found.append(SceneQuestion(f"What color is the {thing.shape}?", thing.colour, "colour"))
-        return found
+        forms = ("What color is the object at the {place}?", "What is the color of the object at the {place}?")
+        return self._about("colour", forms, "What color is the {shape}?", ("shape",))
 
     def shape(self) -> list[SceneQuestion]:
+        forms = ("What shape is the object at the {place}?", "What shape is at the {place}?")
+        return self._about("shape", forms, "What shape is the {colour} object?", ("colour",))
+
+    def size(self) -> list[SceneQuestion]:
+        return self._about("size", ("What size is the object at the {place}?",), "What size is the {colour} {shape}?", ("colour", "shape"))
+
+    def _about(self, kind: str, forms: Sequence[str], by_looks: str, looks: Sequence[str]) -> list[SceneQuestion]:
+        """Ask for one property of each thing: by its place, in one of `forms`, and where no other thing has its `looks` by these."""
         found = []
         for thing in self.things:
-            forms = [f"What shape is the object at the {thing.place}?", f"What shape is at the {thing.place}?"]
-            found.append(SceneQuestion(self.rng.choice(forms), thing.shape, "shape"))
-            if self._only(colour=thing.colour):
-                found.append(SceneQuestion(f"What shape is the {thing.colour} object?", thing.shape, "shape"))
+            words = thing._asdict()
+            form = self.rng.choice(forms) if len(forms) > 1 else forms[0]
+            found.append(SceneQuestion(form.format(**words), words[kind], kind))
+            if self._only(**{name: words[name] for name in looks}):
+                found.append(SceneQuestion(by_looks.format(**words), words[kind], kind))
         return found
 
     def place(self) -> list[SceneQuestion]:
@@ -142,14 +146,6 @@ class _QuestionMaker:
         for thing in self.things:
             found.append(SceneQuestion(self._claim(thing.colour, thing.shape, thing.place, form=self.rng.randrange(4)), "yes", "yesno"))
             found += self._false_claim(thing)
-        return found
-
-    def size(self) -> list[SceneQuestion]:
-        found = []
-        for thing in self.things:
-            found.append(SceneQuestion(f"What size is the object at the {thing.place}?", thing.size, "size"))
-            if self._only(colour=thing.colour, shape=thing.shape):
-                found.append(SceneQuestion(f"What size is the {thing.colour} {thing.shape}?", thing.size, "size"))
         return found
 
     def _claim(self, colour: str, shape: str, place: str, *, form: int) -> str:

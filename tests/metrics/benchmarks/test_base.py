@@ -26,8 +26,8 @@ def test_limits_and_published_numbers(name):
 @each
 def test_the_folders_are_those_of_the_image_lists(name):
     paths = [file.paths for file in BENCHMARKS[name].needed_files(Options())]
-    assert any(IMAGE_SOURCES[name].questions in path for path in paths)
-    assert BENCHMARKS[name].image_folder(Options()) == IMAGE_SOURCES[name].images
+    assert any(str(IMAGE_SOURCES[name].path) in path for path in paths)
+    assert BENCHMARKS[name].image_folder(Options()) == IMAGE_SOURCES[name].folder
 
 
 @each

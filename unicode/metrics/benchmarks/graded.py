@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from unicode.common.extras import require
 from unicode.common.files import open_append, read_json, read_jsonl
 from unicode.common.logging import get_logger
-from unicode.metrics.benchmarks.base import DATA, Answers, Benchmark, Options, Score, expect, json_lines, percent
+from unicode.metrics.benchmarks.base import DATA, Answers, Benchmark, Options, Score, expect, json_lines, percent, rounded
 
 log = get_logger(__name__)
 
@@ -99,42 +99,30 @@ def grade_all(
 
 def summarize(reviews: Iterable[Review]) -> dict[str, dict[str, Any]]:
     """Return per category, and for "all", the relative score in percent and ten times the mean scores; unparsed replies are left out."""
-    groups = _by_category((review.category, review.pair) for review in reviews)
+    means = _mean_scores((review.category, review.pair) for review in reviews)
     return {
-        name: {
-            "relative": percent(candidate, reference),
-            "reference_x10": 10 * reference,
-            "candidate_x10": 10 * candidate,
-            "reviews": len(groups[name]),
-        }
-        for name, (reference, candidate) in _means(groups).items()
+        name: {"relative": percent(own, gold), "reference_x10": 10 * gold, "candidate_x10": 10 * own, "reviews": number}
+        for name, (gold, own, number) in means.items()
     }
 
 
 def summarize_as_llava(reviews: Iterable[Review]) -> dict[str, float | None]:
     """Return the relative score per category as LLaVA's summary prints it (see `Review.llava_pair`)."""
     values = {}
-    for name, means in _means(_by_category((review.category, review.llava_pair) for review in reviews)).items():
-        relative = percent(round(means[1], 3), round(means[0], 3))
-        values[name] = None if relative is None else round(relative, 1)
+    for name, (reference, candidate, _) in _mean_scores((review.category, review.llava_pair) for review in reviews).items():
+        values[name] = rounded(percent(round(candidate, 3), round(reference, 3)), 1)
     return values
 
 
-def _by_category(pairs: Iterable[tuple[str, Pair | None]]) -> dict[str, list[Pair]]:
+def _mean_scores(pairs: Iterable[tuple[str, Pair | None]]) -> dict[str, tuple[float, float, int]]:
+    """Mean scores of reference and candidate and their number by category and for "all", in sorted order; 0 for an empty group."""
     groups: dict[str, list[Pair]] = {"all": []}
     for category, pair in pairs:
         if pair is not None:
             groups["all"].append(pair)
             groups.setdefault(category, []).append(pair)
-    return groups
-
-
-def _means(groups: Mapping[str, Sequence[Pair]]) -> dict[str, Pair]:
-    """Mean scores by group name, in sorted order; 0 for an empty group."""
-    return {
-        name: (sum(pair[0] for pair in pairs) / max(1, len(pairs)), sum(pair[1] for pair in pairs) / max(1, len(pairs)))
-        for name, pairs in sorted(groups.items())
-    }
+    sums = {name: (sum(pair[0] for pair in some), sum(pair[1] for pair in some), len(some)) for name, some in sorted(groups.items())}
+    return {name: (gold / max(1, number), own / max(1, number), number) for name, (gold, own, number) in sums.items()}
 
 
 URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY", "JUDGE_MODEL"
@@ -346,14 +334,8 @@ class Llavabench(Benchmark):
         reviews, error = grade_all(prompts, options.grade, workers=options.grader_workers)
         score.num_unparsed = sum(review.pair is None for review in reviews)
         score.files["reviews.jsonl"] = json_lines(
-            {
-                "id": number,
-                "question_id": review.key,
-                "category": f"llava_bench_{review.category}",
-                "content": review.reply,
-                "tuple": review.pair,
-            }
-            for number, review in enumerate(reviews, 1)
+            {"id": at, "question_id": one.key, "category": f"llava_bench_{one.category}", "content": one.reply, "tuple": one.pair}
+            for at, one in enumerate(reviews, 1)
         )
         score.values |= {"judged": len(reviews), **summarize(reviews), "llava_minus_one": summarize_as_llava(reviews)}
         if score.num_unparsed:
@@ -379,16 +361,10 @@ class Llavabench(Benchmark):
             if question.key not in answers:
                 continue
             category = str(question.fields.get("category", ""))
-            needed: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-                ("reference answer", question.key, references),
-                ("context", question.image, context),
-                ("rule", category, rules),
-            )
-            for what, name, table in needed:
+            needed = {"reference answer": (question.key, references), "context": (question.image, context), "rule": (category, rules)}
+            for what, (name, table) in needed.items():
                 if name not in table:
-                    raise ValueError(
-                        f"question {question.id} of {path} has no {what}: {name!r} is not there; {LLAVABENCH_SOURCE}"
-                    )
+                    raise ValueError(f"question {question.id} of {path} has no {what}: {name!r} is not there; {LLAVABENCH_SOURCE}")
             prompt = grading_prompt(
                 context=context[question.image],
                 question=question.text,

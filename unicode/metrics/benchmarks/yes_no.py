@@ -1,6 +1,6 @@
 """POPE and MME: yes-no questions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +46,10 @@ class Pope(Benchmark):
             labels = _read_labels(path, asked)
             texts = [answers[question.key]["text"] if question.key in answers else None for question in asked]
             rates[category] = _pope_rates([llava_answer(text) if text is not None else None for text in texts], labels)
-            strict[category] = _rate_all(texts, labels, strict_answer)
-            score.num_unparsed += sum(strict_answer(text) is None for text in texts if text is not None)
+            read = [strict_answer(text or "") for text in texts]
+            wrong = ["no" if label == "yes" else "yes" for label in labels]
+            strict[category] = _pope_rates([answer or other for answer, other in zip(read, wrong, strict=True)], labels)
+            score.num_unparsed += read.count(None) - texts.count(None)
         if not rates:
             return
         score.files["pope.json"] = result_text({name: {key: values[key] for key in PRINTED} for name, values in rates.items()})
@@ -78,13 +80,6 @@ def _read_labels(path: Path, asked: Sequence[Question]) -> list[str]:
         if row.get("label") not in ("yes", "no"):
             raise ValueError(f"{path}, row {number} has the label {row.get('label')!r}; expected yes or no")
     return [row["label"] for row in rows]
-
-
-def _rate_all(texts: Sequence[str | None], labels: Sequence[str], read: Callable[[str], str | None]) -> dict[str, Any]:
-    """Rate strictly: what is missing or cannot be read counts as the wrong answer."""
-    wrong = {"yes": "no", "no": "yes"}
-    read_texts = [None if text is None else read(text) for text in texts]
-    return _pope_rates([answer or wrong[label] for answer, label in zip(read_texts, labels, strict=True)], labels)
 
 
 def _pope_rates(predictions: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
