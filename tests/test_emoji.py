@@ -134,7 +134,7 @@ def test_files(folder, emoji):
         assert {record["image"].split("/")[0] for record in records[f"emoji_{name}"]} == {"train"}
     for split in ("choose", "unseen", "new"):
         expected = {one.key for one in emoji if one.split == split}
-        for form in ("seen", "held"):
+        for form in ("name", "seen", "held"):
             found = records[f"emoji_captions_{split}_{form}"]
             assert {record["image"] for record in found} == expected and {record["form"] for record in found} == {form}
     assert all(record["attributes"]["concept"] for record in records["emoji_gallery"])

@@ -23,7 +23,7 @@ Names: Unicode CLDR through the package emoji; groups: the package emoji-data-py
 FONT_ATTRIBUTION = "Second style: rendered with the font {style}; its own licence applies (Noto: SIL Open Font License 1.1).\n"
 TEXT_LINES = 4  # of text for the base model, a picture
 CONVERSATIONS = 6  # with questions about a training picture
-TURNS = 2  # of a conversation: what it is, and a question of another kind
+TURNS = 3  # of a conversation: what it is, and questions of other kinds
 TRAIN_ASKED = 250  # training pictures in questions_train.jsonl
 
 
@@ -100,7 +100,7 @@ def check_languages(codes: str) -> list[str]:
 def write_words(out: Path, emoji: Sequence[Any], *, captions: int, languages: Sequence[str], seed: int) -> dict[str, int]:
     """Write captions, questions, text and the gallery of some emoji; return name of each file -> number of its records."""
     from catalogue import SPLITS
-    from phrases import HELD, SEEN, Asker, text_lines
+    from phrases import FORMS, Asker, text_lines
 
     from unicode.annotations.templates import draw
     from unicode.common.files import write_jsonl, write_list
@@ -128,7 +128,7 @@ def write_words(out: Path, emoji: Sequence[Any], *, captions: int, languages: Se
     evaluated: list[dict[str, Any]] = []
     for split, some in parts.items():
         some = rng("order", split).sample(some, len(some))
-        for form in (SEEN, HELD):
+        for form in FORMS:
             save(f"emoji_captions_{split}_{form}.json", (caption_record(one, rng(form, one.key), form) for one in some))
         lines = [line for one in some[: TRAIN_ASKED if split == "train" else None] for line in question_lines(one, asker, rng, styles)]
         save(f"questions_{split}.jsonl", ({"question_id": number, **line} for number, line in enumerate(lines)))
@@ -157,7 +157,7 @@ def with_attributes(one: Any, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def caption_record(one: Any, rng: Random, form: str) -> dict[str, Any]:
-    """Return one caption of an emoji, in a form of training or a held-out one."""
+    """Return one caption of an emoji: its name, a form of training or a held-out one."""
     from phrases import caption
 
     made = caption(one, rng, form=form)
@@ -165,11 +165,11 @@ def caption_record(one: Any, rng: Random, form: str) -> dict[str, Any]:
 
 
 def caption_records(one: Any, rng: Random, number: int, languages: Sequence[str]) -> list[dict[str, Any]]:
-    """Return different captions of a training picture, at most `number`, and one in each of some languages."""
-    from phrases import caption
+    """Return `number` captions of a training picture, every other one its name, and one in each of some languages."""
+    from phrases import NAME, SEEN, caption
 
-    texts = dict.fromkeys(caption(one, rng).text for _ in range(number))
-    texts |= dict.fromkeys(name for code in languages if (name := foreign(one, code)))
+    texts = [caption(one, rng, form=(NAME, SEEN)[place % 2]).text for place in range(number)]
+    texts += [name for code in languages if (name := foreign(one, code))]
     return [described(one, text, place=f"-{place}") for place, text in enumerate(texts)]
 
 

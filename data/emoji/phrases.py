@@ -11,7 +11,7 @@ from catalogue import NO_TONE, TONES, TWEMOJI, Emoji
 
 from unicode.images.shapes_text import vary, with_article
 
-SEEN, HELD = "seen", "held"
+NAME, SEEN, HELD = FORMS = "name", "seen", "held"  # of captions: the name itself; other words around it, of training or held out
 
 # {n}: the concept, {a}: the concept with its article, {t}: the skin tone, {at}: the skin tone with its article
 TONED = {
@@ -79,7 +79,7 @@ class Caption:
     """A caption, and whether its form occurs in training."""
 
     text: str
-    form: str  # SEEN or HELD
+    form: str  # one of FORMS
     template: str  # the words around the names
 
 
@@ -111,6 +111,8 @@ def typed(text: str, rng: Random) -> str:
 
 def caption(one: Emoji, rng: Random, *, form: str = SEEN) -> Caption:
     """Return a caption that names the concept and the skin tone; a held-out form differs in the words around one of them."""
+    if form == NAME:
+        return Caption(one.name, form, NAME)
     part = rng.choice(["core", "wrap"]) if form == HELD else ""
     order = "{n}"
     other = GENDERED[SEEN].get(one.gender, ()) if is_job(one) else ()
