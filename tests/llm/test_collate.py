@@ -139,11 +139,11 @@ def test_rows_are_looked_up_in_one_call(examples):
 def test_masks_of_other_types(builder):
     example = builder.build(["<image>\na", "b", "c", "d"], [IDS], isolate_turns=True)
     batch = collate([example], pad_id=0)
-    seen, added = (branch_mask(batch["example"], batch["branch"], dtype=dtype) for dtype in (None, torch.bfloat16))
-    assert seen.dtype == torch.bool and added.dtype == torch.bfloat16
-    assert torch.equal(seen, added == 0)
+    plain, half = (branch_mask(batch["example"], batch["branch"], dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert half.dtype == torch.bfloat16 and half.min() == torch.finfo(torch.bfloat16).min
+    assert torch.equal(plain == 0, half == 0)
     assert torch.equal(
-        branch_mask(torch.zeros(1, 3).long(), torch.tensor([[0, 1, 2]]), dtype=None)[0, 0],
+        branch_mask(torch.zeros(1, 3).long(), torch.tensor([[0, 1, 2]]), dtype=torch.float32)[0, 0] == 0,
         torch.tensor([[True, False, False], [True, True, False], [True, False, True]]),
     )
 

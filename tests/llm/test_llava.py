@@ -12,13 +12,13 @@ from torch import Tensor
 from unicode.images.decode import to_float
 from unicode.llm.llava import (
     LlavaModel,
-    PadToSquare,
     Tower,
     VisionSettings,
     build_projector,
     build_tower,
     describe_projector,
     load_projector_,
+    pad_to_square,
     read_projector,
     save_projector,
     square_transform,
@@ -302,7 +302,7 @@ def test_pictures_of_any_shape_become_square(fit: str) -> None:
 
 
 def test_padding_keeps_the_picture_in_the_middle() -> None:
-    square = PadToSquare((0.0, 0.0, 0.0))(Image.new("RGB", (10, 4), (255, 255, 255)))
+    square = pad_to_square(Image.new("RGB", (10, 4), (255, 255, 255)), colour=(0.0, 0.0, 0.0))
     assert square.size == (10, 10)
     assert square.crop((0, 3, 10, 7)).getextrema() == ((255, 255),) * 3
     assert square.crop((0, 0, 10, 3)).getextrema() == ((0, 0),) * 3

@@ -40,9 +40,8 @@ class CellSettings:
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.width < 0 or self.heads < 0:
-            raise ValueError(
-                f"cells.layers is {self.layers}, width {self.width}, heads {self.heads}; layers must be 1 or more, the others 0 or more"
-            )
+            given = f"cells.layers is {self.layers}, width {self.width}, heads {self.heads}"
+            raise ValueError(f"{given}; layers must be 1 or more, the others 0 or more")
 
     def resolved(self, hidden_size: int) -> "CellSettings":
         """Return the settings with a width and heads. ValueError: heads that do not divide the width."""
@@ -88,15 +87,10 @@ class CellTables:
 class CellHead(nn.Module):
     """A causal transformer over the m ids of a cell; its tables are rows of the language model's.
 
-    Args:
-        settings: size.
-        hidden_size: D, width of the language model's state.
-        table_width: E, width of the rows of the embedding table.
-        layout: of the images; cells are runs of `cell_length` ids in its order.
-        row_ids: (K,) int64 vocabulary ids that may stand in an image.
-
-    Rows are given with each call: the module keeps none, so that they are those of the language model, in whatever type, on whatever
-    device, or split by ZeRO-3. Raises ValueError: an order of ids in which a cell is no run.
+    `hidden_size`: D, width of the language model's state. `table_width`: E, width of the rows of the embedding table. `layout`: of the
+    images; cells are runs of `cell_length` ids in its order. `row_ids`: (K,) int64 vocabulary ids that may stand in an image. Rows are
+    given with each call: the module keeps none, so that they are those of the language model, in whatever type, on whatever device, or
+    split by ZeRO-3. Raises ValueError: an order of ids in which a cell is no run.
     """
 
     row_ids: Tensor  # (K,) int64, sorted
@@ -226,7 +220,6 @@ def check_cells(layout: Layout) -> None:
     """Raise ValueError for an order of ids in which the codes of a cell do not belong to one place."""
     if layout.order == "rows":
         reason = "output_mode is 'cells', for which the ids of a cell must belong to one place"
-        convert = (
-            "write it with python -m unicode.run.convert_tokenizer SRC OUT --order nested, then the ids with encode_images or import_ids"
-        )
-        raise ValueError(f"{reason}: order 'nested' or 'depth', not the tokenizer's 'rows'; {convert} --ckpt OUT")
+        convert = "write it with python -m unicode.run.convert_tokenizer SRC OUT --order nested"
+        again = "then the ids with encode_images or import_ids --ckpt OUT"
+        raise ValueError(f"{reason}: order 'nested' or 'depth', not the tokenizer's 'rows'; {convert}, {again}")

@@ -25,11 +25,8 @@ PADDING = -1  # Value of `example` at padded positions
 def collate(examples: Sequence[Example], *, pad_id: int, side: str = "right", pack: bool = False) -> dict[str, torch.Tensor]:
     """Put examples into one batch of B rows and T positions; packed, B is 1 and T the sum of the lengths.
 
-    Args:
-        examples: at least one.
-        pad_id: id at padded positions.
-        side: where the padding stands; "left" for generation.
-        pack: all examples one after another in one row, where none sees another.
+    `side`: where the padding of `pad_id` stands; "left" for generation. `pack`: all examples one after another in one row, where none sees
+    another.
 
     Returns input_ids (B, T), labels (B, T), is_image (B, T) bool; extra_ids (n, m - 1) and extra_at (n,), flat positions b * T + t; example
     (B, T), index in `examples` of each position, PADDING at padded ones; task (len(examples),), indexes in annotations.records.TASKS, -1
@@ -82,22 +79,17 @@ def sum_inputs(embed: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return words.index_add(0, at.repeat_interleave(extra.shape[1]), added).view(*ids.shape, -1)
 
 
-def branch_mask(owner: torch.Tensor, branch: torch.Tensor, *, dtype: torch.dtype | None) -> torch.Tensor:
+def branch_mask(owner: torch.Tensor, branch: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     """Return the attention mask (B, 1, T, T): visible are earlier positions of the same example, of no branch or the own branch.
 
-    Args:
-        owner: (B, T), the example of each position (`example` of a batch); padding sees only padding.
-        branch: (B, T), see `Example`.
-        dtype: a float type gives a mask to be added to the scores, 0 where visible and the type's lowest number elsewhere, which every
-            attention of transformers takes; None gives True and False, for sdpa alone.
+    It is added to the scores: 0 where visible and the lowest number of `dtype` elsewhere. `owner`: (B, T), the example of each position
+    (`example` of a batch); padding sees only padding. `branch`: (B, T), see `Example`.
     """
     steps = torch.arange(owner.shape[1], device=owner.device)
     earlier = steps[:, None] >= steps[None, :]
     same = owner[:, :, None] == owner[:, None, :]
     open_to = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
     seen = (earlier & same & open_to)[:, None]
-    if dtype is None:
-        return seen
     return torch.zeros(seen.shape, dtype=dtype, device=owner.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
@@ -115,13 +107,8 @@ def block_mask(owner: torch.Tensor, branch: torch.Tensor | None) -> BlockMask:
 class PixelReader:
     """Adds to a batch the pixels that a `LlavaModel` takes beside ids; worker processes get a pickled copy.
 
-    An image that cannot be read becomes a grey one and is counted; the labels of its conversation are ignored.
-
-    Args:
-        pictures: the images by key.
-        transform: RGB image -> (3, S, S) uint8.
-        side: S.
-        positions: placeholder positions n of an image.
+    An image that cannot be read becomes a grey one and is counted; the labels of its conversation are ignored. `transform`: RGB image ->
+    (3, S, S) uint8. `side`: S. `positions`: placeholder positions n of an image.
     """
 
     def __init__(self, pictures: ImageLookup, *, transform: PictureTransform, side: int, positions: int) -> None:

@@ -89,13 +89,8 @@ def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> 
     """Return the index of an annotation file, from the cache when file and settings are those of an earlier call.
 
     Of several processes that index a file at the same time, one reads it and the others wait for its result; without a cache each reads it
-    with its share of the processors. Raises FileNotFoundError:
-    there is no such file. Raises ValueError: it is damaged, or `measure` raised it.
-
-    Args:
-        path: a JSON list of records.
-        measure: measures a record.
-        settings: everything that `measure` depends on, as JSON can hold it.
+    with its share of the processors. `settings`: everything that `measure` depends on, as JSON can hold it. Raises FileNotFoundError: there
+    is no such file. Raises ValueError: it is damaged, or `measure` raised it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}; make some with python -m unicode.run.make_annotations")
@@ -207,30 +202,20 @@ class ConversationDataset(Dataset[Example]):
     All records are checked and measured when the data set is made. A record that is too long is cut between turns, or left out when
     its first round alone is too long; an image is never cut.
 
-    Args:
-        files: JSON lists of records; FILE@FOLDER where its image paths start from a folder of the image root.
-        builder: tokenizes conversations; without a layout, that of the stores or records is taken.
-        stores: folders of ids (or folders of such folders) for records that name their images.
-        fingerprint: of the image tokenizer; "" takes it from the stores, or from the records.
-        max_length: most tokens of an example; 0 for no limit.
-        input_mode: "sum" compresses the images of all questions, "ids" those of records that ask for it.
-        isolate_turns: see `unicode.llm.examples.split_branches`.
-        image_positions: positions of an image whose features are put in later (LLaVA); 0 where images are ids.
-        skip_bad: leave out records that cannot be used and count them, in place of an error that names them.
-
-    Attributes:
-        lengths: (n,) int32 tokens.
-        tasks: (n,) int8, indexes in annotations.records.TASKS.
-        sources: (n,) int32, indexes in `files`.
-        num_images: (n,) int16, images of each example.
-        fingerprint: of the image tokenizer that made the ids; "" if neither arguments nor stores nor records name it.
-        intake: counts of the records; `skipped` are those left out, by reason.
-
-    Raises:
-        FileNotFoundError: no such annotation file or store.
-        ValueError: a damaged file; records that cannot be used; ids of another tokenizer, in another order or beyond the vocabulary;
-            no record left.
+    `files`: JSON lists of records; FILE@FOLDER where its image paths start from a folder of the image root. `builder`: tokenizes
+    conversations; without a layout, that of the stores or records is taken. `stores`: folders of ids (or folders of such folders) for
+    records that name their images. `max_length`: most tokens of an example; 0: no limit. `input_mode`: "sum" compresses the images of all
+    questions, "ids" those of records that ask for it. `isolate_turns`: see `unicode.llm.examples.split_branches`. `image_positions`:
+    positions of an image whose features are put in later (LLaVA); 0 where images are ids. `skip_bad`: leave out records that cannot be used
+    and count them, in place of an error that names them. Raises FileNotFoundError: no such annotation file or store. Raises ValueError: a
+    damaged file; records that cannot be used; ids of another tokenizer, in another order or beyond the vocabulary; no record left.
     """
+
+    lengths: np.ndarray  # (n,) int32 tokens
+    tasks: np.ndarray  # (n,) int8, indexes in annotations.records.TASKS
+    sources: np.ndarray  # (n,) int32, indexes in `files`
+    num_images: np.ndarray  # (n,) int16, images of each example
+    fingerprint: str  # Of the image tokenizer that made the ids; "" if neither arguments nor stores nor records name it
 
     def __init__(
         self,

@@ -22,27 +22,16 @@ NOT_BEGUN = OPEN + CLOSE  # A run of no ids, which UniCode-ECCV24 wrote for an i
 
 @dataclass
 class Example:
-    """One tokenized conversation of T positions.
+    """One tokenized conversation of T positions."""
 
-    Attributes:
-        input_ids: (T,) int64.
-        labels: (T,) int64, IGNORED or the id at the same position (the model shifts them itself).
-        is_image: (T,) bool, positions of image ids or compressed cells, without the markers.
-        extra_ids: (n, m - 1) int64, the further ids of n cells of m ids, read or written; the first stands in `input_ids`.
-        extra_at: (n,) int64, the positions of these cells.
-        branch: (T,) int64, 0 for positions that every turn sees, then 1, 2, ... for turns that do not see each other.
-        task: one of the tasks of annotations.
-        images: keys of the images, in the order of their runs.
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    is_image: torch.Tensor
-    extra_ids: torch.Tensor
-    extra_at: torch.Tensor
-    branch: torch.Tensor
-    task: str = ""
-    images: tuple[str, ...] = ()
+    input_ids: torch.Tensor  # (T,) int64
+    labels: torch.Tensor  # (T,) int64, IGNORED or the id at the same position (the model shifts them itself)
+    is_image: torch.Tensor  # (T,) bool, positions of image ids or compressed cells, without the markers
+    extra_ids: torch.Tensor  # (n, m - 1) int64, the further ids of n cells of m ids, read or written; the first stands in `input_ids`
+    extra_at: torch.Tensor  # (n,) int64, the positions of these cells
+    branch: torch.Tensor  # (T,) int64, 0 for positions that every turn sees, then 1, 2, ... for turns that do not see each other
+    task: str = ""  # One of the tasks of annotations
+    images: tuple[str, ...] = ()  # Keys of the images, in the order of their runs
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -77,25 +66,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """Tokenizes conversations, for training and for prompts.
+    """Tokenizes conversations, for training and for prompts."""
 
-    Attributes:
-        template: how turns are written as text.
-        text_tokenizer: the language model's, of transformers.
-        markers: around images; None where there are none.
-        layout: of whole images; None leaves the length of runs unchecked (then there is no input_mode "sum").
-        vocab_size: rows of the embedding table; every id must lie below it.
-        bare_images: no markers, and the text behind an image is tokenized as at the beginning of a text, as for LLaVA's models.
-        output_mode: "cells" writes an image in an answer in one position for each cell, as input_mode "sum" reads one.
-    """
-
-    template: Template
-    text_tokenizer: Any
-    markers: Markers | None = None
-    layout: Layout | None = None
-    vocab_size: int = 0
-    bare_images: bool = False
-    output_mode: str = "ids"
+    template: Template  # How turns are written as text
+    text_tokenizer: Any  # The language model's, of transformers
+    markers: Markers | None = None  # Around images; None where there are none
+    layout: Layout | None = None  # Of whole images; None leaves the length of runs unchecked (then there is no input_mode "sum")
+    vocab_size: int = 0  # Rows of the embedding table; every id must lie below it
+    bare_images: bool = False  # No markers, and text behind an image is tokenized as at the beginning of a text, as for LLaVA's models
+    output_mode: str = "ids"  # "cells" writes an image in an answer in one position for each cell, as input_mode "sum" reads one
 
     def __post_init__(self) -> None:
         text_encoder(self.text_tokenizer)  # raises where the tokenizer cannot be used
@@ -124,17 +103,12 @@ class ExampleBuilder:
     ) -> Example:
         """Tokenize a conversation: a training example, or a prompt when the last answer is None or missing.
 
-        Args:
-            turns: human and gpt by turns; images stand in them as <image> (their ids are in `runs`) or as <vistok>...</vistok>.
-            runs: ids (n,) for each <image>, in order: whole rows of an image.
-            input_mode: "sum" compresses the images of the questions.
-            isolate_turns: turns that share the images of the first question see only these and themselves (see `split_branches`).
-            open_image: `turns` end with a question, and its answer is an image: the example ends where the next id of the image is to
-                be written. The last of `runs` holds the ids that are given, (0,) for none.
-            task: kept in the example.
-            images: keys of the images, kept in the example.
-
-        Raises ValueError: tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
+        `turns`: human and gpt by turns; images stand in them as <image> (their ids are in `runs`) or as <vistok>...</vistok>. `runs`: ids
+        (n,) for each <image>, in order: whole rows of an image. `input_mode`: "sum" compresses the images of the questions.
+        `isolate_turns`: turns that share the images of the first question see only these and themselves (see `split_branches`).
+        `open_image`: `turns` end with a question, and its answer is an image: the example ends where the next id of the image is to be
+        written. The last of `runs` holds the ids that are given, (0,) for none. `task`, `images`: kept in the example. Raises ValueError:
+        tags and runs that do not fit, ids that are no image of the layout or no ids of the vocabulary.
         """
         if open_image:
             (segments,) = self.segments([*turns, IMAGE_TAG], runs, input_mode=input_mode, isolate_turns=False)

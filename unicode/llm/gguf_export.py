@@ -30,16 +30,11 @@ logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells of every step
 
 
 def export_gguf(model: Any, text: Any, path: str | Path, *, card: Card | None, kind: str = "f16", name: str = "unicode") -> None:
-    """Write a causal language model of transformers and its text tokenizer as a GGUF file.
+    """Write a causal language model of transformers, without an adapter, on the CPU, and its text tokenizer as a GGUF file.
 
-    Args:
-        model: without an adapter, on the CPU.
-        card: whose image markers become control tokens; None for a plain model.
-        kind: f32, f16 or q8_0, of the matrices; vectors are f32, and matrices whose rows are no multiple of 32 wide are f16 for q8_0.
-        name: of the model in the file.
-
-    Raises ValueError: an architecture, scaled positions or a kind of tokenizer that is not written, or the package gguf is not installed.
-    Raises OSError: the disk is full.
+    `card`: whose image markers become control tokens; None for a plain model. `kind`: f32, f16 or q8_0, of the matrices; vectors are f32,
+    and matrices whose rows are no multiple of 32 wide are f16 for q8_0. Raises ValueError: an architecture, scaled positions or a kind of
+    tokenizer that is not written, or the package gguf is not installed. Raises OSError: the disk is full.
     """
     gguf = require("gguf", extra="gguf")
     config = model.config

@@ -5,6 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,20 +277,15 @@ def square_transform(image_size: int, *, fit: str, colour: tuple[float, ...]) ->
     if fit == "crop":
         return eval_transform(image_size)
     steps: list[Any] = [v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC, antialias=True), v2.PILToTensor()]
-    return v2.Compose([PadToSquare(colour), *steps] if fit == "pad" else steps)
+    return v2.Compose([partial(pad_to_square, colour=colour), *steps] if fit == "pad" else steps)
 
 
-@dataclass(frozen=True)
-class PadToSquare:
+def pad_to_square(picture: Image.Image, *, colour: tuple[float, ...]) -> Image.Image:
     """Centre an image on a square of its longer side, the rest in `colour` (0 to 1 each)."""
-
-    colour: tuple[float, ...]
-
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        side = max(picture.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in self.colour))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        return square
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in colour))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
 
 
 def digest_weights(module: nn.Module, description: str) -> str:
@@ -328,13 +324,9 @@ def open_vision_model(folder: Path, *, setting: str, patches: bool = True) -> An
 class LlavaModel(nn.Module):
     """A language model that reads images through a tower and a projector.
 
-    The tower is frozen and deliberately no submodule: it is in no state dict and no optimizer, and DDP, ZeRO and casts do not change it.
-    Every rank has a complete copy, which moves to the device of the language model.
-
-    Args:
-        lm: a causal language model of transformers, or a PEFT model of one.
-        tower: a frozen tower.
-        projector: (..., tower.width) -> (..., D).
+    `lm`: a causal language model of transformers, or a PEFT model of one. `projector`: (..., tower.width) -> (..., D). The tower is frozen
+    and deliberately no submodule: it is in no state dict and no optimizer, and DDP, ZeRO and casts do not change it. Every rank has a
+    complete copy, which moves to the device of the language model.
     """
 
     tower: Tower
@@ -345,15 +337,12 @@ class LlavaModel(nn.Module):
         self.__dict__["tower"] = tower  # around nn.Module's registration
 
     def embed(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None) -> Tensor:
-        """Return the embeddings of a batch, those of placeholders replaced by features.
+        """Return the embeddings (B, T, D) of a batch, those of placeholders replaced by features, in the embedding layer's dtype.
 
-        Every call runs the embedding layer and the projector once. Without images a black one is read and none of its rows used, so that
-        ranks with and without images run the same collective operations. Returns (B, T, D) in the embedding layer's dtype.
-
-        Args:
-            input_ids: (B, T); any id of the vocabulary at the placeholders.
-            pixels: (m, 3, S, S) uint8 or in [-1, 1], the images in the order of their positions, or None.
-            image_at: (m n) int64 positions in the flattened batch (b T + t), or None.
+        `input_ids`: (B, T); any id of the vocabulary at the placeholders. `pixels`: (m, 3, S, S) uint8 or in [-1, 1], the images in the
+        order of their positions. `image_at`: (m n) int64 positions in the flattened batch (b T + t). Every call runs the embedding layer
+        and the projector once. Without images a black one is read and none of its rows used, so that ranks with and without images run the
+        same collective operations.
         """
         embeddings = self.get_input_embeddings()(input_ids)
         tower = self.tower
@@ -372,10 +361,7 @@ class LlavaModel(nn.Module):
         return self.projector(features.to(next(self.projector.parameters()).dtype))  # type: ignore[no-any-return]
 
     def forward(self, input_ids: Tensor, *, pixels: Tensor | None = None, image_at: Tensor | None = None, **kwargs: Any) -> Any:
-        """Run the language model on a batch, see `embed`; `kwargs` are for it: attention_mask, position_ids, labels, ...
-
-        Returns what it returns (`loss` if labels are given, `logits`, `past_key_values`).
-        """
+        """Return what the language model makes of a batch, see `embed`; `kwargs` are for it: attention_mask, position_ids, labels, ..."""
         return self.lm(inputs_embeds=self.embed(input_ids, pixels=pixels, image_at=image_at), **kwargs)
 
     # attributes that Trainer and generation loops read

@@ -50,17 +50,12 @@ def is_llava_folder(folder: str | Path) -> bool:
 
 
 def open_llava_folder(folder: str | Path, *, base: str, tower: str, options: dict[str, Any]) -> tuple[LlavaModel, Any, Card]:
-    """Open a folder of LLaVA.
+    """Open a folder of LLaVA: a LoRA run, a projector, or a complete model.
 
-    Args:
-        folder: a LoRA run, a projector, or a complete model.
-        base: the language model that an adapter or projector was trained on; "": the one that the folder names.
-        tower: folder of the vision model or image tokenizer; "": as `base`.
-        options: for `unicode.llm.model.open_base`: dtype, attention, device.
-
-    Returns the model on the CPU, its text tokenizer, and a card without markers: LLaVA puts nothing around images. Raises
-    FileNotFoundError: the base model, the tower or a file of weights is missing. Raises ValueError: a damaged file, weights that have no
-    place, or a variant that cannot be read.
+    `base`: the language model that an adapter or projector was trained on; "": the one that the folder names. `tower`: folder of the vision
+    model or image tokenizer; "": as `base`. `options`: of `unicode.llm.model.open_base`: dtype, attention, device. Returns the model on the
+    CPU, its text tokenizer, and a card without markers: LLaVA puts nothing around images. Raises FileNotFoundError: the base model, the
+    tower or a file of weights is missing. Raises ValueError: a damaged file, weights that have no place, or a variant that cannot be read.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

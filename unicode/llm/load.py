@@ -244,18 +244,13 @@ def open_model(
 ) -> LanguageModel:
     """Open a language model for inference.
 
-    Args:
-        path: a run folder of `unicode.run.train_llm`, a folder of `unicode.run.merge_lora`, one that LLaVA's own code wrote, or a plain
-            model, which then answers text; or org/name@revision of a hub.
-        base: the model that an adapter was trained on, if it has moved since the training.
-        image_tokenizer: the same for the image tokenizer, or for the tower of a model that reads pixels.
-        device: "auto" is a GPU where there is one.
-        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU, float32 elsewhere.
-        attention: as `unicode.llm.model.open_base`.
-        merge: add an adapter to the weights: answers are faster, logits differ by rounding.
-
-    Raises FileNotFoundError: nothing there, or the base model or a file of weights is missing. Raises ValueError: an adapter of another
-    base model, a damaged file, parts that do not fit each other.
+    `path`: a run folder of `unicode.run.train_llm`, a folder of `unicode.run.merge_lora`, one that LLaVA's code wrote, or a plain model,
+    which then answers text; or org/name@revision of a hub. `base`: the model that an adapter was trained on, if it has moved since the
+    training. `image_tokenizer`: the same for the image tokenizer, or for the tower of a model that reads pixels. `device`: "auto" is a GPU
+    where there is one. `dtype`: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU, float32 elsewhere. `attention`: as
+    `unicode.llm.model.open_base`. `merge`: add an adapter to the weights: answers are faster, logits differ by rounding. Raises
+    FileNotFoundError: nothing there, or the base model or a file of weights is missing. Raises ValueError: an adapter of another base
+    model, a damaged file, parts that do not fit each other.
     """
     folder, chosen = find_folder(path, otherwise="give a run folder of train_llm"), choose_device(device)
     options = {"dtype": inference_dtype(dtype, chosen), "attention": attention, "device": chosen.type}
@@ -285,11 +280,7 @@ def open_model(
 def open_without_weights(path: str | Path, *, image_tokenizer: str = "", device: str | torch.device = "auto") -> LanguageModel:
     """Open what turns conversations into ids and ids into pictures; the weights of the language model are read by an engine elsewhere.
 
-    Args:
-        path: a folder of `unicode.run.merge_lora`.
-        image_tokenizer, device: as `open_model`, of the image tokenizer.
-
-    Raises FileNotFoundError, ValueError: as `open_model`; or the folder holds an adapter.
+    `path`: a folder of `unicode.run.merge_lora`. Errors as `open_model`; ValueError also where the folder holds an adapter.
     """
     folder = find_folder(path, otherwise="give a folder of merge_lora")
     card = read_card(folder)
@@ -303,15 +294,10 @@ def open_without_weights(path: str | Path, *, image_tokenizer: str = "", device:
 
 
 def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tuple[Any, Any, Card]:
-    """Open a run folder's base model with its adapter added to the weights.
+    """Open a run folder's base model with its adapter added to the weights, whose "auto" `dtype` is the base model's.
 
-    Args:
-        path: a run folder of `unicode.run.train_llm`.
-        base: as `open_model`.
-        dtype: of the weights; "auto" as the base model has them.
-
-    Returns the plain language model on the CPU, its text tokenizer, and the card. Raises FileNotFoundError, ValueError: as `open_model`; or
-    there is no adapter.
+    Returns the plain language model on the CPU, its text tokenizer, and the card. Errors as `open_model`; ValueError also where there is no
+    adapter.
     """
     folder = Path(path)
     card = read_card(folder)

@@ -39,16 +39,10 @@ class LoraSettings:
 
 
 def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, *, train_markers: bool = True) -> "PeftModel":
-    """Put an adapter beside every linear layer except the output layer, freeze everything else, and train the marker rows.
+    """Put an adapter beside every linear layer except the output layer, freeze everything else; return the model with its adapter.
 
-    Embedding table and output layer are not changed; the adapter that is saved contains the marker rows. Returns the model with its
-    adapter.
-
-    Args:
-        model: the base model; it becomes part of the result.
-        settings: rank, scale, dropout.
-        markers: ids of the image markers.
-        train_markers: train their rows; see `marker_rows_train`.
+    Embedding table and output layer are not changed. `train_markers`: train the rows of the markers, which the adapter that is saved then
+    contains; see `marker_rows_train`.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -28,18 +28,13 @@ log = get_logger(__name__)
 def open_base(
     path: str | Path, *, dtype: str = "auto", attention: str = "auto", quantize: str = "none", device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open a causal language model and its tokenizer, without the network.
+    """Open a causal language model, in evaluation mode, and its tokenizer, without the network.
 
-    Args:
-        path: folder with config.json and weights, a .gguf file, or a folder with one.
-        dtype: of the weights: float32, bfloat16 or float16; "auto": as they were saved (GGUF: float32).
-        attention: name of an implementation of transformers; "auto": see `choose_attention`.
-        quantize: "none", "nf4" or "int8" (bitsandbytes).
-        device: the device type on which it will run, which "auto" attention depends on; "auto": a GPU where there is one. The model is
-            left on the CPU, or on the GPU when quantized.
-
-    Returns the model, in evaluation mode, and its tokenizer. Raises FileNotFoundError: nothing there. Raises ValueError: no language model,
-    a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
+    `path`: folder with config.json and weights, a .gguf file, or a folder with one. `dtype`: of the weights: float32, bfloat16 or float16;
+    "auto": as they were saved (GGUF: float32). `attention`: name of an implementation of transformers; "auto": see `choose_attention`.
+    `quantize`: "none", "nf4" or "int8" (bitsandbytes). `device`: the device type on which it will run, which "auto" attention depends on;
+    "auto": a GPU where there is one. The model is left on the CPU, or on the GPU when quantized. Raises FileNotFoundError: nothing there.
+    Raises ValueError: no language model, a damaged or incomplete one, no tokenizer, or bitsandbytes is missing.
     """
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype '{dtype}' is unknown; choose auto, {', '.join(DTYPES)}")

@@ -22,15 +22,14 @@ _encoders: "WeakKeyDictionary[Any, tuple[int, TextEncoder]]" = WeakKeyDictionary
 class TextEncoder:
     """Encodes and decodes stretches of text with a text tokenizer of transformers; made by `text_encoder`.
 
-    Attributes:
-        bos_id: the start token where the tokenizer begins every text with one, else None.
-        eos_id: the end token.
-        special_ids: ids that are no ordinary text.
-        prefix_after_special: whether the tokenizer adds a space in front of text behind a special token, as it may at the beginning.
-        digest: of the whole tokenizer; two with the same digest give the same ids.
-
     Raises ValueError: the tokenizer has no fast backend, or no end token.
     """
+
+    bos_id: int | None  # The start token where the tokenizer begins every text with one
+    eos_id: int  # The end token
+    special_ids: frozenset[int]  # Ids that are no ordinary text
+    prefix_after_special: bool  # Whether the tokenizer adds a space in front of text behind a special token, as it may at the beginning
+    digest: str  # Of the whole tokenizer; two with the same digest give the same ids
 
     def __init__(self, text_tokenizer: Any) -> None:
         backend = getattr(text_tokenizer, "backend_tokenizer", None)
@@ -48,8 +47,8 @@ class TextEncoder:
         bare = without_prefix_space(state)
         self._bare = self._own if bare == state else Tokenizer.from_str(json.dumps(bare))
         first = text_tokenizer("a")["input_ids"][:1]
-        self.bos_id: int | None = first[0] if text_tokenizer.bos_token_id is not None and first == [text_tokenizer.bos_token_id] else None
-        self.eos_id: int = text_tokenizer.eos_token_id
+        self.bos_id = first[0] if text_tokenizer.bos_token_id is not None and first == [text_tokenizer.bos_token_id] else None
+        self.eos_id = text_tokenizer.eos_token_id
         added = {index for index, token in self._own.get_added_tokens_decoder().items() if token.special}
         self.special_ids = frozenset(added | set(text_tokenizer.all_special_ids))
         self._cached = lru_cache(maxsize=1024)(self._encode)
@@ -59,10 +58,8 @@ class TextEncoder:
     def encode(self, text: str, *, prefix: bool = False, control: bool = False) -> list[int]:
         """Return the ids of a stretch of text.
 
-        Args:
-            text: any text.
-            prefix: whether the tokenizer may add a space in front, as it does at the beginning of a text.
-            control: whether names of special tokens in `text` mean these tokens; in a user's text they are ordinary text.
+        `prefix`: whether the tokenizer may add a space in front, as it does at the beginning of a text. `control`: whether names of special
+        tokens in `text` mean these tokens; in a user's text they are ordinary text.
         """
         encode = self._encode if len(text) > _CACHE_CHARS else self._cached
         return list(encode(text, prefix, control))

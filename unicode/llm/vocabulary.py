@@ -112,21 +112,13 @@ _ROLES = ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "sep_t
 
 @dataclass(frozen=True)
 class Markers:
-    """Vocabulary ids of the marker tokens.
+    """Vocabulary ids of the marker tokens. Raises ValueError: two markers are one token."""
 
-    Attributes:
-        image_start, image_end: around the ids of an image or of some of its rows.
-        compressed_start, compressed_end: around a compressed image, one position per coarse cell.
-        added: those of the four whose rows have to be appended to the embedding table.
-
-    Raises ValueError: two markers are one token.
-    """
-
-    image_start: int
+    image_start: int  # Before the ids of an image or of some of its rows
     image_end: int
-    compressed_start: int
+    compressed_start: int  # Before a compressed image, one position per coarse cell
     compressed_end: int
-    added: tuple[int, ...] = ()
+    added: tuple[int, ...] = ()  # Those of the four whose rows have to be appended to the embedding table
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "added", tuple(self.added))
