@@ -142,7 +142,7 @@ def test_rows_hold_every_token_once():
 
 
 def test_training_runs_on_the_gpu_where_there_is_one(monkeypatch):
-    monkeypatch.setattr("unicode.llm.model.choose_device", lambda device: torch.device("meta"))
+    monkeypatch.setattr("unicode.llm.base_model.choose_device", lambda device: torch.device("meta"))
     tokenizer = train_tokenizer(SENTENCES, vocab_size=120)
     config = BaseConfig(**vars(TINY) | {"steps": 1})
     model = build_model(config, tokenizer)

@@ -69,7 +69,7 @@ def test_examples_and_what_is_known_of_them(opened, stored):
     assert examples[2].labels[examples[2].is_image].tolist() == ids.tolist()
     assert examples[1].images == (KEYS[1],) and examples[2].images == ()
     assert data.sample(3).turns == ("Où?", "là")
-    assert (data.layout, data.fingerprint, data.skipped) == (LAYOUT, "0123456789abcdef", {})
+    assert (data.layout, data.fingerprint, data.intake.refused) == (LAYOUT, "0123456789abcdef", {})
 
 
 def test_several_files(opened, tmp_path, byte_level, stored):
@@ -100,7 +100,7 @@ def test_long_records_are_cut_between_turns_or_left_out(opened):
     limit = int(whole.lengths[0]) + 20
     data = opened(records, max_length=limit)
     assert len(data) == 2 and data.lengths.max() <= limit
-    assert data.intake.cut == 1 and data.skipped == {"too long": 1}
+    assert data.intake.cut == 1 and data.intake.refused == {"too long": 1}
     assert 1 <= len(data.sample(1).turns) // 2 < 6
     assert torch.equal(data[1].input_ids, whole[1].input_ids[: len(data[1])])
     assert int(data[1].is_image.sum()) == LAYOUT.num_codes
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named_first(opened, records, message):
 
 def test_bad_records_may_be_left_out(opened):
     data = opened([asked(KEYS[0]), asked("nowhere.png"), asked("elsewhere.png"), asked(KEYS[1])], skip_bad=True)
-    assert len(data) == 2 and data.skipped == {"no ids": 2}
+    assert len(data) == 2 and data.intake.refused == {"no ids": 2}
     assert "'nowhere.png'" in data.intake.examples["no ids"]
     assert data[1].images == (KEYS[1],)
 
@@ -232,7 +232,7 @@ def test_several_processes_find_the_same(opened, monkeypatch):
     monkeypatch.setattr(dataset, "PARALLEL_BYTES", 0)
     monkeypatch.setattr(dataset.os, "sched_getaffinity", lambda _: {0, 1})
     together = opened(records, skip_bad=True)
-    assert together.intake == alone.intake and together.skipped["no ids"] > 0
+    assert together.intake == alone.intake and together.intake.refused["no ids"] > 0
     assert np.array_equal(together.lengths, alone.lengths)
     mixed = [written(range(100, 120))] * 300 + [written(range(100, 120), tokenizer="f" * 16)] * 300
     with pytest.raises(ValueError, match=r"ffffffffffffffff, .*0123456789abcdef"):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.templates import TEMPLATES
+from unicode.common.distributed import choose_device
 from unicode.common.files import lock_folder, name_errors, read_json, read_list, write_json
 from unicode.common.logging import get_logger
 from unicode.common.schedules import learning_rate
@@ -174,8 +175,6 @@ def pretrain_(model: LlamaForCausalLM, rows: Iterator[torch.Tensor], config: Bas
     Returns the loss in nats per token, a mean over the last tenth of the steps.
     """
     import torch
-
-    from unicode.llm.model import choose_device
 
     device = choose_device("auto")
     model.to(device)  # type: ignore[arg-type]

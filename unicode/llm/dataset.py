@@ -278,11 +278,6 @@ class ConversationDataset(Dataset[Example]):
         """Of the ids; None if neither arguments nor stores nor records name it, or images are not ids."""
         return self.builder.layout
 
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Reason -> records left out."""
-        return self.intake.refused
-
     def sample(self, index: int) -> Record:
         """Return one record, cut as its example is."""
         source = int(self.sources[index])

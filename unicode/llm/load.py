@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from unicode.common.distributed import choose_device
 from unicode.common.hub import find_folder
 from unicode.ids.layout import Layout
 from unicode.ids.store import Store
@@ -30,16 +31,7 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.model import (
-    add_adapter,
-    choose_device,
-    context_length,
-    fit_embeddings_,
-    inference_dtype,
-    open_base,
-    open_description,
-    table_rows,
-)
+from unicode.llm.model import add_adapter, context_length, fit_embeddings_, inference_dtype, open_base, open_description, table_rows
 from unicode.llm.template import CHAT, Template, get_template, text_encoder
 from unicode.llm.vocabulary import Markers, choose_markers, open_text_tokenizer
 from unicode.tokenizer.load import load_tokenizer

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,16 +103,6 @@ def choose_attention(attention: str, config: Any, device: str = "auto") -> str:
     return "eager" if cpu and getattr(config.get_text_config(), "hidden_size", EAGER_WIDTH) < EAGER_WIDTH else "sdpa"
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """Return a device; "auto" is a GPU where there is one. ValueError where there is none of that name."""
-    try:
-        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device}: {first_line(error)}; give auto, cpu, cuda or cuda:N") from error
-    return chosen
-
-
 def inference_dtype(dtype: str, device: torch.device) -> str:
     """Return the name of a dtype; "auto" is bfloat16 on a GPU that has it, float16 on another, float32 elsewhere."""
     if dtype != "auto" or device.type != "cuda":
@@ -142,19 +133,19 @@ def fit_embeddings_(model: PreTrainedModel, markers: Markers) -> None:
     model.resize_token_embeddings(wanted, mean_resizing=False)
     for module in {id(part): part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None}.values():
         weight = module.get_parameter("weight")
-        with _gathered(weight), torch.no_grad():
+        with gathered([weight], modifier_rank=0), torch.no_grad():
             if weight.numel():
                 weight[before:] = weight[:before].float().mean(dim=0).to(weight.dtype)
     log.info("embedding table grown from %d to %d rows for the image markers", before, wanted)
 
 
-def _gathered(weight: torch.Tensor) -> Any:
-    """Gather a parameter that ZeRO-3 has split, for reading and writing."""
-    if not hasattr(weight, "ds_id"):
+def gathered(weights: Sequence[torch.Tensor], *, modifier_rank: int | None = None) -> Any:
+    """Gather parameters where ZeRO-3 has split them; what `modifier_rank` writes reaches every rank, None: nothing is written."""
+    if not any(hasattr(weight, "ds_id") for weight in weights):
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([weight], modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(list(weights), modifier_rank=modifier_rank)
 
 
 def _locate(path: str | Path) -> tuple[Path, Path, dict[str, Any]]:

@@ -3,7 +3,6 @@
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,11 +26,11 @@ from unicode.llm.cell_head import CellHead, load_cell_head_, save_cell_head
 from unicode.llm.examples import preview
 from unicode.llm.llava import LlavaModel
 from unicode.llm.lora import add_lora_, count_parameters, freeze_table_, is_marker_row, marker_rows_train
-from unicode.llm.model import fit_embeddings_, open_base, open_description, table_rows
+from unicode.llm.model import fit_embeddings_, gathered, open_base, open_description, table_rows
 from unicode.llm.template import get_template
 from unicode.llm.vocabulary import choose_markers
 from unicode.train.config import TrainLlmConfig
-from unicode.train.llm_data import LlmData, open_vision, read_data, spread
+from unicode.train.llm_data import open_vision, read_data, spread
 from unicode.train.loss import Batch, Collator, LossTable, combine, prepare_forward_, target_losses
 from unicode.train.monitor import LlmMonitor
 from unicode.train.runtime import build_arguments, check_resumable, resolve_attention, resolve_runtime
@@ -265,15 +264,13 @@ class LlmTrainer(Trainer):
         self.kind_weights = torch.tensor([config.optimizer.text_weight, config.optimizer.image_weight], device=args.device)
         self.num_levels = data.train.layout.num_levels if data.train.layout is not None else 0
         self.losses = LossTable(args.device, levels=self.num_levels)
-        self.soft = self._spread_targets(data, config.optimizer.code_smoothing)
+        self.soft: SoftTargets | None = None
+        if data.image_ids is not None and (smoothing := config.optimizer.code_smoothing):
+            options: dict[str, Any] = {"levels": self.num_levels, "smoothing": smoothing, "device": args.device}
+            self.soft = spread_targets(data.codebooks, data.image_ids, **options)
         self.head_fingerprint = training.cell_head_fingerprint
         # The loss is normalized over the whole step here: Trainer shall not divide it by the number of micro-batches once more.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = True, True
-
-    def _spread_targets(self, data: LlmData, smoothing: float) -> SoftTargets | None:
-        if data.image_ids is None or not smoothing:
-            return None
-        return spread_targets(data.codebooks, data.image_ids, levels=self.num_levels, smoothing=smoothing, device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, left on the CPU: counting their targets there costs no wait for the device."""
@@ -459,12 +456,7 @@ def forgive_frozen(model: nn.Module, keys: Any) -> None:
 def gather_trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return name -> trainable weight on the CPU, complete also where ZeRO-3 has split it; call on every rank."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gathered: Any = nullcontext()
-    if any(hasattr(parameter, "ds_id") for parameter in named.values()):
-        import deepspeed
-
-        gathered = deepspeed.zero.GatheredParameters(list(named.values()))
-    with gathered:
+    with gathered(list(named.values())):
         return {name: parameter.detach().cpu().clone() for name, parameter in named.items()}
 
 

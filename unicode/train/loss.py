@@ -100,9 +100,8 @@ def find_places(ids: torch.Tensor, row_ids: torch.Tensor) -> torch.Tensor:
     """Return the places of ids in `row_ids` (K,), which are sorted. ValueError: an id that is not among them."""
     places = torch.searchsorted(row_ids, ids).clamp_max(len(row_ids) - 1)
     if (foreign := row_ids[places] != ids).any():
-        raise ValueError(
-            f"an image holds the id {int(ids[foreign][0])}, which model.image_tokenizer does not write; name the right tokenizer"
-        )
+        found = f"an image holds the id {int(ids[foreign][0])}, which model.image_tokenizer does not write"
+        raise ValueError(f"{found}; name the right tokenizer")
     return places
 
 

@@ -57,10 +57,8 @@ class Monitor:
         """ValueError that names the step if a loss of any rank was NaN or infinite."""
         step = float(all_reduce_min_(self.first_broken.clone()))
         if math.isfinite(step):
-            raise ValueError(
-                f"{what} became NaN or infinite at step {int(step)}; checkpoints of earlier steps are kept. Lower optimizer.lr, "
-                f"lengthen optimizer.{warmup}, or set run.precision=float32, and start the command again"
-            )
+            remedy = f"Lower optimizer.lr, lengthen optimizer.{warmup}, or set run.precision=float32, and start the command again"
+            raise ValueError(f"{what} became NaN or infinite at step {int(step)}; checkpoints of earlier steps are kept. {remedy}")
 
     def write(self, step: int, values: dict[str, float], *, shown: dict[str, str] | None = None) -> None:
         """Append one line to metrics.jsonl and TensorBoard; put `shown` beside the bar."""

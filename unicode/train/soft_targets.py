@@ -69,11 +69,8 @@ def _spread(rows: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.T
             places.append(nearest.indices)
             distances.append(nearest.values.clamp_min(0))
     squared = torch.cat(distances)
-    right = (
-        torch.arange(len(rows), device=rows.device)[:, None]
-        if not places
-        else torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
-    )
+    own = torch.arange(len(rows), device=rows.device)[:, None]
+    right = torch.zeros_like(own) if places else own
 
     def shares(log_t: torch.Tensor) -> torch.Tensor:
         return torch.softmax(-squared * torch.exp(-log_t), dim=1)
