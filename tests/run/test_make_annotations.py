@@ -77,6 +77,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):
 def test_what_is_taken_when_nothing_is_named(tmp_path, capsys, caplog):
     with caplog.at_level("INFO"):
         assert main(["--func", "get_decompression_anno", "--ids", str(SAMPLE / "ids"), "--out", str(tmp_path)]) == 0
+        assert main(["--func", "get_t2v_anno", "--root", str(SAMPLE), "--out", str(tmp_path)]) == 0
         assert "taking the sample" not in caplog.text
         assert main(["--func", "get_t2v_anno", "--out", str(tmp_path)]) == 0
         assert "taking the sample" in caplog.text

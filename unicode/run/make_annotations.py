@@ -71,10 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     options = vars(build_parser(chooser.parse_known_args(argv)[0].func).parse_args(argv))
     function = FUNCTIONS[options.pop("func")]
     parameters = inspect.signature(function).parameters
-    root = Path(options.pop("root") or os.environ.get("DATA_ROOT") or (DATA if DATA.is_dir() else SAMPLE))
+    root = Path((named := options.pop("root") or os.environ.get("DATA_ROOT")) or (DATA if DATA.is_dir() else SAMPLE))
     ids, view = options.pop("images"), options.pop("view", VIEWS[0])
     inputs: list[Any] = [root] if "root" in parameters else []
-    if inputs == [SAMPLE] and not (ids and options.get("anno") == ""):  # images of the stores, nothing is read from the root
+    if not named and inputs == [SAMPLE] and not (ids and options.get("anno") == ""):  # images of the stores, nothing is read from the root
         log.info("neither --root nor DATA_ROOT is given: taking the sample in %s", SAMPLE)
     if "images" in parameters:
         inputs.append(open_image_ids(ids or [root / "ids"], view=view, seed=options["seed"]))
