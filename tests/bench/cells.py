@@ -9,18 +9,15 @@ as many steps as fit into `--seconds`. Finished runs are kept; the same command 
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+
+from runs import answer, draw, one_core, print_means, read_results, start_missing, tune
 
 from unicode.images.shapes import ShapesConfig, find_scene
 
-ROOT = Path(__file__).parents[2]
 MODES, SMOOTHING = ("ids", "cells"), (0.0, 0.4)
 PROBE_STEPS = 150
 FILES = (
@@ -34,34 +31,13 @@ FILES = (
 COLUMNS = ("steps", "drawn %", "one object %", "two objects %", "drawn, guidance 2 %", "questions %")
 
 
-def run(*command: str) -> None:
-    """Run a command of the project on one core."""
-    subprocess.run(
-        [sys.executable, "-m", *command],
-        check=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def train(args: argparse.Namespace, folder: Path, *, mode: str, smoothing: float, seed: int, steps: int) -> dict[str, float]:
-    """Tune a model and return its summary; a finished run is read."""
+def train(args: argparse.Namespace, folder: Path, *, mode: str, smoothing: float, seed: int, steps: int) -> None:
+    """Tune a model; a finished run is left as it is."""
     made = Path(args.quickstart).resolve()
-    files = ",".join(f"{made}/anno/shapes_{name}" for name in FILES)
-    settings = [f"model.path={made}/base", f"model.image_tokenizer={made}/hqvae", "model.input_mode=sum", f"model.output_mode={mode}"]
-    settings += [f"data.files=[{files}]", f"data.stores=[{made}/ids/train,{made}/ids/val]", "data.val_files=[]"]
-    settings += [
-        f"optimizer.code_smoothing={smoothing}",
-        f"run.seed={seed}",
-        f"run.dir={folder.resolve()}",
-        "run.threads=1",
-        "run.device=cpu",
-    ]
-    settings += [f"train.steps={steps}", "train.eval_every=0", "train.save_every=0", f"train.log_every={max(1, steps // 20)}"]
-    run("unicode.run.train_llm", str(ROOT / "configs/llm/unicode_visual_text_shapes.yaml"), *settings)
-    return json.loads((folder / "summary.json").read_text())
+    settings = ["model.input_mode=sum", f"model.output_mode={mode}", f"optimizer.code_smoothing={smoothing}"]
+    settings += one_core(folder, seed=seed, steps=steps)
+    stores, files = [made / "ids/train", made / "ids/val"], [made / f"anno/shapes_{name}" for name in FILES]
+    tune("unicode_visual_text_shapes", *settings, base=made / "base", tokenizer=made / "hqvae", files=files, stores=stores)
 
 
 def held_out_captions(made: Path) -> Iterator[tuple[str, str]]:
@@ -77,19 +53,12 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     prompts = folder / "prompts.txt"  # in the words of the training captions
     prompts.write_text("".join(f"{caption}\t{scene}\n" for caption, scene in held_out_captions(made)))
     for guidance in (1, 2):
-        out = folder / f"drawings_{guidance}"
-        options = ["batch_size=50", "temperature=0", "limit=200", f"guidance={guidance}"]
-        run("unicode.run.generate_images", "--model", str(folder), "--merge", *options, "--prompts", str(prompts), "--out", str(out))
-        run("unicode.run.eval_generation", "--pictures", str(out), "--out", str(out / "metrics.json"))
-        metrics = json.loads((out / "metrics.json").read_text())["metrics"]
+        settings = ["temperature=0", "limit=200", f"guidance={guidance}"]
+        metrics = draw(folder, prompts, folder / f"drawings_{guidance}", *settings)
         found[guidance] = {name: metrics[name]["value"] for name in ("all", "all_1", "all_2")}
-    questions, answers = made / "anno/questions.jsonl", folder / "answers.jsonl"
-    places = ["--images", "shapes", "--store", str(made / "ids/train"), "--store", str(made / "ids/val")]
-    options = ["--model", str(folder), "--merge", *places, "--batch-size", "64", "--max-new-tokens", "16"]
-    run("unicode.run.answer", *options, "--questions", str(questions), "--answers", str(answers))
-    right = [json.loads(line)["answer"].lower() for line in questions.read_text().splitlines()]
-    given = [json.loads(line)["text"].strip().lower() for line in answers.read_text().splitlines()]
-    share = 100 * mean(a == b for a, b in zip(right, given, strict=True))
+    stores = [made / "ids/train", made / "ids/val"]
+    right = answer(folder, made / "anno/questions.jsonl", folder / "answers.jsonl", stores, "--images", "shapes")
+    share = 100 * mean(fits for _, fits in right)
     return dict(zip(COLUMNS[1:], [*found[1].values(), found[2]["all"], share], strict=True))
 
 
@@ -101,31 +70,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240, help="training time of each run on one core")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="runs side by side")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(len(MODES)) as pool:
-        probes = pool.map(lambda mode: train(args, out / f"probe_{mode}", mode=mode, smoothing=0.0, seed=0, steps=PROBE_STEPS), MODES)
-        steps = {mode: round(args.seconds / probe["seconds"] * PROBE_STEPS) for mode, probe in zip(MODES, probes, strict=True)}
+    if args.one:
+        folder, mode, smoothing, seed, steps = args.one
+        train(args, out / folder, mode=mode, smoothing=float(smoothing), seed=int(seed), steps=int(steps))
+        if not folder.startswith("probe"):
+            (out / folder / "result.json").write_text(json.dumps({"steps": int(steps), **measure(args, out / folder)}))
+        return
+    probes = {mode: out / f"probe_{mode}" / "summary.json" for mode in MODES}
+    start_missing({path: (path.parent.name, mode, 0.0, 0, PROBE_STEPS) for mode, path in probes.items()}, len(MODES))
+    seconds = {mode: probe["seconds"] for mode, probe in zip(MODES, read_results(probes.values()), strict=True)}
+    steps = {mode: round(args.seconds / each * PROBE_STEPS) for mode, each in seconds.items()}
     print({mode: f"{args.seconds / count * 1000:.0f} ms a step" for mode, count in steps.items()}, flush=True)
-
-    def work(job: tuple[int, str, float]) -> None:
-        seed, mode, smoothing = job
-        folder = out / f"{mode}_{smoothing}_{seed}"
-        result = folder / "result.json"
-        if not result.exists():
-            train(args, folder, mode=mode, smoothing=smoothing, seed=seed, steps=steps[mode])
-            result.write_text(json.dumps({"steps": steps[mode], **measure(args, folder)}))
-            print(folder.name, result.read_text(), flush=True)
-
-    with ThreadPoolExecutor(args.processes) as pool:
-        list(pool.map(work, product(range(args.seeds), MODES, SMOOTHING)))
-    print("| mode | soft targets |", " | ".join(COLUMNS), "|\n|---|---|" + "---|" * len(COLUMNS))
-    for mode, smoothing in product(MODES, SMOOTHING):
-        runs = [json.loads((out / f"{mode}_{smoothing}_{seed}" / "result.json").read_text()) for seed in range(args.seeds)]
-        columns = [[one[name] for one in runs] for name in COLUMNS]
-        shown = [f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}" for values in columns]
-        print(f"| {mode} | {smoothing} |", " | ".join(shown), "|")
+    names = {job: f"{job[1]}_{job[2]}_{job[0]}" for job in product(range(args.seeds), MODES, SMOOTHING)}
+    jobs = {out / name / "result.json": (name, *job[1:], job[0], steps[job[1]]) for job, name in names.items()}
+    start_missing(jobs, args.processes)
+    results = {
+        one: read_results(out / names[seed, *one] / "result.json" for seed in range(args.seeds)) for one in product(MODES, SMOOTHING)
+    }
+    print_means(["mode", "soft targets"], results, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,13 @@ held-out ones (unseen combinations). Finished runs are kept; the same command go
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 
-ROOT = Path(__file__).parents[2]
-VARIANTS = {
-    "free": ["model.codebook.mode=free", "model.codebook.num_rows=502", "model.codebook.width=16"],
-    "frozen": ["model.codebook.mode=frozen", "model.codebook.width=0"],
-    "language": ["model.codebook.mode=language", "model.codebook.width=0", "model.codebook.restart_threshold=0"],
-    "projected": ["model.codebook.mode=projected"],
-    "projected, entropy 0.02": ["model.codebook.mode=projected", "model.codebook.entropy_weight=0.02"],
-}
+from runs import codebook_modes, coded, one_core, print_table, read_results, shown, start_missing, train_tokenizer
+
+VARIANTS = codebook_modes(502)
+VARIANTS["projected, entropy 0.02"] = [*VARIANTS["projected"], "model.codebook.entropy_weight=0.02"]
 WORLDS = {
     "32 px": ["model.image_size=32"],
     "64 px, jitter": (
@@ -40,33 +31,18 @@ def run_one(args: argparse.Namespace, world: str, variant: str, seed: int) -> di
     from predictability import predict_ids
 
     from unicode.codebook.embedding_table import load_table
-    from unicode.common.config import load_config
-    from unicode.images.dataset import build_dataset
-    from unicode.images.loader import build_loader
     from unicode.metrics.reconstruction import count_rows_, usage_report
-    from unicode.tokenizer.losses import image_psnr
-    from unicode.train.config import TrainTokenizerConfig
-    from unicode.train.tokenizer import TokenizerTrainer
 
     folder = Path(args.out) / f"{world}-{variant}-{seed}".replace(" ", "_").replace(",", "")
-    settings = [f"model.codebook.table={args.table}", f"train.steps={args.steps}", "train.batch_size=32"]
-    settings += ["train.save_every=0", "train.eval_every=0", "train.val_images=8", "train.num_workers=0"]
-    settings += [f"run.seed={seed}", f"run.dir={folder}", "run.threads=1", "run.device=cpu"]
+    settings = [f"model.codebook.table={args.table}", "train.batch_size=32", "train.val_images=8", "train.num_workers=0"]
+    settings += one_core(folder, seed=seed, steps=args.steps)
     settings += ["data.shapes.max_objects=3", "model.autoencoder.encoder_tile=0"]  # what lies side by side shall influence the codes
     settings += [*WORLDS[world], *VARIANTS[variant]]
-    config = load_config(TrainTokenizerConfig, ROOT / "configs/tokenizer/hqvae_shapes.yaml", settings)
-    trainer = TokenizerTrainer(config)
-    trainer.run()
-    tokenizer = trainer.tokenizer.eval()
+    tokenizer, config = train_tokenizer("hqvae_shapes", settings)
 
     def encode(split: str, count: int) -> tuple[torch.Tensor, float]:
-        config.data.split = split
-        dataset = build_dataset(config.data, image_size=config.model.image_size, train=False)
-        codes, psnr = [], []
-        for batch in build_loader(dataset, [list(range(first, first + 50)) for first in range(0, count, 50)], num_workers=0):
-            codes.append(tokenizer.encode(batch.images))
-            psnr.append(image_psnr(tokenizer.decode(codes[-1]), batch.images))
-        return torch.cat(codes), float(torch.cat(psnr).mean())
+        found = list(coded(tokenizer, config, split, limit=count))
+        return torch.cat([codes for _, codes, _ in found]), float(torch.cat([psnr for _, _, psnr in found]).mean())
 
     train_codes, _ = encode("train", args.images)
     val_codes, psnr = encode("val", 500)
@@ -103,21 +79,14 @@ def main() -> None:
         result = run_one(args, world, variant, int(seed))
         (results / f"{world}-{variant}-{seed}.json").write_text(json.dumps(result))
         return
-    jobs = list(product(WORLDS, VARIANTS, range(args.seeds)))
-
-    def start(job: tuple[str, str, int]) -> None:
-        if not (results / f"{job[0]}-{job[1]}-{job[2]}.json").exists():
-            command = [sys.executable, *sys.argv, "--one", *map(str, job)]
-            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-
-    with ThreadPoolExecutor(args.processes) as pool:
-        list(pool.map(start, jobs))
-    print("| world | mode |", " | ".join(COLUMNS), "|\n|---|---|" + "---|" * len(COLUMNS))
+    paths = {job: results / f"{job[0]}-{job[1]}-{job[2]}.json" for job in product(WORLDS, VARIANTS, range(args.seeds))}
+    start_missing({path: job for job, path in paths.items()}, args.processes)
+    rows = []
     for world, variant in product(WORLDS, VARIANTS):
-        runs = [json.loads((results / f"{world}-{variant}-{seed}.json").read_text()) for seed in range(args.seeds)]
-        columns = [[run[name] for run in runs] for name in COLUMNS[:-1]]
-        cells = [f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}" for values in columns]
-        print(f"| {world} | {variant} |", " | ".join(cells), "|", max(run[COLUMNS[-1]] for run in runs), "|")
+        runs = read_results(paths[world, variant, seed] for seed in range(args.seeds))
+        cells = [shown([run[name] for run in runs]) for name in COLUMNS[:-1]]
+        rows.append([world, variant, *cells, max(run[COLUMNS[-1]] for run in runs)])
+    print_table(["world", "mode", *COLUMNS], rows)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,15 @@ all four side by side in one process and prints the CPU time of their steps.
 
 import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from runs import ROOT, answer, call, coded, one_core, print_means, read_results, start_missing, train_tokenizer, tune
+
 EMOJI, FASHION = "datasets/emoji", "/usr/share/datasets/fashion-mnist"
 VARIANTS = {"without": (), "teacher": ("teacher",), "words": ("words",), "both": ("teacher", "words")}
 PARTS = {"emoji": ("train", ("choose", "unseen", "new")), "fashion": ("train", ("test",))}
@@ -60,8 +57,7 @@ def convert_teacher(weights: Path, out: Path) -> None:
 
 def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> list[str]:
     """Overrides of the set's config for one run."""
-    made = [f"model.codebook.table={args.base}/table.safetensors", f"run.seed={seed}", f"run.dir={folder}", "run.threads=1"]
-    made += [f"train.steps={args.steps}", "train.save_every=0", "train.eval_every=0", "run.device=cpu", "data.crop=center"]
+    made = [f"model.codebook.table={args.base}/table.safetensors", "data.crop=center", *one_core(folder, seed=seed, steps=args.steps)]
     if args.set == "emoji":
         made += [f"data.root={EMOJI}/images", f"data.captions={EMOJI}/emoji_gallery.json"]
     if "teacher" in VARIANTS[variant]:
@@ -78,32 +74,23 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, floa
     import torch
     from predictability import predict_ids
 
-    from unicode.common.config import load_config
     from unicode.images.dataset import build_dataset
-    from unicode.images.loader import build_loader
     from unicode.metrics.probe import label_probes, retrieval
     from unicode.run.evaluation import Probe
-    from unicode.tokenizer.losses import image_psnr
-    from unicode.train.config import TrainTokenizerConfig
-    from unicode.train.tokenizer import TokenizerTrainer
 
     folder = Path(args.out) / f"{args.set}-{variant}-{seed}"
-    config = load_config(TrainTokenizerConfig, ROOT / f"configs/tokenizer/hqvae_{args.set}.yaml", settings_of(args, variant, seed, folder))
-    trainer = TokenizerTrainer(config)
-    trainer.run()
-    tokenizer, ids, psnr, found = trainer.tokenizer.eval(), [], [], []
+    tokenizer, config = train_tokenizer(f"hqvae_{args.set}", settings_of(args, variant, seed, folder))
+    ids, psnr, found = [], [], []
     groups = {one["image"]: one["attributes"].get("group", "") for one in json.loads(Path(f"{EMOJI}/emoji_gallery.json").read_text())}
     train, held_out = PARTS[args.set]
     for split in (train, *held_out):
         config.data.split, config.data.limit, config.data.holdout = split, args.pictures, 0
         dataset = build_dataset(config.data, image_size=config.model.image_size, train=False)
         probe = Probe(tokenizer, dataset, config.data, base=args.base)
-        order = [list(range(at, min(at + 64, len(dataset)))) for at in range(0, len(dataset), 64)]
-        for batch in build_loader(dataset, order, num_workers=0):
-            codes = tokenizer.encode(batch.images)
+        for batch, codes, each in coded(tokenizer, config, split, limit=args.pictures):
             probe.add(batch, tokenizer.layout.split(codes))
             ids.append((split == train, tokenizer.to_ids(codes)))
-            psnr.append(image_psnr(tokenizer.decode(codes), batch.images) if split != train else torch.zeros(0))
+            psnr += [each] if split != train else []
         found += [(split == train, key, next(iter(probe.captions_of(key))), means, probe) for _, key, means in probe.seen]
     known, new = ([one for one in found if one[0] is part] for part in (True, False))
     result = {"PSNR dB": float(torch.cat(psnr).mean())}
@@ -124,25 +111,15 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, floa
 
 def answer_questions(args: argparse.Namespace, folder: Path, seed: int) -> dict[str, float]:
     """Tune the base model to read the codes of emoji; the share of questions that it answers right, for each held-out split."""
-
-    def run(name: str, *words: object) -> None:
-        command = [sys.executable, "-m", f"unicode.run.{name}", *map(str, words)]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    store, tuned, answers = folder.resolve() / "ids", folder.resolve() / "llm", folder.resolve() / "answers.jsonl"
-    run("encode_images", "--ckpt", folder.resolve(), "--images", f"{EMOJI}/images", "--out", store, "--device", "cpu")
-    settings = [f"model.path={args.base}", f"model.image_tokenizer={folder.resolve()}", f"data.stores=[{store}]", "data.val_files=[]"]
-    settings += [f"data.files=[{EMOJI}/emoji_questions_train.json,{EMOJI}/emoji_descriptions_train.json*0.5]", f"run.dir={tuned}"]
-    settings += [f"train.steps={args.llm_steps}", "train.save_every=0", "train.eval_every=0", f"run.seed={seed}", "run.device=cpu"]
-    run("train_llm", ROOT / "configs/llm/unicode_emoji.yaml", *settings)
-    questions = ["--questions", f"{EMOJI}/questions.jsonl", "--images", f"{EMOJI}/images", "--answers", answers]
-    run("answer", "--model", tuned, *questions)
-    given = {one["question_id"]: one["text"] for one in map(json.loads, answers.read_text().splitlines())}
+    folder, emoji = folder.resolve(), Path(EMOJI)
+    call("encode_images", "--ckpt", folder, "--images", emoji / "images", "--out", folder / "ids", "--device", "cpu")
+    files = [emoji / "emoji_questions_train.json", emoji / "emoji_descriptions_train.json*0.5"]
+    made = {"base": args.base, "tokenizer": folder, "files": files, "stores": [folder / "ids"]}
+    tune("unicode_emoji", *one_core(folder / "llm", seed=seed, steps=args.llm_steps), **made)
     right: dict[str, list[bool]] = {}
-    for one in map(json.loads, Path(f"{EMOJI}/questions.jsonl").read_text().splitlines()):
-        plain = [text.strip().strip(".").lower() for text in (given[one["question_id"]], one["answer"])]
-        right.setdefault(one["split"], []).append(plain[0] == plain[1])
-    return {f"answers {split}, %": 100 * mean(found) for split, found in right.items()}
+    for one, found in answer(folder / "llm", emoji / "questions.jsonl", folder / "answers.jsonl", [folder / "ids"]):
+        right.setdefault(one["split"], []).append(found)
+    return {f"answers {split}, %": 100 * mean(each) for split, each in right.items()}
 
 
 def measure_steps(args: argparse.Namespace) -> None:
@@ -178,23 +155,11 @@ def compare(args: argparse.Namespace) -> None:
     if args.one:
         (results / f"{args.set}-{args.one[0]}-{args.one[1]}.json").write_text(json.dumps(run_one(args, args.one[0], int(args.one[1]))))
         return
-    jobs = [(variant, seed) for seed, variant in product(range(args.seeds), VARIANTS)]
-
-    def start(job: tuple[str, int]) -> None:
-        if not (results / f"{args.set}-{job[0]}-{job[1]}.json").exists():
-            command = [sys.executable, *sys.argv, "--one", *map(str, job)]
-            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-
-    start(jobs[1])  # it makes the cache of features that others read
-    with ThreadPoolExecutor(args.processes) as pool:
-        list(pool.map(start, jobs))
-    table = {one: [json.loads((results / f"{args.set}-{one}-{seed}.json").read_text()) for seed in range(args.seeds)] for one in VARIANTS}
-    columns = list(table["without"][0])
-    print(f"| {args.set} |", " | ".join(columns), "|\n|---|" + "---|" * len(columns))
-    for variant, runs in table.items():
-        cells = [[run[name] for run in runs] for name in columns]
-        shown = [f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}" for values in cells]
-        print(f"| {variant} |", " | ".join(shown), "|")
+    paths = {(variant, seed): results / f"{args.set}-{variant}-{seed}.json" for seed, variant in product(range(args.seeds), VARIANTS)}
+    start_missing({paths["teacher", 0]: ("teacher", 0)}, 1)  # it makes the cache of features that others read
+    start_missing({path: job for job, path in paths.items()}, args.processes)
+    table = {(one,): read_results(paths[one, seed] for seed in range(args.seeds)) for one in VARIANTS}
+    print_means([args.set], table, list(table["without",][0]))
 
 
 def main() -> None:
