@@ -350,20 +350,18 @@ def main():
     parser.add_argument("--jobs", type=int, default=8, help="clients at once (default: %(default)s)")
     parser.add_argument("--case", type=int, help="only this one")
     args = parser.parse_args()
-    import uvicorn
-
     from unicode.llm.load import open_model, open_without_weights
+    from unicode.run.serve import listener
     from unicode.serve.engines import HttpEngine
     from unicode.serve.local import LocalEngine
-    from unicode.serve.server import Limits, Server, build_app
+    from unicode.serve.server import Limits, Server
 
     model = open_without_weights(args.model) if args.engine else open_model(args.model, device="cpu")
     engine = HttpEngine(args.engine, model) if args.engine else LocalEngine(model)
     server = Server(engine, name="tiny", limits=Limits(body=BODY, images=IMAGES, tokens=TOKENS), hosts=frozenset({ALLOWED}))
     logging.basicConfig(level=logging.WARNING)
-    runner = uvicorn.Server(uvicorn.Config(build_app(server, key=KEY), log_config=None, access_log=False))
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    threading.Thread(target=runner.run, args=([listening],), daemon=True).start()
+    threading.Thread(target=listener(server, key=KEY).run, args=([listening],), daemon=True).start()
     target = make_target(listening.getsockname()[1], model)
     if args.case is not None:
         target.run(args.case, args.seed, show=True)

@@ -7,12 +7,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import uvicorn
 from llama_server import llama_server
 
 from unicode.llm.load import open_model, open_without_weights
+from unicode.run.serve import listener
 from unicode.serve.local import LocalEngine
-from unicode.serve.server import Limits, Server, build_app
+from unicode.serve.server import Limits, Server
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def make_server():
 
     def make(engine, *, key="", hosts=(), **limits):
         server = Server(engine, name="tiny", limits=Limits(**limits), hosts=frozenset(hosts))
-        runner = uvicorn.Server(uvicorn.Config(build_app(server, key=key), log_config=None))
+        runner = listener(server, key=key)
         listening = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=runner.run, args=([listening],), daemon=True).start()
         while not runner.started:
@@ -89,6 +89,8 @@ class StandIn(BaseHTTPRequestHandler):
             return self.answer({"prompt": encoder.decode([*asked["tokens"][: self.server.wrong], *asked["tokens"]])})
         if self.headers["Content-Type"] != "application/json":
             return self.answer({"error": {"message": "Unsupported Media Type: Only 'application/json' is allowed"}}, 400)
+        if self.server.fails:
+            return self.answer({"error": {"message": "no room"}}, self.server.fails)
         assert self.path == "/v1/completions" and asked["stream"] and asked["return_token_ids"] and asked["model"] == "tiny"
         self.send_response(200)
         self.end_headers()
@@ -108,9 +110,9 @@ class StandIn(BaseHTTPRequestHandler):
 class VllmServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, encoder):
-        super().__init__(("127.0.0.1", 0), StandIn)
-        self.encoder, self.owner, self.wrong, self.tokens, self.breaks_after, self.asked = encoder, "vllm", 0, [], -1, []
+    def __init__(self, encoder, port=0):
+        super().__init__(("127.0.0.1", port), StandIn)
+        self.encoder, self.owner, self.wrong, self.tokens, self.breaks_after, self.asked, self.fails = encoder, "vllm", 0, [], -1, [], 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -121,8 +123,8 @@ def vllm(described):
 
     started = []
 
-    def make():
-        started.append(VllmServer(text_encoder(described.text)))
+    def make(port=0):
+        started.append(VllmServer(text_encoder(described.text), port))
         return started[-1]
 
     yield make

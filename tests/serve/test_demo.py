@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import openai
@@ -10,6 +11,7 @@ from demo_pages import walk
 from PIL import Image
 
 from unicode.run.demo import main
+from unicode.serve import demo
 from unicode.serve.demo import Client, answer, look, redraw
 
 
@@ -63,6 +65,21 @@ def test_refusals_are_sentences(client, picture):
         list(look(client, None))
     with pytest.raises(openai.BadRequestError, match="the prompt is empty"):
         list(client.draw(print, [], prompt=" "))
+
+
+def test_a_tab_whose_task_the_model_does_not_have_says_why(client, monkeypatch):
+    gradio = MagicMock()
+    monkeypatch.setattr(demo, "require", lambda *_, **__: gradio)
+    for about, expected in (
+        ({"tasks": ["question"]}, ["trained for text_to_image"] * 2 + ["trained for decompression"]),
+        ({"why_not": "it has no image head"}, ["it has no image head"] * 4),
+    ):
+        gradio.reset_mock()
+        monkeypatch.setattr(client, "about", {**client.about, "tasks": None, **about})
+        demo.build_page(client)
+        shown = [call.args[0] for call in gradio.Markdown.call_args_list][1:]
+        assert len(shown) == len(expected) and all(part in line for part, line in zip(expected, shown, strict=True)), shown
+        assert gradio.Interface.call_count == 4 - len(expected)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from unicode.generate.images import Drawing, DrawRequest, ImageSampler, caption_
 from unicode.generate.questions import AskedQuestion
 from unicode.generate.sampling import GREEDY, Sampling
 from unicode.llm.load import open_model, open_without_weights
+from unicode.serve import engines
 from unicode.serve.engines import EngineSampler, HttpEngine, WriteOptions, answer_with
 from unicode.serve.local import LocalEngine
 
@@ -97,6 +98,53 @@ def test_requests_to_vllm_are_as_it_documents_them(vllm, described):
     server.tokens, server.breaks_after = ids[:20], 3
     with pytest.raises(ConnectionError, match="no engine is left"):
         engine.draw(DrawRequest("a red circle"), GREEDY)
+
+
+def test_a_server_that_was_left_out_is_taken_back_if_it_serves_this_model(vllm, described, monkeypatch, caplog):
+    monkeypatch.setattr(engines, "RETRY", 0.3)
+    first, second, ids = vllm(), vllm(), described.images.row_ids.tolist()
+    engine = HttpEngine(f"{first.url},{second.url}", described)
+
+    def draw_until(count, message):
+        deadline = time.monotonic() + 10
+        while caplog.text.count(message) < count and time.monotonic() < deadline:
+            assert engine.draw(DrawRequest("a red circle"), GREEDY).tolist() == ids[:20]
+            time.sleep(0.02)
+        assert caplog.text.count(message) == count
+        assert engine.draw(DrawRequest("a red circle"), GREEDY).tolist() == ids[:20]
+
+    first.tokens = second.tokens = ids[:20]
+    first.breaks_after = 3
+    draw_until(1, "broke off an answer after 3 tokens; it is left out, 1 left")
+    first.breaks_after = -1
+    while len(engine._busy) < 2:
+        draw_until(1, "left out")
+        time.sleep(0.02)
+    second.breaks_after, second.wrong = 3, 1
+    draw_until(1, "has another vocabulary than this model; give it the file of this model (tiny); it stays left out")
+    first.shutdown()
+    first.server_close()
+    with pytest.raises(ConnectionError, match="no engine is left"):
+        engine.draw(DrawRequest("a red circle"), GREEDY)
+    again = vllm(first.server_port)
+    again.tokens = ids[:20]
+    time.sleep(0.3)
+    assert engine.draw(DrawRequest("a red circle"), GREEDY).tolist() == ids[:20], "the only one is waited for"
+
+
+def test_a_request_at_which_a_server_fails_is_tried_at_another_one_and_no_server_is_left_out(vllm, described, caplog):
+    first, second, ids = vllm(), vllm(), described.images.row_ids.tolist()
+    engine = HttpEngine(f"{first.url},{second.url}", described)
+    first.tokens = second.tokens = ids[:20]
+    first.fails = 500
+    for _ in range(2):
+        assert engine.draw(DrawRequest("a red circle"), GREEDY).tolist() == ids[:20]
+    second.fails = 500
+    with pytest.raises(engines.EngineError, match=r"fails at a request: .*no room"):
+        engine.draw(DrawRequest("a red circle"), GREEDY)
+    assert [sum(path == "/v1/completions" for path, _ in server.asked) for server in (first, second)] == [3, 3]
+    first.fails = 0
+    assert engine.draw(DrawRequest("a red circle"), GREEDY).tolist() == ids[:20] and "left out" not in caplog.text
 
 
 def test_an_engine_of_another_model_is_refused_at_the_start(vllm, llama, described, tuned, make_tuned, tmp_path):

@@ -9,11 +9,10 @@ import logging
 import os
 import secrets
 import socket
-from pathlib import Path
 from threading import Thread
 
-from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
-from unicode.run.serve import KEY_VARIABLE
+from unicode.run.command import add_engine_option, add_model_options, command, log
+from unicode.run.serve import KEY_VARIABLE, open_server
 
 
 @command
@@ -48,16 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve_here(args: argparse.Namespace) -> tuple[str, str]:
     """Serve the model that the options name from a thread of this process; returns the address, on a free port, and the key."""
-    from unicode.common.extras import require
-    from unicode.serve.local import LocalEngine
-    from unicode.serve.server import Limits, Server, build_app
-
-    uvicorn, key = require("uvicorn", extra="demo"), secrets.token_urlsafe()
-    model, engine = open_named_engine(args)
-    server = Server(engine or LocalEngine(model), name=Path(args.model).resolve().name, limits=Limits())
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(build_app(server, key=key), log_config=None, access_log=False)
-    Thread(target=uvicorn.Server(config).run, args=([listening],), daemon=True).start()
+    key, listening = secrets.token_urlsafe(), socket.create_server(("127.0.0.1", 0))
+    server = open_server(args, key=key)
+    Thread(target=server.run, args=([listening],), daemon=True).start()
     return f"http://127.0.0.1:{listening.getsockname()[1]}", key
 
 

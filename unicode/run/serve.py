@@ -6,11 +6,21 @@ python -m unicode.run.serve --model outputs/unicode_merged --port 8000
 import argparse
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
 
 KEY_VARIABLE = "UNICODE_API_KEY"
+HEAD = 1 << 18  # bytes of a request line and its headers; the parser refuses more
+LIMITS = {
+    "body": (32 << 20, "bytes of a request"),
+    "images": (8, "pictures in a request and in its answer"),
+    "tokens": (4096, "longest answer, ids of pictures included"),
+    "queue": (128, "requests in work or waiting; others get 429"),
+    "seconds": (300, "longest time of a request"),
+}
 
 
 @command
@@ -21,37 +31,47 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="requests that our own engine works on together (default: %(default)s)")
-    parser.add_argument("--max-body", type=int, default=32 << 20, help="bytes of a request (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, default=8, help="pictures in a request and in its answer (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="longest answer, ids of pictures included (default: %(default)s)")
-    parser.add_argument("--max-queue", type=int, default=128, help="requests in work or waiting; others get 429 (default: %(default)s)")
-    parser.add_argument("--max-seconds", type=int, default=300, help="longest time of a request (default: %(default)s)")
-    parser.add_argument(
-        "--image-host", action="append", default=[], metavar="HOST", help="pictures may be fetched from it; may be repeated"
-    )
+    for name, (default, what) in LIMITS.items():
+        parser.add_argument(f"--max-{name}", type=int, default=default, help=f"{what} (default: %(default)s)")
+    what = "pictures may be fetched from it; may be repeated"
+    parser.add_argument("--image-host", action="append", default=[], metavar="HOST", help=what)
     parser.add_argument("--dry-run", action="store_true", help="open the model, listen to nothing")
     args = parser.parse_args(argv)
-    from unicode.common.extras import require
-
-    uvicorn, *_ = (require(library, extra="serve") for library in ("uvicorn", "fastapi", "httpx", "prometheus_client"))
-    from unicode.serve.local import LocalEngine
-    from unicode.serve.server import Limits, Server, build_app
-
-    limits = Limits(args.max_body, args.max_images, args.max_tokens, args.max_queue, args.max_seconds)
     try:
         listening = socket.create_server((args.host, 0 if args.dry_run else args.port), backlog=2048)
     except OSError as error:
         raise OSError(f"cannot listen at {args.host}:{args.port} ({error.strerror}); give another --port") from error
-    model, engine = open_named_engine(args)
-    engine = engine or LocalEngine(model, batch_size=args.batch_size)
-    server = Server(engine, name=Path(args.model).resolve().name, limits=limits, hosts=frozenset(args.image_host))
-    if args.dry_run:
-        return 0
-    app = build_app(server, key=os.environ.get(KEY_VARIABLE, ""))
-    log.info("serving %s by %s at http://%s:%d/v1", server.name, ", ".join(engine.kinds), *listening.getsockname()[:2])
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=limits.seconds, server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    limits, key = {name: getattr(args, f"max_{name}") for name in LIMITS}, os.environ.get(KEY_VARIABLE, "")
+    server = open_server(args, key=key, hosts=args.image_host, batch_size=args.batch_size, **limits)
+    if not args.dry_run:
+        log.info("serving %s by %s at http://%s:%d/v1", args.model, args.engine or "our own engine", *listening.getsockname()[:2])
+        server.run(sockets=[listening])
     return 0
+
+
+def open_server(args: argparse.Namespace, *, key: str, hosts: Iterable[str] = (), batch_size: int = 32, **limits: int) -> Any:
+    """Open the model and the engine that the options name, behind a `uvicorn.Server`. ValueError: a limit below 1."""
+    from unicode.common.extras import require
+
+    for library in ("uvicorn", "fastapi", "httpx", "prometheus_client"):
+        require(library, extra="serve")
+    from unicode.serve.local import LocalEngine
+    from unicode.serve.server import Limits, Server
+
+    checked = Limits(**limits)
+    model, engine = open_named_engine(args)
+    engine, name = engine or LocalEngine(model, batch_size=batch_size), Path(args.model).resolve().name
+    return listener(Server(engine, name=name, limits=checked, hosts=frozenset(hosts)), key=key)
+
+
+def listener(server: Any, *, key: str = "") -> Any:
+    """Return a `uvicorn.Server` for a `unicode.serve.server.Server`."""
+    import uvicorn
+
+    from unicode.serve.server import build_app
+
+    options = {"http": "h11", "h11_max_incomplete_event_size": HEAD, "log_config": None, "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(build_app(server, key=key), timeout_graceful_shutdown=server.limits.seconds, **options))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Engines behind one interface: prompts in, ids of answers and of pictures out; our own on this machine, or servers over HTTP."""
 
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from threading import Lock
-from time import perf_counter
+from threading import Lock, Thread
+from time import monotonic, perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from unicode.llm.template import text_encoder
 
 KEY_VARIABLE = "UNICODE_ENGINE_KEY"  # of the environment: the key that engines over HTTP ask for
 PROBED = 256  # tokens of the vocabulary that are compared with a server's
+RETRY, CONNECT = 10.0, 5.0  # s until a server that failed is asked again, and for a connection
 ONLY_LOCAL = "only our own engine can; leave out --engine"
 Emit = Callable[[list[int]], bool]  # The ids so far -> whether to go on
 Tell = Callable[[int], bool]  # How many ids a picture has so far -> whether to go on; our own engine goes on in any case
@@ -48,6 +50,10 @@ class Written:
 
     ids: list[int]  # Without the end token
     ended: bool  # Whether an end token ended it
+
+
+class EngineError(ValueError):
+    """A server failed at one request; others may succeed."""
 
 
 class Engine(Protocol):
@@ -118,26 +124,26 @@ class HttpServer(ABC):
     def _event(self, event: dict[str, Any]) -> tuple[list[int], bool]:
         """Return the ids of an event, and whether it is the last one."""
 
-    def call(self, path: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-        """GET, or POST of `values`, and return the JSON of the answer."""
-        with connection_errors(self.url):
-            response = self._client.get(self.url + path) if values is None else self._client.post(self.url + path, json=values)
-            response.raise_for_status()
-            return response.json()  # type: ignore[no-any-return]
-
     def complete(self, request: IdRequest, emit: Emit | None = None) -> list[int]:
-        """Return the ids of an answer, the stop id included. ConnectionError: the server is gone. ValueError: it refuses the request."""
+        """Return the ids of an answer, the stop id included.
+
+        Raises ConnectionError: the server is gone. ValueError: it refuses the request. EngineError: it fails at the request.
+        """
         path, content = self._request(request)
         ids: list[int] = []
         headers = {"Content-Type": "application/json"}
         with connection_errors(self.url), self._client.stream("POST", self.url + path, content=content, headers=headers) as response:
             if response.status_code in (400, 413, 422):
                 raise ValueError(f"the engine {self.url} refuses a request: {response.read().decode(errors='replace')[:300]}")
+            if response.status_code == 500:
+                raise EngineError(f"the engine {self.url} fails at a request: {response.read().decode(errors='replace')[:300]}")
             response.raise_for_status()
             for line in response.iter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 event = json.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    raise EngineError(f"the engine {self.url} fails at a request: {str(event['error'])[:300]}")
                 new, last = self._event(event)
                 for token in new:
                     ids.append(token)
@@ -159,6 +165,14 @@ def connection_errors(url: str) -> Iterator[None]:
         raise ConnectionError(f"the engine {url} does not answer ({type(error).__name__}: {error})") from error
 
 
+def call(client: Any, url: str, path: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """GET, or POST of `values`, and return the JSON of the answer. ConnectionError: there is none."""
+    with connection_errors(url):
+        response = client.request("GET" if values is None else "POST", url + path, json=values)
+        response.raise_for_status()
+        return response.json()  # type: ignore[no-any-return]
+
+
 class LlamaCpp(HttpServer):
     """A llama.cpp server: ids through `/completion`."""
 
@@ -166,10 +180,10 @@ class LlamaCpp(HttpServer):
         rows = about["meta"]["n_vocab"]
         if rows != self._vocab_size:
             raise ValueError(f"the engine {self.url} has {rows} tokens, this model {self._vocab_size}; give it the file of this model")
-        return int(self.call("/props")["default_generation_settings"]["n_ctx"])
+        return int(call(self._client, self.url, "/props")["default_generation_settings"]["n_ctx"])
 
     def _detokenize(self, ids: list[int]) -> str:
-        return str(self.call("/detokenize", {"tokens": ids})["content"])
+        return str(call(self._client, self.url, "/detokenize", {"tokens": ids})["content"])
 
     def _request(self, request: IdRequest) -> tuple[str, str]:
         sampling = request.sampling
@@ -196,7 +210,7 @@ class Vllm(HttpServer):
         return int(about["max_model_len"])
 
     def _detokenize(self, ids: list[int]) -> str:
-        return str(self.call("/detokenize", {"model": self.name, "tokens": ids})["prompt"])
+        return str(call(self._client, self.url, "/detokenize", {"model": self.name, "tokens": ids})["prompt"])
 
     def _request(self, request: IdRequest) -> tuple[str, str]:
         sampling = request.sampling
@@ -224,6 +238,8 @@ SERVERS: dict[str, type[HttpServer]] = {"llamacpp": LlamaCpp, "vllm": Vllm}
 class HttpEngine:
     """Servers of one model over HTTP; a request goes to the one with the fewest, and to another one where that fails.
 
+    A server that does not answer is left out. `RETRY` seconds later the next request asks it again, with the checks of the start.
+
     Args:
         urls: their addresses, separated by commas.
         model: what turns conversations into ids; `unicode.llm.load.open_without_weights` is enough.
@@ -238,31 +254,62 @@ class HttpEngine:
             raise ValueError(f"this model {'reads pixels' if model.reads_pixels else 'writes images by cells'}; {ONLY_LOCAL}")
         self.model, self._lock = model, Lock()
         headers = {"Authorization": f"Bearer {os.environ[KEY_VARIABLE]}"} if os.environ.get(KEY_VARIABLE) else {}
-        self._client = httpx.Client(timeout=httpx.Timeout(600, connect=5), limits=httpx.Limits(max_connections=None), headers=headers)
+        self._client = httpx.Client(timeout=httpx.Timeout(600, connect=CONNECT), limits=httpx.Limits(max_connections=None), headers=headers)
         self._busy: dict[HttpServer, int] = {}  # requests at each server that answers
+        self._left_out: dict[str, float] = {}  # addresses of the others -> when they are asked again
+        self.context = model.context
         for url in filter(None, (part.strip().rstrip("/").removesuffix("/v1") for part in urls.split(","))):
-            try:
-                self._busy[self._connect(url)] = 0
-            except ConnectionError as error:
-                log.warning("%s; it is left out", error)
+            self._add(url)
         if not self._busy:
             raise ConnectionError(f"no engine answers at {urls}; start one, or leave out --engine")
-        self.context = min(model.context, *(server.context for server in self._busy))
         self.kinds = sorted({type(server).__name__.lower() for server in self._busy})
         self.width = len(self._busy)  # Servers at the start
 
-    def _connect(self, url: str) -> HttpServer:
-        with connection_errors(url):
-            response = self._client.get(f"{url}/v1/models")
-            response.raise_for_status()
-            about = response.json()["data"][0]
-        if about.get("owned_by") not in SERVERS:
-            raise ValueError(f"the engine {url} is a server of '{about.get('owned_by')}'; known: {', '.join(SERVERS)}")
-        return SERVERS[about["owned_by"]](url, self.model, self._client, about)
+    def _add(self, url: str, *, again: bool = False) -> None:
+        try:
+            with connection_errors(url):
+                about = call(self._client, url, "/v1/models")["data"][0]
+                if about.get("owned_by") not in SERVERS:
+                    raise ValueError(f"the engine {url} is a server of '{about.get('owned_by')}'; known: {', '.join(SERVERS)}")
+                server = SERVERS[about["owned_by"]](url, self.model, self._client, about)
+        except ConnectionError as error:
+            log.log(logging.DEBUG if again else logging.WARNING, "%s; it is left out", error)
+            with self._lock:
+                self._left_out[url] = monotonic() + RETRY
+        except ValueError as error:
+            if not again:
+                raise
+            log.warning("%s; it stays left out", error)
+        else:
+            with self._lock:
+                self._busy[server], self.context = 0, min(self.context, server.context)
+            if again:
+                log.warning("the engine %s answers again; it takes requests", url)
+
+    def _take(self, failed: HttpServer | None) -> HttpServer:
+        """Return the server with the fewest requests, another than `failed` where there is one. ConnectionError: none is left."""
+        with self._lock:
+            due = [url for url, when in self._left_out.items() if when <= monotonic()]
+            asking = [Thread(target=self._add, args=(url,), kwargs={"again": True}, daemon=True) for url in due]
+            for url, thread in zip(due, asking, strict=True):
+                del self._left_out[url]
+                thread.start()
+        for thread in [] if self._busy else asking:
+            thread.join(CONNECT)
+        with self._lock:
+            if not self._busy:
+                raise ConnectionError("no engine is left that answers; start one again")
+            server = min(self._busy, key=lambda one: (one is failed, self._busy[one]))
+            self._busy[server] += 1
+            return server
 
     def complete(self, request: IdRequest, emit: Emit | None = None) -> list[int]:
-        """Return the ids of one request; it starts again at another server where one fails. ConnectionError: none is left."""
+        """Return the ids of one request; it starts again at another server where one fails.
+
+        Raises ConnectionError: no server is left. EngineError: two servers fail at the request, or the only one does.
+        """
         longest = 0
+        failed: HttpServer | None = None
 
         def tell(ids: list[int]) -> bool:
             nonlocal longest
@@ -270,16 +317,17 @@ class HttpEngine:
             return repeated or emit is None or emit(ids)
 
         while True:
-            with self._lock:
-                if not self._busy:
-                    raise ConnectionError("no engine is left that answers; start one again")
-                server = min(self._busy, key=self._busy.__getitem__)
-                self._busy[server] += 1
+            server = self._take(failed)
             try:
                 return server.complete(request, tell)
+            except EngineError:
+                if failed is not None or len(self._busy) < 2:
+                    raise
+                failed = server
             except ConnectionError as error:
                 with self._lock:
                     if self._busy.pop(server, None) is not None:
+                        self._left_out[server.url] = monotonic() + RETRY
                         log.warning("%s; it is left out, %d left", error, len(self._busy))
             finally:
                 with self._lock:
@@ -291,22 +339,24 @@ class HttpEngine:
         ids: list[int] = []
         ends, pictures = tuple(self.model.end_ids), options.max_pictures
         limit, before = room_for(prompt, options.max_tokens, self.context), self._plain(prompt)
+
+        def tell(new: list[int]) -> bool:
+            return emit is None or emit([*ids, *new])
+
         start, end, *others = self.model.markers.ids() if self.model.markers is not None and pictures else (-1, -1)
         num_ids = self.model.layout.num_codes if self.model.layout is not None else 0
         while len(ids) < limit:
-            told = None if emit is None else lambda new, first=tuple(ids): emit([*first, *new])
             room, seed = limit - len(ids), options.seed + len(ids)
             may_draw = pictures > 0 and room >= num_ids + 2
             stops, most = ((*ends, start), room - num_ids - 1) if may_draw else (ends, room)  # beyond `most` no picture fits
             ruled_out = tuple({start, end, *others} - {*stops, -1})
-            ids += self.complete(IdRequest((*before, *ids), most, stops, (), ruled_out, options.words, seed), told)
+            ids += self.complete(IdRequest((*before, *ids), most, stops, (), ruled_out, options.words, seed), tell)
             if ids and ids[-1] in ends:
                 return Written(ids[:-1], True)
             if may_draw and ids and ids[-1] == start:
-                told = None if emit is None else lambda new, first=tuple(ids): emit([*first, *new])
-                ids += [*self._picture((*before, *ids), num_ids, options.pictures, options.seed + len(ids), told), end]
+                ids += [*self._picture((*before, *ids), num_ids, options.pictures, options.seed + len(ids), tell), end]
                 pictures -= 1
-            if emit is not None and not emit(ids):
+            if not tell([]):
                 break
         return Written(ids, False)
 

@@ -39,7 +39,7 @@ from unicode.ids.text import CLOSE, RUN, write_run
 from unicode.images.listing import UnreadableImageError
 from unicode.llm.load import Content
 from unicode.llm.template import text_encoder
-from unicode.serve.engines import Emit, Engine, WriteOptions, Written, room_for
+from unicode.serve.engines import Emit, Engine, EngineError, WriteOptions, Written, room_for
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 PROGRESS = 16  # ids of a picture from one message about it to the next
@@ -174,47 +174,46 @@ class Server:
             future.exception()  # a client that has left does not ask for it
 
     async def run(self, request: Request, work: Callable[[Emit], Any]) -> Any:
-        """Return what `work` gives; it is told to stop, by its argument, when the client leaves or the time is over (504)."""
-        left, deadline = Event(), time.monotonic() + self.limits.seconds
-        try:
-            return await self.wait(request, self.start(lambda: work(lambda ids: not left.is_set())), deadline)
-        finally:
-            left.set()
-
-    async def wait(self, request: Request, future: asyncio.Future[Any], deadline: float) -> Any:
-        """Return the result of a future. TimeoutError: the time is over. HTTPException: the client has left."""
-        while not (await asyncio.wait({future}, timeout=0.2))[0]:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the request took longer than {self.limits.seconds} s")
-            if await request.is_disconnected():
-                raise HTTPException(499, "the client has left")
-        return future.result()
+        """Return what `work` gives; it is told to stop, by its argument, as in `follow`."""
+        found: list[Any] = []
+        async with aclosing(self.follow(request, lambda put: found.append(work(lambda _: put(None))))) as events:
+            async for _ in events:
+                pass
+        return found[0]
 
     async def follow(self, request: Request, *works: Callable[[Callable[[Any], bool]], Any]) -> AsyncGenerator[Any, None]:
-        """Yield what works in threads put, until all have ended; `put` tells them to stop when the reader leaves or the time is over."""
+        """Yield what works in threads put, until all have ended; `put` tells them to stop when the reader leaves or the time is over.
+
+        Raises TimeoutError: the time is over (504). HTTPException: the client has left. Raises the errors of the works.
+        """
         loop, left, deadline = asyncio.get_running_loop(), Event(), time.monotonic() + self.limits.seconds
-        coming: asyncio.Queue[Any] = asyncio.Queue()
-        getting: asyncio.Future[Any] = loop.create_future()
+        coming: asyncio.Queue[Any] = asyncio.Queue()  # what is put, and each work when it has ended
 
         def put(event: Any) -> bool:
             if event:
                 loop.call_soon_threadsafe(coming.put_nowait, event)
             return not left.is_set()
 
-        def end(done: asyncio.Future[Any]) -> None:
-            coming.put_nowait(None)
-            if not done.cancelled():
-                done.exception()  # a client that has left does not ask for it
-
         try:
-            working = asyncio.gather(*(self.start(partial(work, put)) for work in works))
-            working.add_done_callback(end)
-            while (event := await self.wait(request, getting := asyncio.ensure_future(coming.get()), deadline)) is not None:
-                yield event
-            await working
+            for work in works:
+                self.start(partial(work, put)).add_done_callback(coming.put_nowait)
+            going = len(works)
+            while going:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the request took longer than {self.limits.seconds} s")
+                try:
+                    event = await asyncio.wait_for(coming.get(), 0.2)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        raise HTTPException(499, "the client has left") from None
+                    continue
+                if isinstance(event, asyncio.Future):
+                    event.result()
+                    going -= 1
+                else:
+                    yield event
         finally:
             left.set()
-            getting.cancel()
 
     def check_model(self, name: str) -> None:
         """Raise 404 for another model than this server's."""
@@ -476,7 +475,7 @@ def status_of(error: Exception) -> tuple[int, str]:
     if isinstance(error, RequestValidationError):
         nearest = max(error.errors(), key=lambda one: len(one["loc"]))  # of the forms that a value may have
         return 400, f"{'.'.join(map(str, nearest['loc'][1:])) or 'the body'}: {nearest['msg']}"
-    status = {TimeoutError: 504, ConnectionError: 503, ValueError: 400, FileNotFoundError: 400}  # the image tokenizer is not there
+    status = {TimeoutError: 504, ConnectionError: 503, EngineError: 502, ValueError: 400, FileNotFoundError: 400}  # no image tokenizer
     found = next((code for kind, code in status.items() if isinstance(error, kind)), 500)
     message = (str(error) or "the request took too long") if found != 500 else "an error of this server; its log has the reason"
     return found, printable(message)
@@ -501,6 +500,7 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start, size, status = time.perf_counter(), 0, 500
+        await asyncio.sleep(0)  # where the body is no HTTP, uvicorn has answered and closes; after that it drops what the routes send
 
         async def count_body() -> Any:
             nonlocal size
