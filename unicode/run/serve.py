@@ -70,8 +70,8 @@ def listener(server: Any, *, key: str = "") -> Any:
 
     from unicode.serve.server import build_app
 
-    options = {"http": "h11", "h11_max_incomplete_event_size": HEAD, "log_config": None, "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(build_app(server, key=key), timeout_graceful_shutdown=server.limits.seconds, **options))
+    options: dict[str, Any] = {"http": "h11", "h11_max_incomplete_event_size": HEAD, "timeout_graceful_shutdown": server.limits.seconds}
+    return uvicorn.Server(uvicorn.Config(build_app(server, key=key), log_config=None, access_log=False, server_header=False, **options))
 
 
 if __name__ == "__main__":
