@@ -7,6 +7,8 @@ These arguments mean the same in every function:
     out        folder of the output, or the path of the main .json file
     seed       fixes every draw and the order of the output
     anno       annotation file relative to `root`; FILE@FOLDER where its image paths start from a folder of the image root
+    val_share  share of the val files; the same pictures as those of a tokenizer's data.holdout of this size
+    questions  questions per picture, at most
     dry_run    read the first records, check everything and write nothing
 
 Every function returns its `Report`. It raises FileNotFoundError for a missing input, and ValueError for a damaged input, for a bad

@@ -40,7 +40,6 @@ def get_shapes_anno(
     Args:
         world: settings of the world, as "colours=8"; the same that the tokenizer's command is given as shapes.colours=8.
         limit: the first so many scenes of each split; 0: all.
-        questions: questions per picture, at most.
     """
     config = load_config(ShapesConfig, None, world)
     if limit < 0:
@@ -70,8 +69,6 @@ def get_folder_anno(
 
     Args:
         root: the folder of pictures, from which the paths in the output start.
-        val_share: share of the val files; the same pictures as those of a tokenizer's data.holdout of this size.
-        questions: questions per picture, at most.
     """
     check_share(val_share)
     keys = list(list_folder(root).keys)

@@ -49,7 +49,6 @@ def get_label_anno(
         root: the folder that holds the set, or Debian's folder of Fashion-MNIST.
         dataset: name of the class in torchvision.datasets, as CIFAR10.
         val_share: share of the train part for the val files, the same pictures as those of data.holdout; 0: the set's own val part.
-        questions: questions per picture, at most.
     """
     check_share(val_share)
     report = Report("get_label_anno", seed, inputs=[f"torchvision:{dataset}@{root}"])
@@ -103,8 +102,6 @@ def get_parquet_anno(
         root: the folder that `path` and the keys start from.
         path: Parquet files, with braces {000..127} and globs.
         text_column: the column to read.
-        val_share: share of the val files; the same pictures as those of data.holdout of this size.
-        questions: questions per picture, at most.
     """
     check_share(val_share)
     report = Report("get_parquet_anno", seed, inputs=[str(Path(root) / path)])

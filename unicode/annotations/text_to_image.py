@@ -15,7 +15,6 @@ from unicode.annotations.templates import (
     draw,
     draw_share,
     fill,
-    fill_template,
 )
 from unicode.ids.text import write_run
 
@@ -42,7 +41,7 @@ def get_t2v_anno(
     `templates`: requests use the first so many of the task, of which the first is that of generation; 0: all. One suits captions that are
     requests in many forms already.
     """
-    source, layout, requests = find_source(root, anno), images.layout, TEMPLATES[TEXT_TO_IMAGE][: templates or None]
+    source, layout = find_source(root, anno), images.layout
     if not 0 <= templates <= len(TEMPLATES[TEXT_TO_IMAGE]):
         raise ValueError(f"templates is {templates}; choose 0 to {len(TEMPLATES[TEXT_TO_IMAGE])}")
     if not 0 <= parts <= layout.coarse_rows:
@@ -52,11 +51,11 @@ def get_t2v_anno(
         conversation = read_record(record, form="llava")
         caption, name = conversation.caption, source.key(conversation.keys[0])
         key, ids = f"{conversation.id}\0{name}", images.get(name)
-        prompt = fill_template(requests[draw(len(requests), seed, TEXT_TO_IMAGE, key)], caption=caption)
+        prompt = fill(TEXT_TO_IMAGE, seed, key, first=templates, caption=caption)
         made = [(WHOLE, make_record(conversation.id, TEXT_TO_IMAGE, [prompt, write_run(ids)], **images.fields))]
         for row in draw_rows(layout.coarse_rows, parts, seed, key):
-            slots = {"caption": caption, "ids": write_run(ids[: layout.prefix(row)])} if row else {"caption": caption}
-            prompt = fill(NEXT_ROW if row else FIRST_ROW, seed, f"{key}\0{row}", **slots)
+            before = write_run(ids[: layout.prefix(row)])  # the requests for the first row have no slot for it
+            prompt = fill(NEXT_ROW if row else FIRST_ROW, seed, f"{key}\0{row}", caption=caption, ids=before)
             turns = [prompt, write_run(ids[layout.row_slice(row)])]
             made.append((PART, make_record(conversation.id, NEXT_ROW, turns, **images.fields)))
         return made

@@ -238,7 +238,6 @@ class OutputSlot:
 
     @property
     def key(self) -> Key:
-        """See `Key`."""
         return key_of({"id": self.id, "sample": self.sample})
 
 

@@ -53,7 +53,6 @@ class StoreSpec:
 
     @property
     def num_shards(self) -> int:
-        """Number of shards."""
         return -(-self.num_images // self.shard_size)
 
     @property
@@ -220,7 +219,6 @@ class Store:
 
     @property
     def layout(self) -> Layout:
-        """Grid of the codes and order of the ids."""
         return self.spec.layout
 
     def __len__(self) -> int:
@@ -262,7 +260,6 @@ class Store:
         return (key for key in self.index if key not in skipped)
 
     def keys(self) -> Iterator[str]:
-        """As iterating over the store."""
         return iter(self)
 
     @cached_property

@@ -32,6 +32,7 @@ from unicode.images.shapes import Scene, ShapesConfig, draw_scene, scene_keys
 from unicode.images.torchvision_sets import TorchvisionSet, parse_source
 
 NAMES = ("shapes", "folder", "list", "llava", "imagenet", "ffhq", "cc3m", "coco", "lsun", "webdataset", "torchvision", "parquet")
+FILE_KINDS = {".txt": "list", ".json": "llava", ".tar": "webdataset", ".parquet": "parquet"}
 Source = Files | TarShards | Lmdb | TorchvisionSet | ParquetImages
 
 
@@ -262,30 +263,33 @@ def open_images(
 ) -> ImageDataset:
     """Find the pictures that `--images` of a command means.
 
-    `path`: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, Parquet files, "shapes:SPLIT" or
-    "torchvision:SET:SPLIT@ROOT". `root`: the folder that the paths in a list or annotation file start from, or that a set of torchvision
-    is in; the file's own folder if empty. `config`: settings that are not about which
-    pictures (resize, crop, draft, limit, the world of shapes). `train`: as in `build_dataset`. Raises FileNotFoundError: the path does not
-    exist. Raises ValueError: it holds no images, or is of no known kind.
+    `path`: a folder (searched recursively), an LMDB folder, a .txt list, a LLaVA .json, tar shards, Parquet files,
+    "shapes:SPLIT" or "torchvision:SET:SPLIT@ROOT". `root`: the folder that the paths in a list or annotation file start from, or that a
+    set of torchvision is in; the file's own folder if empty. `config`: settings that are not about which pictures (resize, crop, draft,
+    limit, the world of shapes). `train`: as in `build_dataset`. Raises FileNotFoundError: the path does not exist. Raises ValueError: it
+    holds no images, or is of no known kind.
     """
     base, text = config or DataConfig(), str(path)
-    names = {".txt": "list", ".json": "llava", ".tar": "webdataset", ".parquet": "parquet"}
-    suffix = Path(text).suffix
-    if text == "shapes" or text.startswith("shapes:"):
-        base = replace(base, name="shapes", split=text.partition(":")[2] or "val")
-    elif (named := parse_source(text, root=root)) is not None:
-        base = replace(base, name="torchvision", set=named.set, split=named.part or "test", root=named.root)
-    elif os.path.isfile(os.path.join(text, "data.mdb")):
-        base = replace(base, name="lsun", root="", path=os.path.abspath(text))
-    elif os.path.isdir(text):
-        base = replace(base, name="folder", root=text, path="")
-    elif suffix in names:
-        base = replace(base, name=names[suffix], root=root, path=os.path.abspath(text))
-    else:
-        what = f"is none of {', '.join(names)}" if os.path.exists(text) else "does not exist"
+    named = name_source(text, base, root=root)
+    if named is None:
+        what = f"is none of {', '.join(FILE_KINDS)}" if os.path.exists(text) else "does not exist"
         kinds = "a folder, a list (.txt), a LLaVA file (.json), tar shards, Parquet files, shapes:val or torchvision:SET:SPLIT"
         raise FileNotFoundError(f"--images {text} {what}; give {kinds}")
-    return build_dataset(base, image_size=image_size, train=train)
+    return build_dataset(named, image_size=image_size, train=train)
+
+
+def name_source(text: str, config: DataConfig, *, root: str = "") -> DataConfig | None:
+    """Return `config` for the pictures that a text of `open_images` names; None for one of no known kind."""
+    if text.partition(":")[0] == "shapes":
+        return replace(config, name="shapes", split=text.partition(":")[2] or "val")
+    if (named := parse_source(text, root=root)) is not None:
+        return replace(config, name="torchvision", set=named.set, split=named.part or "test", root=named.root)
+    if os.path.isfile(os.path.join(text, "data.mdb")):
+        return replace(config, name="lsun", root="", path=os.path.abspath(text))
+    if os.path.isdir(text):
+        return replace(config, name="folder", root=text, path="")
+    kind = FILE_KINDS.get(Path(text).suffix)
+    return replace(config, name=kind, root=root, path=os.path.abspath(text)) if kind else None
 
 
 def _choose(keys: PackedStrings, config: DataConfig) -> np.ndarray | None:

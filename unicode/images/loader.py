@@ -114,7 +114,6 @@ class SkipReport:
         self._skipped: dict[str, Skipped] = {}  # by key: a picture that is met again counts once
 
     def add(self, skipped: Iterable[Skipped]) -> None:
-        """Add the skipped pictures of a batch."""
         for entry in skipped:
             self._skipped.setdefault(entry.key, entry)
 

@@ -11,22 +11,18 @@ from torch import Tensor
 
 from unicode.common.config import load_config
 from unicode.common.logging import get_logger
-from unicode.images.archives import Lmdb, TarShards
-from unicode.images.dataset import DataConfig
+from unicode.images.dataset import DataConfig, Source, name_source, open_source
 from unicode.images.decode import PictureTransform, decode_image, make_square
 from unicode.images.listing import UnreadableImageError, read_bytes
-from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import ShapesConfig, find_scene
 from unicode.images.shapes_text import scene_caption
-from unicode.images.torchvision_sets import TorchvisionSet, parse_source
 
-SHAPES = "shapes"
 log = get_logger(__name__)
 
 
 def is_world(name: str | Path) -> bool:
     """Whether a source of pictures is the generated world: "shapes" or "shapes:SPLIT"."""
-    return str(name).partition(":")[0] == SHAPES
+    return str(name).partition(":")[0] == "shapes"
 
 
 def square_pixels(image: Image.Image | bytes, *, transform: PictureTransform, side: int) -> Tensor:
@@ -111,18 +107,13 @@ def _is_relative(key: str) -> bool:
 
 
 def _open(name: str, config: ShapesConfig, roots: tuple[str, ...]) -> "_Folder | _Archive | _World":
-    if is_world(name):
+    named = name_source(name, DataConfig())
+    if named is None or named.name in ("list", "llava"):
+        kinds = "folders, LMDB folders, tar shards (*.tar), Parquet files (*.parquet), torchvision:SET:SPLIT@ROOT and shapes"
+        raise FileNotFoundError(f"no pictures at '{name}'; --images and vision.images take {kinds}")
+    if named.name == "shapes":
         return _World(config)
-    if os.path.isdir(name):
-        return _Archive(Lmdb(name)) if os.path.isfile(os.path.join(name, "data.mdb")) else _Folder(name, roots)
-    if name.endswith(".tar"):
-        return _Archive(TarShards(name))
-    if name.endswith(".parquet"):
-        return _Archive(ParquetImages(name))
-    if (named := parse_source(name)) is not None:
-        return _Archive(TorchvisionSet(named.set, named.part or "test", named.root))
-    kinds = "folders, LMDB folders, tar shards (*.tar), Parquet files (*.parquet), torchvision:SET:SPLIT@ROOT and shapes"
-    raise FileNotFoundError(f"no pictures at '{name}'; --images and vision.images take {kinds}")
+    return _Folder(name, roots) if named.name == "folder" else _Archive(open_source(named))
 
 
 class _Folder:
@@ -149,7 +140,7 @@ class _Folder:
 
 
 class _Archive:
-    def __init__(self, source: TarShards | Lmdb | ParquetImages | TorchvisionSet) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
         self._rows = {key: row for row, key in enumerate(source.keys)}
 

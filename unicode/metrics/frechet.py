@@ -78,6 +78,12 @@ class FeatureSums:
         self.total += features.sum(0)
         self.outer += features.T @ features
 
+    @classmethod
+    def pair(cls, inception: nn.Module | NotComputed, *, device: torch.device | str) -> "tuple[FeatureSums, FeatureSums]":
+        """Sums for two sets of images and the features of a network; of width 1 where there is none."""
+        width = 1 if isinstance(inception, NotComputed) else int(inception.num_features)  # type: ignore[arg-type]
+        return cls(width, device=device), cls(width, device=device)
+
     def tensors(self) -> list[Tensor]:
         """The sums themselves, for an all-reduce in place."""
         return [self.count, self.total, self.outer]
@@ -108,12 +114,16 @@ def reduce_sums_(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.reshape(tensor.shape))
 
 
-def frechet_entry(inception: nn.Module, real: FeatureSums, fake: FeatureSums, *, compared: str, remedy: str) -> dict[str, Any]:
-    """Return the entry of the distance of two sets of images.
+def frechet_entry(
+    inception: nn.Module | NotComputed, real: FeatureSums, fake: FeatureSums, *, compared: str, remedy: str
+) -> dict[str, Any]:
+    """Return the entry of the distance of two sets of images, or why there is none.
 
     `compared`: both sets with their numbers, in words. `remedy`: what to do where a set has fewer than the 2 images that a covariance
     needs.
     """
+    if isinstance(inception, NotComputed):
+        return inception.to_dict()
     number = int(min(real.count, fake.count))
     if number < 2:
         return NotComputed(f"{compared}; a covariance needs 2 of each", remedy).to_dict()

@@ -36,8 +36,7 @@ class GenerationMetrics:
         self, *, inception: nn.Module | NotComputed, clip: "ClipScore | NotComputed", splits: int = 10, device: torch.device | str = "cpu"
     ) -> None:
         self.inception, self.clip, self.splits = inception, clip, splits
-        width = 1 if isinstance(inception, NotComputed) else int(inception.num_features)  # type: ignore[arg-type]
-        self._drawn, self._real = FeatureSums(width, device=device), FeatureSums(width, device=device)
+        self._drawn, self._real = FeatureSums.pair(inception, device=device)
         self._shares = torch.zeros(splits, INCEPTION_CLASSES, dtype=torch.float64, device=device)
         self._informed = torch.zeros(splits, 2, dtype=torch.float64, device=device)  # number of images, sum of p log p
         self._clip = torch.zeros(2, dtype=torch.float64, device=device)  # number of pairs, sum of scores
@@ -78,8 +77,6 @@ class GenerationMetrics:
         return {"fid": self._fid(reference), "inception_score": self._inception_score(), "clip_score": self._clip_score()}
 
     def _fid(self, reference: str) -> dict[str, Any]:
-        if isinstance(self.inception, NotComputed):
-            return self.inception.to_dict()
         compared = f"{int(self._drawn.count)} drawn images against {int(self._real.count)} of {reference or 'no set'}"
         remedy = "name images to compare with: --images DIR, or a --config with data"
         return frechet_entry(self.inception, self._real, self._drawn, compared=compared, remedy=remedy)
@@ -118,13 +115,8 @@ class ClipScore:
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        if not (Path(path) / "config.json").is_file():
-            raise FileNotFoundError(f"no CLIP model {path}; give a folder with config.json, weights and processor with --clip")
-        try:
-            self.model = CLIPModel.from_pretrained(path, local_files_only=True).eval().to(device)
-            self.processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
-        except Exception as error:  # transformers fails in many ways on a folder that is no CLIP
-            raise ValueError(f"{path} holds no CLIP model that opens ({str(error).splitlines()[0][:160]})") from error
+        model, self.processor = open_pretrained(path, CLIPModel, CLIPProcessor, what="CLIP model", option="--clip")
+        self.model = model.to(device)
         self.source = f"model {Path(path).resolve().name}"
 
     @torch.no_grad()
@@ -136,6 +128,17 @@ class ClipScore:
         out = self.model(pixel_values=pixels.to(self.model.device), **{name: part.to(self.model.device) for name, part in text.items()})
         cosine = torch.cosine_similarity(out.image_embeds.float(), out.text_embeds.float())
         return 100 * cosine.clamp_min(0)
+
+
+def open_pretrained(path: str | Path, model: Any, processor: Any, *, what: str, option: str) -> tuple[Any, Any]:
+    """Return model and processor, of two classes of transformers, from a folder. Errors as `ClipScore`; they name `what` and `option`."""
+    if not (Path(path) / "config.json").is_file():
+        raise FileNotFoundError(f"no {what} {path}; give a folder with config.json, weights and processor with {option}")
+    try:
+        safe = {"local_files_only": True, "trust_remote_code": False}
+        return model.from_pretrained(path, **safe).eval(), processor.from_pretrained(path, **safe)
+    except Exception as error:  # transformers fails in many ways on a folder of another model
+        raise ValueError(f"{path} holds no {what} that opens ({str(error).splitlines()[0][:160]})") from error
 
 
 def load_clip(path: str | Path, *, device: torch.device | str = "cpu") -> ClipScore | NotComputed:

@@ -99,10 +99,7 @@ class ReconstructionMetrics:
         names = ["images", "broken", "identical", "psnr", "ssim", "l1", "l2", "coarse_psnr", *(f"lpips_{trunk}" for trunk in lpips)]
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
         self._counts = [torch.zeros(num_rows, dtype=torch.int64, device=device) for _ in range(num_levels)]
-        self._features: tuple[FeatureSums, FeatureSums] | None = None
-        if not isinstance(inception, NotComputed):
-            width = int(inception.num_features)  # type: ignore[arg-type]
-            self._features = (FeatureSums(width, device=device), FeatureSums(width, device=device))
+        self._features = FeatureSums.pair(inception, device=device)
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor, codes: Sequence[Tensor], *, coarse: Tensor | None = None) -> None:
@@ -134,7 +131,7 @@ class ReconstructionMetrics:
             for trunk, distance in self.lpips.items():
                 if not isinstance(distance, NotComputed):
                     self._add(f"lpips_{trunk}", distance(*pair))
-        if self._features is not None and not isinstance(self.inception, NotComputed):
+        if not isinstance(self.inception, NotComputed):
             for sums, images in zip(self._features, (real, fake), strict=True):
                 sums.update_(self.inception(images))
         for counts, level in zip(self._counts, codes, strict=True):
@@ -151,7 +148,7 @@ class ReconstructionMetrics:
         {"value", "unit", "protocol"} or {"value": None, "reason", "remedy"}}, "codes": {"levels": [...], "all_levels": {...}}, "protocol":
         {...}}. Raises ValueError: no image was counted, or reconstructions hold NaN or inf.
         """
-        reduce_sums_([*self._sums.values(), *self._counts, *(tensor for sums in self._features or () for tensor in sums.tensors())])
+        reduce_sums_([*self._sums.values(), *self._counts, *(tensor for sums in self._features for tensor in sums.tensors())])
         sums = {name: float(value) for name, value in self._sums.items()}
         number = int(sums["images"])
         if number == 0:
@@ -160,8 +157,10 @@ class ReconstructionMetrics:
             broken = f"{int(sums['broken'])} of {number} reconstructions"
             raise ValueError(f"{broken} hold NaN or inf; the checkpoint is damaged, use an older one")
         means = {name: value / number for name, value in sums.items()}
+        compared = f"{number} reconstructions against the same {number} originals"
+        rfid = frechet_entry(self.inception, *self._features, compared=compared, remedy="give more images")
         return {
-            "metrics": self._pixel_metrics(means) | self._perceptual_metrics(means) | {"rfid": self._rfid(number)},
+            "metrics": self._pixel_metrics(means) | self._perceptual_metrics(means) | {"rfid": rfid},
             "codes": {
                 "levels": [{"level": level, **usage_report(counts)} for level, counts in enumerate(self._counts)],
                 "all_levels": usage_report(torch.stack(self._counts).sum(0)),
@@ -205,14 +204,6 @@ class ReconstructionMetrics:
                 how = f"LPIPS 0.1, {trunk} trunk, images at {self.image_size} px without a resize, float32"
                 report[f"lpips_{trunk}"] = entry(means[f"lpips_{trunk}"], unit="", protocol=how)
         return report
-
-    def _rfid(self, number: int) -> dict[str, Any]:
-        """Fréchet distance of the reconstructions to these same originals in a report."""
-        if isinstance(self.inception, NotComputed):
-            return self.inception.to_dict()
-        assert self._features is not None
-        compared = f"{number} reconstructions against the same {number} originals"
-        return frechet_entry(self.inception, *self._features, compared=compared, remedy="give more images")
 
 
 def format_report(report: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unicode.metrics import entry
-from unicode.metrics.generation import shuffled
+from unicode.metrics.generation import open_pretrained, shuffled
 
 Attributes = Mapping[str, str]  # Property of a picture -> its value: {"concept": "firefighter", "tone": "dark"}
 
@@ -27,13 +27,8 @@ class VisionFeatures:
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoModel
 
-        if not (Path(path) / "config.json").is_file():
-            raise FileNotFoundError(f"no vision model {path}; give a folder with config.json, weights and image processor with --features")
-        try:
-            self.model = AutoModel.from_pretrained(path, local_files_only=True, trust_remote_code=False).eval().to(device)
-            self.processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers fails in many ways on a folder of another model
-            raise ValueError(f"{path} holds no vision model that opens ({str(error).splitlines()[0][:160]})") from error
+        model, self.processor = open_pretrained(path, AutoModel, AutoImageProcessor, what="vision model", option="--features")
+        self.model = model.to(device)
         self.name = Path(path).resolve().name
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from unicode.common.files import atomic_write, lock_folder, read_json, write_jso
 from unicode.common.logging import printable
 from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
-from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, Score, read_answers
+from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
 from unicode.run.command import add_engine_option, command, log, one_line, open_named_engine
 
@@ -66,7 +66,6 @@ class Runner:
 
     @property
     def model(self) -> Any:
-        """The model that is asked."""
         return self.opened[0]
 
     def run_all(self) -> list[str]:
@@ -245,10 +244,14 @@ class Runner:
         score = benchmark.score(self.args.data, answers, options)
         trial = f"only {self.args.limit} questions were asked (--limit): a try, no score to quote"
         score.notes += [*notes, trial] if self.args.limit else notes
-        about = path.with_name(f"{path.name}.run.json")
-        answered = answered or (read_json(about) if about.is_file() else {})
+        settings = path.with_name(f"{path.name}.run.json")
+        answered = answered or (read_json(settings) if settings.is_file() else {})
         models = sorted({str(record.get("model_id", "")) for record in answers.values()})
-        report = write_report(folder, score, {"model": ", ".join(models), "answers": str(path), **answered})
+        about = {"benchmark": score.name, "title": benchmark.title}
+        found = {re.sub("^num_", "n_", name): value for name, value in score.to_dict().items() if name != "name"}
+        report = {**about, **found, "model": ", ".join(models), "answers": str(path), **answered}
+        score.write_files(folder)
+        write_json(folder / SCORES, report)
         for line in describe(report, folder):
             log.info("%s", line)
         if options.grade is not None and score.values.get("judged", 0) < score.values.get("requests", 0):
@@ -278,18 +281,6 @@ def _images(question: Question, stores: Sequence[Store]) -> Iterator[Any]:
 def _head(question: Question) -> dict[str, Any]:
     recorded = {name: question.fields[name] for name in RECORDED if name in question.fields}
     return {"question_id": question.id, "prompt": question.prompt, **recorded}
-
-
-def write_report(folder: Path, score: Score, answered: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the score's files and scores.json, and return the content of the latter.
-
-    `answered`: what is known about the answers: who gave them, with which settings, how long it took.
-    """
-    score.write_files(folder)
-    report = {re.sub("^num_", "n_", name): value for name, value in score.to_dict().items()}
-    report = {"benchmark": report.pop("name"), "title": BENCHMARKS[score.name].title, **report, **answered}
-    write_json(folder / SCORES, report)
-    return report
 
 
 def describe(report: Mapping[str, Any], folder: Path) -> list[str]:

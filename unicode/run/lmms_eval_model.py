@@ -69,7 +69,6 @@ class UnicodeModel(Base):  # type: ignore[misc, valid-type]
 
     @property
     def device(self) -> torch.device:
-        """The device of this rank's model."""
         return self._device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

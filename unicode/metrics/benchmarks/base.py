@@ -105,7 +105,6 @@ class NeededFile:
         return found
 
     def message(self, data: Path) -> str:
-        """Return which file is missing and its source."""
         return f"{' or '.join(str(data / path) for path in self.paths)} is not there: {self.source}"
 
 

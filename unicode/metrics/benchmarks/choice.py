@@ -13,21 +13,8 @@ from typing import Any
 
 from unicode.common.extras import require
 from unicode.common.files import read_json
-from unicode.metrics.benchmarks.base import (
-    OPTION_LETTER,
-    Answers,
-    Benchmark,
-    Options,
-    Question,
-    Score,
-    add_question_,
-    check_prompts,
-    expect,
-    json_lines,
-    result_text,
-    rounded,
-    share_true,
-)
+from unicode.metrics.benchmarks import base
+from unicode.metrics.benchmarks.base import OPTION_LETTER, Answers, Benchmark, Options, Question, Score
 
 _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")  # any one character follows: the full stop of the original is not escaped
 _ANY_FORM = re.compile(
@@ -75,19 +62,19 @@ class Sqa(Benchmark):
         questions: dict[str, Question] = {}
         for number, record in enumerate(read_json(path), 1):
             where = f"{path}, record {number}"
-            with expect(f'{where} is not {{"id", "conversations", "image"}}', self.files["questions"].source):
+            with base.expect(f'{where} is not {{"id", "conversations", "image"}}', self.files["questions"].source):
                 stem = record["conversations"][0]["value"].replace("<image>", "").strip()
                 text, image = f"{stem}\n{OPTION_LETTER}", record.get("image") or ""
                 prompt = f"<image>\n{text}" if image else text
                 question = Question(record["id"], text, str(record["id"]), image=image, prompt=prompt)
-            add_question_(questions, question, where=where)
+            base.add_question_(questions, question, where=where)
         return list(questions.values())
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
         if score.note_missing_(data, self.files["problems"], self.files["splits"]):
             return
         path, splits = self.files["problems"].require(data), self.files["splits"].require(data)
-        with expect(f"{path} and pid_splits.json do not belong together", self.files["problems"].source):
+        with base.expect(f"{path} and pid_splits.json do not belong together", self.files["problems"].source):
             problems = read_json(path)
             choices = {str(name): problems[str(name)] for name in read_json(splits)["test"]}
             gold = {name: SQA_LETTERS[problem["answer"]] for name, problem in choices.items()}
@@ -104,7 +91,8 @@ class Sqa(Benchmark):
         if not with_image:
             score.notes.append("no answer has <image> in its recorded prompt, so there is no accuracy over questions with image")
         printed = {name: score.values[name] for name in ("total", "correct")}
-        score.files["sqa.json"] = result_text(printed | {name: rounded(score.values[name]) for name in ("accuracy", "img_accuracy")})
+        printed |= {name: base.rounded(score.values[name]) for name in ("accuracy", "img_accuracy")}
+        score.files["sqa.json"] = base.result_text(printed)
 
 
 def _sqa_rates(letters: Mapping[str, str | None], gold: Mapping[str, str], with_image: set[str]) -> dict[str, Any]:
@@ -113,10 +101,10 @@ def _sqa_rates(letters: Mapping[str, str | None], gold: Mapping[str, str], with_
     return {
         "total": len(gold),
         "correct": sum(right.values()),
-        "accuracy": share_true(right.values()),
+        "accuracy": base.share_true(right.values()),
         "img_total": len(with_image),
         "img_correct": sum(right[key] for key in with_image),
-        "img_accuracy": share_true(right[key] for key in with_image),
+        "img_accuracy": base.share_true(right[key] for key in with_image),
     }
 
 
@@ -134,7 +122,7 @@ class Seed(Benchmark):
         if score.note_missing_(data, gold):
             return
         path = gold.require(data)
-        with expect(f"{path} is not SEED-Bench.json of the first SEED-Bench", gold.source):
+        with base.expect(f"{path} is not SEED-Bench.json of the first SEED-Bench", gold.source):
             content = read_json(path)
             questions = {str(question["question_id"]): question for question in content["questions"]}
             names = {number: name for name, number in content["question_type"].items()}
@@ -147,8 +135,8 @@ class Seed(Benchmark):
         printed = score.values["per_type"] | {
             f"{name} accuracy": score.values[key] for key, name in (("total", "Total"), ("image", "image"), ("video", "video"))
         }
-        score.files["seed.json"] = result_text({name: rounded(value) for name, value in printed.items()})
-        score.files["seed_upload.jsonl"] = json_lines(
+        score.files["seed.json"] = base.result_text({name: base.rounded(value) for name, value in printed.items()})
+        score.files["seed_upload.jsonl"] = base.json_lines(
             {"question_id": question["question_id"], "prediction": texts.get(key, "")} for key, question in questions.items()
         )
 
@@ -158,10 +146,10 @@ def _seed_rates(questions: Mapping[str, Any], letters: Mapping[str, str | None],
     types = sorted({question["question_type_id"] for question, _ in right})
 
     def share(name: str, value: Any) -> float | None:
-        return share_true(flag for question, flag in right if question[name] == value)
+        return base.share_true(flag for question, flag in right if question[name] == value)
 
     return {
-        "total": share_true(flag for _, flag in right),
+        "total": base.share_true(flag for _, flag in right),
         "image": share("data_type", "image"),
         "video": share("data_type", "video"),
         "per_type": {names[kind]: share("question_type_id", kind) for kind in types},
@@ -294,7 +282,7 @@ class Mmbench(Benchmark):
         circular = options.circular or any(not key.endswith("#0") for key in answers)
         asked = {f"{row['index']}#{number}": (row, number) for row in rows for number in _rounds(row, circular)}
         score.count_answers_(answers, asked, where=path)
-        check_prompts(answers, (self._question(row, number, b"") for row, number in asked.values()), where=str(path))
+        base.check_prompts(answers, (self._question(row, number, b"") for row, number in asked.values()), where=str(path))
         texts = {key: answers[key]["text"] if key in answers else "" for key in asked}
         score.num_unparsed = sum(first_letter(texts[key], LETTERS) is None for key in asked if key in answers)
         predictions = {row["index"]: answers[key]["text"] for row in rows if (key := f"{row['index']}#0") in answers}
@@ -330,10 +318,10 @@ def _mmbench_rates(
     for question, flags in groups.items():
         by_category[categories[question]].append(all(flags))
     return {
-        "circular": share_true(all(flags) for flags in groups.values()),
-        "single": share_true(single),
+        "circular": base.share_true(all(flags) for flags in groups.values()),
+        "single": base.share_true(single),
         "questions": len(groups),
-        "per_category": {name: share_true(flags) for name, flags in sorted(by_category.items()) if name},
+        "per_category": {name: base.share_true(flags) for name, flags in sorted(by_category.items()) if name},
     }
 
 

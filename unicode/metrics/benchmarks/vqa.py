@@ -10,22 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unicode.common.files import read_json
-from unicode.metrics.benchmarks.base import (
-    DATA,
-    SHORT_ANSWER,
-    Answers,
-    Benchmark,
-    NeededFile,
-    Options,
-    Question,
-    Score,
-    expect,
-    percent,
-    ratio,
-    read_question_file,
-    result_text,
-    share_true,
-)
+from unicode.metrics.benchmarks import base
+from unicode.metrics.benchmarks.base import DATA, SHORT_ANSWER, Answers, Benchmark, NeededFile, Options, Question, Score
 
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 """Apostrophe, colon, $, %, #, & and the full stop are not among them."""
@@ -100,7 +86,6 @@ class TwoSplits(Benchmark):
         return options.split == "val"
 
     def needed_files(self, options: Options) -> list[NeededFile]:
-        """The files of the split."""
         val = self.is_val(options)
         return [file for role, file in self.files.items() if role.startswith("val_") == val]
 
@@ -110,7 +95,7 @@ class TwoSplits(Benchmark):
             return super().read_questions(data, options)
         file = self.needed_files(options)[0]
         path = file.require(data)
-        with expect(f"{path} is not {self.val_title}", file.source):
+        with base.expect(f"{path} is not {self.val_title}", file.source):
             asked = [self.val_question(record) for record in _records(read_json(path), "questions")]
         return [Question(name, text, str(name), image=image, prompt=text) for name, text, image in asked]
 
@@ -123,7 +108,7 @@ class TwoSplits(Benchmark):
         asked = self._match_questions(data, answers, options)
         upload = self.files.get("upload_ids", self.files["questions"])  # VQAv2's server wants more questions than test-dev has
         path = upload.find(data)
-        listed = None if path is None else read_question_file(path, self.key_of)
+        listed = None if path is None else base.read_question_file(path, self.key_of)
         known = asked if asked is not None else {question.key for question in listed or ()}
         if asked is not None or listed is not None:
             score.count_answers_(answers, known, where=self.files["questions"].find(data) or path)
@@ -144,7 +129,7 @@ class TwoSplits(Benchmark):
             return
         path = file.require(data)
         references = {}
-        with expect(f"{path} does not hold questions with answers", file.source):
+        with base.expect(f"{path} does not hold questions with answers", file.source):
             for record in _records(read_json(path), "annotations"):
                 texts = [normalize_answer(str(reference["answer"])) for reference in record["answers"]]
                 references[str(record[self.id_field])] = str(record.get("answer_type", "all")), texts
@@ -152,10 +137,10 @@ class TwoSplits(Benchmark):
         by_type: dict[str, list[float]] = defaultdict(list)
         for key, (kind, texts) in references.items():
             by_type[kind].append(soft_accuracy(normalize_answer(answers[key]["text"]), texts) if key in answers else 0.0)
-        score.headline = percent(sum(map(sum, by_type.values())), len(references))
+        score.headline = base.percent(sum(map(sum, by_type.values())), len(references))
         score.values = {
             "accuracy": score.headline,
-            "per_answer_type": {kind: percent(sum(values), len(values)) for kind, values in sorted(by_type.items())},
+            "per_answer_type": {kind: base.percent(sum(values), len(values)) for kind, values in sorted(by_type.items())},
         }
 
 
@@ -229,7 +214,7 @@ class Textvqa(Benchmark):
         if score.note_missing_(data, file):
             return
         path = file.require(data)
-        with expect(f"{path} is not the annotation file of TextVQA", file.source):
+        with base.expect(f"{path} is not the annotation file of TextVQA", file.source):
             records = read_json(path)["data"]
             keys = [f"{record['image_id']}#{record['question'].lower()}" for record in records]
             references = {key: record["answers"] for key, record in zip(keys, records, strict=True)}
@@ -241,13 +226,13 @@ class Textvqa(Benchmark):
             if key in references
         }
         total = sum(times[key] * value for key, value in values.items())
-        score.headline = percent(total, sum(times[key] for key in values))
+        score.headline = base.percent(total, sum(times[key] for key in values))
         score.values = {
             "accuracy": score.headline,
             "answers_with_ocr_tokens": num_ocr,
-            "strict": {"accuracy": percent(total, len(keys)), "rule": "a question without an answer scores 0"},
+            "strict": {"accuracy": base.percent(total, len(keys)), "rule": "a question without an answer scores 0"},
         }
-        score.files["textvqa.json"] = result_text({"accuracy": score.headline})
+        score.files["textvqa.json"] = base.result_text({"accuracy": score.headline})
 
 
 NOT_A_STEP = ("exist", "query: name", "choose name")
@@ -276,7 +261,7 @@ class Gqa(Benchmark):
                 score.count_answers_(answers, asked, where=self.files["questions"].find(data))
             return
         path = gold.require(data)
-        with expect(f"{path} is not a question file of GQA", gold.source):
+        with base.expect(f"{path} is not a question file of GQA", gold.source):
             balanced = {key: question for key, question in read_json(path).items() if question["isBalanced"]}
             score.count_answers_(answers, balanced, where=path)
             score.values = evaluate_gqa(balanced, predictions)
@@ -293,16 +278,17 @@ def evaluate_gqa(questions: Mapping[str, Any], predictions: Mapping[str, str]) -
     for key, question in questions.items():
         right = predictions.get(key) == question["answer"]
         structural, semantic = question["types"]["structural"], question["types"]["semantic"]
+        steps = [f"{step['operation']}: {step['argument']}" for step in question["semantic"]]
         for figure, value in (
             ("all", "accuracy"),
             ("all", "open" if structural == "query" else "binary"),
             ("per_structural_type", structural),
             ("per_semantic_type", semantic),
-            ("per_steps", _num_steps(question)),
+            ("per_steps", sum(not any(part in step for part in NOT_A_STEP) for step in steps)),
             ("per_words", len(question["question"].split())),
         ):
             correct[figure][str(value)].append(right)
-    rates = {figure: {value: share_true(flags) for value, flags in sorted(groups.items())} for figure, groups in correct.items()}
+    rates = {figure: {value: base.share_true(flags) for value, flags in sorted(groups.items())} for figure, groups in correct.items()}
     totals = rates.pop("all", {})
     return {
         "accuracy": totals.get("accuracy"),
@@ -311,11 +297,6 @@ def evaluate_gqa(questions: Mapping[str, Any], predictions: Mapping[str, str]) -
         "distribution": _distribution(questions, predictions),
         **rates,
     }
-
-
-def _num_steps(question: Mapping[str, Any]) -> int:
-    steps = [f"{step['operation']}: {step['argument']}" for step in question["semantic"]]
-    return sum(not any(part in step for part in NOT_A_STEP) for step in steps)
 
 
 def _distribution(questions: Mapping[str, Any], predictions: Mapping[str, str]) -> float:
@@ -330,4 +311,4 @@ def _distribution(questions: Mapping[str, Any], predictions: Mapping[str, str]) 
                 given[group][predictions[key]] += 1
     total = sum(counts.total() for counts in gold.values())
     distances = {group: sum((given[group][name] - n) ** 2 / n for name, n in counts.items()) for group, counts in gold.items()}
-    return ratio(sum(distances[group] * counts.total() for group, counts in gold.items()), total) / 100
+    return base.ratio(sum(distances[group] * counts.total() for group, counts in gold.items()), total) / 100

@@ -147,7 +147,6 @@ class Mme(Benchmark):
     name = "mme"
 
     def key_of(self, record: Mapping[str, Any]) -> str:
-        """Return the key of the question that an answer record belongs to."""
         name = str(record["question_id"])
         return _key(name.split("/")[0], name.split("/")[-1].split(".")[0] + ".txt", bare_question(str(record.get("prompt", ""))))
 
