@@ -23,7 +23,7 @@ Names: Unicode CLDR through the package emoji; groups: the package emoji-data-py
 FONT_ATTRIBUTION = "Second style: rendered with the font {style}; its own licence applies (Noto: SIL Open Font License 1.1).\n"
 TEXT_LINES = 4  # of text for the base model, a picture
 CONVERSATIONS = 6  # with questions about a training picture
-TURNS = 3  # of a conversation: what it is, and questions of other kinds
+TURNS = 2  # of a conversation: what it is, and a question of another kind
 TRAIN_ASKED = 250  # training pictures in questions_train.jsonl
 
 
@@ -165,11 +165,11 @@ def caption_record(one: Any, rng: Random, form: str) -> dict[str, Any]:
 
 
 def caption_records(one: Any, rng: Random, number: int, languages: Sequence[str]) -> list[dict[str, Any]]:
-    """Return `number` captions of a training picture, every other one its name, and one in each of some languages."""
-    from phrases import NAME, SEEN, caption
+    """Return different captions of a training picture, at most `number`, and one in each of some languages."""
+    from phrases import caption
 
-    texts = [caption(one, rng, form=(NAME, SEEN)[place % 2]).text for place in range(number)]
-    texts += [name for code in languages if (name := foreign(one, code))]
+    texts = dict.fromkeys(caption(one, rng).text for _ in range(number))
+    texts |= dict.fromkeys(name for code in languages if (name := foreign(one, code)))
     return [described(one, text, place=f"-{place}") for place, text in enumerate(texts)]
 
 

@@ -79,7 +79,7 @@ answers_blind: answers/blind.jsonl
 sampling: draw/unicode.json if shapes
     python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts shapes:val --last 100
 sampling: both/unicode.json if emoji
-    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts {anno}_captions_choose_name.json {gallery}
+    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts {anno}_captions_choose_seen.json {gallery}
 drawings: drawings/contact_sheet.png
     python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 {sampling} --prompts {prompts}
         --out {out}/drawings {drawn}
@@ -114,15 +114,17 @@ report: report.html
 LONGER = "lora.r=64 lora.alpha=128 train.steps=600 train.batch_size=16 train.log_every=25 train.eval_every=300"
 CAPTIONED = ("_t2v_full.json", "_t2v_part.json*0.1", "_decompression.json*0.4", "_uncond.json*0.4", ".json*0.05")  # with their shares
 DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
-    "seen": "{anno}_captions_unseen_seen.json",
+    "name": "{anno}_captions_unseen_name.json",
     "held": "{anno}_captions_unseen_held.json",
     "train": "{anno}_captions_train_name.json",
     "typed": "tests/data/typed_prompts.txt",
 }
 LEARNED = {  # by the one model that reads and draws, with shares
-    "emoji": ("questions_train.json", "captions_train_t2v_full.json", "captions_train_uncond.json"),
-    "fashion": ("questions_train.json", *(f"captions_train{file}" for file in CAPTIONED)),
-}
+    "emoji": ("questions_train.json*0.75", "captions_train_t2v_full.json", "captions_train_uncond.json"),
+    "fashion": (
+        "questions_train.json", "captions_train_t2v_full.json*0.4", "captions_train_decompression.json*0.1", "captions_train_uncond.json",
+    ),
+}  # fmt: skip
 TEST = f"torchvision:FashionMNIST:test@{FASHION}"
 # values of STEPS that depend on the data: those of the generated world, and what others have instead
 WORLD = {
@@ -146,7 +148,7 @@ OTHERS = {
         "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
         "base_settings": "--text {out}/anno/base_text.txt --vocab-size 2048 --lowercase --tokenizer-lines 14000 "
         "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 400", "requests": "--templates 1 --parts 0", "free": "--share 1",
-        "held_out": "{anno}_captions_unseen_name.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_name.json",
+        "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
         "sampling": "", "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json",
         "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
         "others": " ".join(f"{name}={{out}}/drawings_{name}" for name in DRAWN), "decompressed": "", "scores": "",
@@ -157,7 +159,8 @@ OTHERS = {
         "prefix": "fashionmnist", "stores": "{out}/ids/train {out}/ids/test", "pictures": f"{TEST.replace(':test', ':train')} {TEST}",
         "base_settings": "--text {anno}_text.txt", "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true", "compressed": TEST,
         "prompts": "{anno}_captions_test.json", "questions": "{anno}_questions_test.json", "asked": "--kinds what what_held",
-        "sampling": "", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "", "others": "", "scores": "",
+        "sampling": "temperature=0.8 guidance=2", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
+        "others": "", "scores": "",
     },
 }  # fmt: skip
 
