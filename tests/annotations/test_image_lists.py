@@ -81,6 +81,7 @@ def bench(tmp_path: Path) -> Path:
     (folder / BENCHMARKS["seed"].path).write_text(json.dumps({"image": "../../../../x.jpg"}))
     picture = base64.b64encode(b"picture").decode()
     rows = ["index\tquestion\timage", f"7\twhat\t{picture}", f"../8\twhat\t{picture}", "9\twhat\tnot base64!", "10\twhat\tné"]
+    rows += [f"2411\twhat\t{picture}", "2412\twhat\t2411"]  # which shares the picture of the row before
     (folder / BENCHMARKS["mmbench"].path).write_text("\n".join(rows))
     return tmp_path
 
@@ -98,6 +99,7 @@ def test_benchmark_images_are_appended_to_train_alone(bench: Path) -> None:
         "eval/pope/val2014/p1.jpg",
         "eval/pope/val2014/p2.jpg",
         "eval/mmbench/images/7.jpg",
+        "eval/mmbench/images/2411.jpg",
     ]
     assert lines(bench / "out" / "llava_concat_vqa_val.txt") == ["v.jpg"]
     assert (bench / "eval" / "mmbench" / "images" / "7.jpg").read_bytes() == b"picture"

@@ -138,8 +138,11 @@ def _read_table(path: Path) -> Iterator[dict[str, Any]]:
         rows = csv.DictReader(file, delimiter="\t")
         if not {"index", "image"} <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} has the columns {rows.fieldnames}; expected 'index' and 'image' among them")
+        earlier = set()
         for row in rows:
-            yield {"id": row["index"], "image": row["image"] or ""}
+            if row["image"] not in earlier:  # newer tables name an earlier row in place of the same picture
+                yield {"id": row["index"], "image": row["image"] or ""}
+            earlier.add(row["index"])
 
 
 def _save_picture(row: dict[str, Any], folder: Path | None) -> str:
