@@ -111,19 +111,19 @@ def open_job(device: str = "auto", *, timeout_minutes: float = 24 * 60.0) -> tor
         dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_minutes))
     if device == "auto":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    chosen = choose_device(device)
+    chosen = choose_device(device, option="--device")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return chosen
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """Return a device; "auto" is a GPU where there is one. ValueError where there is none of that name."""
+def choose_device(device: str | torch.device, *, option: str = "device") -> torch.device:
+    """Return a device; "auto" is a GPU where there is one. ValueError, which names the option, where there is none of that name."""
     import torch
 
     try:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device}: {str(error).splitlines()[0]}; give auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"{option} {device}: {str(error).splitlines()[0]}; give auto, cpu, cuda or cuda:N") from error
     return chosen
