@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -213,7 +213,10 @@ class LlmTraining:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the groups with "by": "muon", whose parameters are matrices, and AdamW for the others."""
+    """Muon (Jordan et al. 2024) for the groups with "by": "muon", whose parameters are matrices, and AdamW for the others.
+
+    Ranks hold the same gradients, and each matrix costs some fifteen products: each rank makes the steps of its share of the matrices.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         kinds: dict[str, Any] = {MUON: partial(torch.optim.Muon, momentum=0.95), "": partial(torch.optim.AdamW, **settings)}
@@ -224,10 +227,31 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make one step with the gradients that are there."""
+        matrices = self._matrices()
+        for matrix, mine in matrices:
+            matrix.grad = matrix.grad if mine else None
         for by, part in self.parts.items():
             part.state = self.state  # loading a state replaces it, and the groups
             part.param_groups = [group for group in self.param_groups if group.get("by", "") == by]
             part.step()
+        share_(matrices)
+
+    def share_momentum_(self) -> None:
+        """Give every rank the momentum of all matrices, before a checkpoint."""
+        share_([(self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)), mine) for matrix, mine in self._matrices()])
+
+    def _matrices(self) -> list[tuple[torch.Tensor, bool]]:
+        """The matrices of Muon, each with whether this rank makes its steps."""
+        matrices = [matrix for group in self.param_groups if group.get("by") == MUON for matrix in group["params"]]
+        return [(matrix, number % world_size() == rank()) for number, matrix in enumerate(matrices)]
+
+
+def share_(tensors: Sequence[tuple[torch.Tensor, bool]]) -> None:
+    """Replace tensors of ranks that do not own them (False) by those of the one that does."""
+    if world_size() > 1 and tensors:
+        flat = all_reduce_sum_(torch.cat([tensor.flatten() if mine else torch.zeros_like(tensor).flatten() for tensor, mine in tensors]))
+        for (tensor, _), part in zip(tensors, flat.split([tensor.numel() for tensor, _ in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 class LlmTrainer(Trainer):
@@ -397,6 +421,8 @@ class LlmTrainer(Trainer):
             super(LlmTrainer, self)._save_checkpoint(model, trial)
             self.checkpoint_folder = self.folder
 
+        if isinstance(optimizer := getattr(self.optimizer, "optimizer", None), MuonAdamW):
+            optimizer.share_momentum_()
         save_checkpoint(self.folder / f"checkpoint-{self.state.global_step}", write, keep=self.settings.train.keep)
 
     def _save_rng_state(self, output_dir: str) -> None:
