@@ -58,6 +58,7 @@ def convert_teacher(weights: Path, out: Path) -> None:
 def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> list[str]:
     """Overrides of the set's config for one run."""
     made = [f"model.codebook.table={args.base}/table.safetensors", "data.crop=center", *one_core(folder, seed=seed, steps=args.steps)]
+    made += [f"data.limit={args.pictures}"]
     if args.set == "emoji":
         made += [f"data.root={EMOJI}/images", f"data.captions={EMOJI}/emoji_gallery.json"]
     if "teacher" in VARIANTS[variant]:
@@ -81,7 +82,8 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, floa
     folder = Path(args.out) / f"{args.set}-{variant}-{seed}"
     tokenizer, config = train_tokenizer(f"hqvae_{args.set}", settings_of(args, variant, seed, folder))
     ids, psnr, found = [], [], []
-    groups = {one["image"]: one["attributes"].get("group", "") for one in json.loads(Path(f"{EMOJI}/emoji_gallery.json").read_text())}
+    gallery = json.loads(Path(f"{EMOJI}/emoji_gallery.json").read_text()) if args.set == "emoji" else []
+    groups = {one["image"]: one["attributes"].get("group", "") for one in gallery}
     train, held_out = PARTS[args.set]
     for split in (train, *held_out):
         config.data.split, config.data.limit, config.data.holdout = split, args.pictures, 0
@@ -191,7 +193,7 @@ def add_options(measure: argparse.ArgumentParser) -> None:
     measure.add_argument("--steps", type=int, default=1200, help="optimizer steps of each tokenizer")
     measure.add_argument("--lm-steps", type=int, default=300, help="optimizer steps of the model of ids")
     measure.add_argument("--llm-steps", type=int, default=0, help="optimizer steps of the language model; 0: no questions")
-    measure.add_argument("--pictures", type=int, default=4000, help="pictures of a split, at most")
+    measure.add_argument("--pictures", type=int, default=4000, help="pictures of a split, at most (default: %(default)s)")
     measure.add_argument("--seeds", type=int, default=3)
     measure.add_argument("--processes", type=int, default=1, help="runs side by side")
     measure.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
