@@ -26,7 +26,7 @@ def test_deepspeed_writes_what_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
     trainer = LlmTrainer.__new__(LlmTrainer)
     vars(trainer).update(folder=tmp_path, state=SimpleNamespace(global_step=3), settings=SimpleNamespace(train=SimpleNamespace(keep=1)))
-    vars(trainer).update(is_deepspeed_enabled=True, model_wrapped=Engine())
+    vars(trainer).update(is_deepspeed_enabled=True, model_wrapped=Engine(), optimizer=None)
 
     trainer._save_checkpoint(nn.Linear(1, 1), None)
     assert (tmp_path / "checkpoint-3" / "weights.txt").read_text() == "trained"
