@@ -60,6 +60,12 @@ def all_reduce_min_(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def broadcast_(tensor: torch.Tensor, source: int) -> None:
+    """Replace `tensor` by that of rank `source`, in place."""
+    if dist := _peers():
+        dist.broadcast(tensor, source)
+
+
 def ranks_agree(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether all ranks hold the same bits in float32 or int32 tensors, by a checksum; a collective call that waits for the device."""
     if _peers() is None:

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer
 from unicode.annotations.records import TASKS
 from unicode.common.checkpoint import checkpoint_step, newest_checkpoint, save_checkpoint
 from unicode.common.config import save_config
-from unicode.common.distributed import all_reduce_sum_, barrier, is_main, on_main, rank, world_size
+from unicode.common.distributed import all_reduce_sum_, barrier, broadcast_, is_main, on_main, rank, world_size
 from unicode.common.files import lock_folder, name_errors, read_json, write_json
 from unicode.common.logging import get_logger
 from unicode.llm.card import Card, fingerprint_base, write_card
@@ -215,7 +215,7 @@ class LlmTraining:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups with "by": "muon", whose parameters are matrices, and AdamW for the others.
 
-    Ranks hold the same gradients, and each matrix costs some fifteen products: each rank makes the steps of its share of the matrices.
+    Muon's step of a matrix takes fifteen matrix products. So each rank makes the steps of its share, and sends the others the result.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
@@ -226,32 +226,26 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one step with the gradients that are there."""
-        matrices = self._matrices()
-        for matrix, mine in matrices:
-            matrix.grad = matrix.grad if mine else None
+        """Make one step with the gradients that are there, the same on all ranks."""
+        owned = self._owned()
+        for matrix, owner in owned:
+            matrix.grad = matrix.grad if owner == rank() else None  # without a gradient it is left alone
         for by, part in self.parts.items():
             part.state = self.state  # loading a state replaces it, and the groups
             part.param_groups = [group for group in self.param_groups if group.get("by", "") == by]
             part.step()
-        share_(matrices)
+        for matrix, owner in owned:
+            broadcast_(matrix, owner)
 
     def share_momentum_(self) -> None:
-        """Give every rank the momentum of all matrices, before a checkpoint."""
-        share_([(self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)), mine) for matrix, mine in self._matrices()])
+        """Give every rank the momentum of all matrices, as a checkpoint needs it; call on every rank."""
+        for matrix, owner in self._owned():
+            broadcast_(self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)), owner)
 
-    def _matrices(self) -> list[tuple[torch.Tensor, bool]]:
-        """The matrices of Muon, each with whether this rank makes its steps."""
+    def _owned(self) -> list[tuple[nn.Parameter, int]]:
+        """The matrices of Muon, each with the rank that makes its steps."""
         matrices = [matrix for group in self.param_groups if group.get("by") == MUON for matrix in group["params"]]
-        return [(matrix, number % world_size() == rank()) for number, matrix in enumerate(matrices)]
-
-
-def share_(tensors: Sequence[tuple[torch.Tensor, bool]]) -> None:
-    """Replace tensors of ranks that do not own them (False) by those of the one that does."""
-    if world_size() > 1 and tensors:
-        flat = all_reduce_sum_(torch.cat([tensor.flatten() if mine else torch.zeros_like(tensor).flatten() for tensor, mine in tensors]))
-        for (tensor, _), part in zip(tensors, flat.split([tensor.numel() for tensor, _ in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        return [(matrix, number % world_size()) for number, matrix in enumerate(matrices)]
 
 
 class LlmTrainer(Trainer):
@@ -421,7 +415,7 @@ class LlmTrainer(Trainer):
             super(LlmTrainer, self)._save_checkpoint(model, trial)
             self.checkpoint_folder = self.folder
 
-        if isinstance(optimizer := getattr(self.optimizer, "optimizer", None), MuonAdamW):
+        if isinstance(optimizer := getattr(self.optimizer, "optimizer", None), MuonAdamW):  # accelerate has wrapped it
             optimizer.share_momentum_()
         save_checkpoint(self.folder / f"checkpoint-{self.state.global_step}", write, keep=self.settings.train.keep)
 
