@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["UNICODE_CACHE"] = ""  # indexes of annotation files are not kept from test to test
@@ -18,6 +19,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a card where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_accelerator_of_a_file() -> Iterator[None]:
+    """Forget the precision that a training of another file set in this process, which a later one may not change."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
