@@ -101,7 +101,7 @@ def test_full_tuning_keeps_all_rows_but_those_of_markers(tiny_llama: Path) -> No
     for tied in (True, False):
         model = open_tiny(tiny_llama, tied=tied)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        freeze_table_(model, MARKERS)
+        freeze_table_(model, sorted(MARKERS.ids()))
         step(model)
         for name, value in model.state_dict().items():
             changed = (value != before[name]).flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else None
@@ -118,5 +118,9 @@ def test_marker_rows_and_zero() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="does not work with ZeRO-3 on a CPU"):
             marker_rows_train(LoraSettings(train_markers="on"), zero_stage=3)
+    with pytest.raises(ValueError, match="train_words does not work with ZeRO-3"):
+        marker_rows_train(LoraSettings(enabled=False, train_words=True), zero_stage=3)
+    with pytest.raises(ValueError, match="train_words needs full tuning"):
+        LoraSettings(train_words=True)
     with pytest.raises(ValueError, match=r"lora\.train_markers 'perhaps'"):
         LoraSettings(train_markers="perhaps")

@@ -108,7 +108,7 @@ def test_bfloat16_trains(cells_overrides: list[str], own_accelerator: None) -> N
     )
 
 
-@pytest.mark.parametrize("changes", [[], [*FULL, "optimizer.code_smoothing=0.4"]], ids=["lora", "full"])
+@pytest.mark.parametrize("changes", [[], [*FULL, "lora.train_words=true", "optimizer.code_smoothing=0.4"]], ids=["lora", "full"])
 def test_killed_and_started_again_it_ends_with_the_same_bits(cells_overrides: list[str], tmp_path: Path, changes: list[str]) -> None:
     (tmp_path / "empty.yaml").write_text("{}\n")
     settings = [*cells_overrides, *changes, "train.micro_batch_size=4", "data.val_files=[]"]
@@ -154,6 +154,15 @@ def test_two_ranks_equal_one(cells_overrides: list[str], tmp_path: Path, engine:
     whole = load_file(two / FILE)
     run_ranks("train_llm", tmp_path / "empty.yaml", *more, logs=tmp_path, DS_ACCELERATOR="cpu", ACCELERATE_USE_CPU="true")
     assert largest_difference(whole, load_file(two / FILE)) == 0.0, "resumed with other bits"
+
+
+def test_words_learn_and_rows_of_pictures_stay(cells_overrides: list[str], tiny_llama: Path) -> None:
+    training = build(cells_overrides, *FULL, "lora.train_words=true", "optimizer.weight_decay=0.1", "train.steps=4")
+    run, pictures = training.run(), training.data.image_ids
+    assert pictures is not None
+    before, after = (load_file(path / "model.safetensors")["model.embed_tokens.weight"] for path in (tiny_llama, run))
+    changed = (before != after).any(dim=1)
+    assert changed.any() and not changed[pictures].any()
 
 
 def test_the_head_has_a_learning_rate_of_its_own(cells_overrides: list[str]) -> None:
@@ -206,6 +215,7 @@ def test_levels_of_ids_are_those_of_their_places() -> None:
             ["model.output_mode=ids", "model.image_tokenizer=", "optimizer.code_smoothing=0.4"],
             r"optimizer\.code_smoothing needs the codebook",
         ),
+        (["model.output_mode=ids", "model.image_tokenizer=", *FULL, "lora.train_words=true"], r"lora\.train_words needs the codebook"),
         (["optimizer.code_smoothing=1"], r"code_smoothing 1\.0 is a share"),
         (["vision.enabled=true", "vision.path=tower"], r"model\.output_mode=cells is for image ids, but vision\.enabled=true"),
         (["model.output_mode=cell"], "'cell' is unknown; choose ids, cells"),

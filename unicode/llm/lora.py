@@ -1,4 +1,4 @@
-"""Trainable weights of a language model: LoRA adapters or all layers; of the embedding table only the rows of the image markers."""
+"""Trainable weights of a language model: LoRA adapters or all layers; of the embedding table the rows of image markers, and of words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class LoraSettings:
     train_markers: str = "auto"
     """Train the embedding rows of the image markers, with adapters and in full tuning: `on`, `off`, or `auto`: on except under ZeRO-3,
     where single rows of a split table cannot be trained on every device."""
+    train_words: bool = False  # In full tuning, train also the embedding rows that no picture uses; the codebook's rows stay as they are
 
     def __post_init__(self) -> None:
         self.train_markers = {"True": "on", "False": "off"}.get(self.train_markers, self.train_markers)  # YAML reads on and off as booleans
@@ -36,6 +37,8 @@ class LoraSettings:
             raise ValueError(f"lora.r {self.r} must be at least 1, alpha {self.alpha} positive and dropout {self.dropout} in [0, 1)")
         if self.train_markers not in TRAIN_MARKERS:
             raise ValueError(f"lora.train_markers '{self.train_markers}' is unknown; choose {', '.join(TRAIN_MARKERS)}")
+        if self.train_words and (self.enabled or self.train_markers == "off"):
+            raise ValueError("lora.train_words needs full tuning and trained markers; set lora.enabled=false lora.train_markers=auto")
 
 
 def add_lora_(model: PreTrainedModel, settings: LoraSettings, markers: Markers, *, train_markers: bool = True) -> "PeftModel":
@@ -94,25 +97,26 @@ def _forward_rows(layer: Any, inputs: torch.Tensor, active: Sequence[str]) -> to
     return torch.where(hits.any(dim=-1, keepdim=True), own.to(found.dtype), found)
 
 
-def freeze_table_(model: PreTrainedModel, markers: Markers, *, train_markers: bool = True) -> None:
-    """Prepare a model for full tuning: all weights are trained, except that of embedding table and output layer only the marker rows are.
+def freeze_table_(model: PreTrainedModel, learning: Sequence[int]) -> None:
+    """Prepare a model for full tuning: all weights are trained, of embedding table and output layer only the rows `learning`, if any.
 
     The other rows get no gradient, so that an optimizer without weight decay does not change them.
     """
     model.requires_grad_(True)
     for module in tables(model):
-        weight = module.get_parameter("weight")
-        weight.requires_grad_(train_markers)
-        if train_markers:
-            keep = sorted(markers.ids())
-            weight.register_hook(lambda gradient, keep=keep: _only_rows(gradient, keep))
+        weight = module.get_parameter("weight").requires_grad_(bool(learning))
+        if learning:
+            fixed = torch.ones(len(weight), 1, dtype=torch.bool).index_fill_(0, torch.tensor(learning), False)
+            weight.register_hook(lambda gradient, fixed=fixed: gradient.masked_fill(fixed.to(gradient.device, non_blocking=True), 0))
 
 
 def marker_rows_train(settings: LoraSettings, *, zero_stage: int) -> bool:
     """Whether the marker rows are trained in a run.
 
-    Raises ValueError: asked for under ZeRO-3 on a CPU, where peft cannot train single rows of a split table.
+    Raises ValueError: asked for under ZeRO-3 on a CPU, where peft cannot train single rows of a split table; or words under ZeRO-3.
     """
+    if settings.train_words and zero_stage == 3:
+        raise ValueError("lora.train_words does not work with ZeRO-3, which splits the table; take ZeRO-2, or lora.train_words=false")
     if settings.train_markers == "on" and zero_stage == 3 and not torch.cuda.is_available():
         raise ValueError("lora.train_markers=on does not work with ZeRO-3 on a CPU; set lora.train_markers=auto, or take ZeRO-2")
     return settings.train_markers == "on" or (settings.train_markers == "auto" and zero_stage < 3)
@@ -141,9 +145,3 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def is_marker_row(name: str, parameter: nn.Parameter) -> bool:
     """Whether a trainable parameter of that name holds marker rows: those of peft, or a table in full tuning."""
     return "trainable_tokens" in name or (parameter.ndim == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")))
-
-
-def _only_rows(gradient: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """Return the gradient (V, E) with zeros outside the rows `ids`."""
-    rows = torch.tensor(ids).to(gradient.device, non_blocking=True)
-    return torch.zeros_like(gradient).index_copy_(0, rows, gradient.index_select(0, rows))

@@ -220,7 +220,7 @@ class LlmOptimizerConfig(AdamWConfig):
 
     lr: float = 2e-4
     projector_lr: float = 0.0  # Peak learning rate of a LLaVA projector; 0: as `lr`
-    marker_lr: float = 0.0  # Peak learning rate of the rows of the image markers; 0: as `lr`
+    marker_lr: float = 0.0  # Peak learning rate of the rows of the image markers, and of words that learn; 0: as `lr`
     cell_head_lr: float = 0.0  # Peak learning rate of the cell head; 0: as `lr`
     muon_lr: float = 0.0
     """Peak learning rate of Muon, which then trains the matrices inside the layers, of language model and cell head; 0: AdamW trains all.
@@ -297,12 +297,16 @@ class TrainLlmConfig:
             raise ValueError("data.stores holds ids, but vision.enabled=true reads image files; name their folders in vision.images")
         if self.vision.enabled and self.model.input_mode != "ids":
             raise ValueError(f"model.input_mode={self.model.input_mode} adds up ids, but vision.enabled=true reads none; set it to ids")
-        for key, used in (("output_mode=cells", self.model.output_mode == "cells"), ("code_smoothing", self.optimizer.code_smoothing > 0)):
-            section = "model" if "=" in key else "optimizer"
+        of_ids = {
+            "model.output_mode=cells": self.model.output_mode == "cells",
+            "optimizer.code_smoothing": self.optimizer.code_smoothing > 0,
+            "lora.train_words": self.lora.train_words,
+        }
+        for key, used in of_ids.items():
             if used and self.vision.enabled:
-                raise ValueError(f"{section}.{key} is for image ids, but vision.enabled=true learns none; turn one of them off")
+                raise ValueError(f"{key} is for image ids, but vision.enabled=true learns none; turn one of them off")
             if used and not self.model.image_tokenizer:
-                raise ValueError(f"{section}.{key} needs the codebook of the image tokenizer; name its folder in model.image_tokenizer")
+                raise ValueError(f"{key} needs the codebook of the image tokenizer; name its folder in model.image_tokenizer")
         if self.optimizer.muon_lr and self.vision.projector_only:
             raise ValueError("optimizer.muon_lr trains matrices inside the layers, and vision.projector_only=true trains none; set it to 0")
         if self.optimizer.muon_lr and self.run.deepspeed:

@@ -95,11 +95,19 @@ class LlmTraining:
         if config.lora.enabled:
             base = add_lora_(base, config.lora, self.markers, train_markers=self.markers_train)
         else:
-            freeze_table_(base, self.markers, train_markers=self.markers_train)
+            freeze_table_(base, self._learning_rows(base))
         if model.output_mode == "cells":
             base.cell_head = self._build_cell_head(base)
         prepare_forward_(base, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
         return self.vision.wrap(base) if self.vision else base
+
+    def _learning_rows(self, lm: Any) -> list[int]:
+        """Ids of the rows of the table that full tuning trains."""
+        if self.config.lora.train_words:
+            assert self.data.image_ids is not None, "the config names the image tokenizer"
+            image_ids = set(self.data.image_ids.tolist())
+            return [row for row in range(lm.get_input_embeddings().num_embeddings) if row not in image_ids]
+        return sorted(self.markers.ids()) if self.markers_train else []
 
     def _build_cell_head(self, lm: Any) -> CellHead:
         table, layout, row_ids = lm.get_input_embeddings().weight, self.data.train.layout, self.data.image_ids
