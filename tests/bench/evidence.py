@@ -6,7 +6,8 @@
 Without `--quickstart` annotations, base model and its table are made first. A tokenizer of each mode and seed takes `--tokenizer-steps`;
 the runs of this mode and seed share it. A language model takes `--llm-steps`, or with `--llm-seconds` as many steps as a probe fits into
 that time. Mode `free` writes the ids of the rows that the other modes take. `--vary one` changes one factor of the default (projected, no
-decompression, cells) at a time. Finished runs are kept; the same command goes on and prints the tables.
+decompression, cells) at a time; `--vary semantic` instead adds the terms of semantic.py, whose docstring tells how to make the teacher's
+folder, to the default's tokenizer. Finished runs are kept; the same command goes on and prints the tables.
 Loss of images: nats for each id of held-out captions, lower too where fewer rows are used; of `ids` it is over the whole vocabulary.
 """
 
@@ -22,11 +23,13 @@ from statistics import mean
 from typing import Any
 
 import runs
+import semantic
 
 from unicode.run.quickstart import FASHION, LEARNED, OTHERS, choose_steps, plan
 
 FACTORS = {"mode": tuple(runs.codebook_modes(0)), "decompression": ("off", "on"), "output": ("ids", "cells")}
 DEFAULT = ("projected", "off", "cells")
+TERMS = ("teacher", "words", "both")  # of semantic supervision, beside mode `projected`
 CLAIMS = {  # the paper's two, then what else the runs tell: factor, what should be better, than what
     "language-driven beats frozen": (0, "language", "frozen"),
     "decompression helps": (1, "on", "off"),
@@ -84,8 +87,13 @@ def make_tokenizer(args: Namespace, folder: Path, mode: str, seed: int) -> dict[
 
     table, start = args.made / "table.safetensors", time.process_time()
     row_ids = load_table(table).select_ids(*ROWS[args.set])
-    settings = [f"model.codebook.table={table}", *runs.codebook_modes(len(row_ids))[mode], "train.val_images=8", "train.num_workers=0"]
+    settings = [f"model.codebook.table={table}", "train.val_images=8", "train.num_workers=0"]
+    settings += runs.codebook_modes(len(row_ids))[DEFAULT[0] if mode in TERMS else mode]
     settings += [f"data.root={args.made}/anno/images"] if args.set == "emoji" else []
+    if mode in TERMS:
+        args.base = args.made / "base"
+        settings += ["data.crop=center", *semantic.supervision(args, mode, cache=args.out / "teacher.safetensors")]
+        settings += [f"data.captions={args.made}/anno/emoji_gallery.json"] if args.set == "emoji" else []
     settings += runs.one_core(folder / "run", seed=seed, steps=args.tokenizer_steps)
     (tokenizer, config), seconds = runs.train_tokenizer(f"hqvae_{args.set}", settings), round(time.process_time() - start, 1)
     for codebook in tokenizer.codebooks:
@@ -173,6 +181,8 @@ def print_results(args: Namespace, combinations: list[tuple[str, ...]]) -> None:
     columns = [name for name in results[DEFAULT][0] if name not in HIDDEN]
     print(f"\n{args.set}: mean ± sd of {args.seeds} seeds (of the differences to the default of the same seed)")
     runs.print_means(FACTORS, results, columns, form=".2f", default=DEFAULT)
+    if args.vary == "semantic":
+        return
     print("\nmean ± sd of paired differences (pairs of runs that agree with the claim)")
     runs.print_claims(CLAIMS, results, [name for name in columns if name not in UNRATED], lower=LOWER)
 
@@ -183,7 +193,8 @@ def main() -> None:
     parser.add_argument("set", choices=tuple(CAPTIONS))
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="folder of runs and results (default: %(default)s)")
     parser.add_argument("--quickstart", type=Path, help="finished quickstart of this set, for annotations, base model and table")
-    parser.add_argument("--vary", choices=("one", "all"), default="one", help="6 or 16 runs a seed (default: %(default)s)")
+    parser.add_argument("--vary", choices=("one", "all", "semantic"), default="one", help="6, 16 or 4 runs a seed (default: %(default)s)")
+    semantic.add_supervision(parser)
     for name, default in ({"seeds": 3, "processes": 1} | BUDGET).items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--one", nargs="+", help=SUPPRESS)
@@ -200,6 +211,8 @@ def main() -> None:
     kept.write_text(json.dumps(budget))
     changed = {one: sum(a != b for a, b in zip(one, DEFAULT, strict=True)) for one in product(*FACTORS.values())}
     combinations = [one for one, number in changed.items() if number < 2 or args.vary == "all"]
+    if args.vary == "semantic":
+        combinations = [DEFAULT, *((term, *DEFAULT[1:]) for term in TERMS)]
 
     def start(jobs: Iterable[tuple[Any, ...]]) -> None:
         runs.start_missing({result_of(args, *job): job for job in jobs}, args.processes)

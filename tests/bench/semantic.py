@@ -61,13 +61,14 @@ def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path)
     made += [f"data.limit={args.pictures}"]
     if args.set == "emoji":
         made += [f"data.root={EMOJI}/images", f"data.captions={EMOJI}/emoji_gallery.json"]
-    if "teacher" in VARIANTS[variant]:
-        cache = f"{args.out}/{args.set}-teacher.safetensors"
-        made += [f"objective.semantic.teacher.{one}" for one in (f"weight={args.teacher_weight}", f"path={args.teacher}", f"cache={cache}")]
-        made += [f"objective.semantic.teacher.image_size={args.teacher_side}"]
-    if "words" in VARIANTS[variant]:
-        made += [f"objective.semantic.words.{one}" for one in (f"weight={args.words_weight}", f"model={args.base}")]
-    return made
+    return made + supervision(args, variant, cache=Path(args.out) / f"{args.set}-teacher.safetensors")
+
+
+def supervision(args: argparse.Namespace, variant: str, *, cache: Path) -> list[str]:
+    """Overrides that turn on the terms of a variant; `cache` keeps the features of the teacher."""
+    teacher = {"weight": args.teacher_weight, "path": args.teacher, "cache": cache, "image_size": args.teacher_side}
+    terms = {"teacher": teacher, "words": {"weight": args.words_weight, "model": args.base}}
+    return [f"objective.semantic.{term}.{key}={value}" for term in VARIANTS[variant] for key, value in terms[term].items()]
 
 
 def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
@@ -185,10 +186,7 @@ def add_options(measure: argparse.ArgumentParser) -> None:
     """Options of `compare` and `step`."""
     measure.add_argument("set", choices=PARTS)
     measure.add_argument("--base", required=True, help="small base model with table.safetensors in its folder")
-    measure.add_argument("--teacher", required=True, help="folder of a vision model")
-    measure.add_argument("--teacher-side", type=int, default=128, help="pixels at which the teacher sees pictures (default: %(default)s)")
-    measure.add_argument("--teacher-weight", type=float, default=0.1)
-    measure.add_argument("--words-weight", type=float, default=0.1)
+    add_supervision(measure)
     measure.add_argument("--out", default="outputs/semantic", help="folder of runs and results")
     measure.add_argument("--steps", type=int, default=1200, help="optimizer steps of each tokenizer")
     measure.add_argument("--lm-steps", type=int, default=300, help="optimizer steps of the model of ids")
@@ -197,6 +195,14 @@ def add_options(measure: argparse.ArgumentParser) -> None:
     measure.add_argument("--seeds", type=int, default=3)
     measure.add_argument("--processes", type=int, default=1, help="runs side by side")
     measure.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
+
+
+def add_supervision(parser: argparse.ArgumentParser) -> None:
+    """Options that `supervision` reads."""
+    parser.add_argument("--teacher", default="outputs/efficientnet", help="folder of a vision model (default: %(default)s)")
+    parser.add_argument("--teacher-side", type=int, default=128, help="pixels at which the teacher sees pictures (default: %(default)s)")
+    parser.add_argument("--teacher-weight", type=float, default=0.1, help="default: %(default)s")
+    parser.add_argument("--words-weight", type=float, default=0.1, help="default: %(default)s")
 
 
 if __name__ == "__main__":
