@@ -24,6 +24,16 @@ def test_file(tiny_llama, tmp_path, capsys):
     assert "eligible     40" in text
 
 
+def test_only_the_last_rows(tiny_llama, tmp_path, capsys):
+    options = ["--model", str(tiny_llama), "--out", str(tmp_path / "table")]
+    assert main(options) == 0
+    eligible = load_table(tmp_path / "table").select_ids(0)
+    assert main([*options, "--last", "12"]) == 0
+    assert load_table(tmp_path / "table").select_ids(0).equal(eligible[-12:])
+    assert main([*options, "--last", "41"]) == 2
+    assert "has 40 eligible rows" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(tiny_llama, tmp_path):
     assert main(["--model", str(tiny_llama), "--out", str(tmp_path / "table"), "--dry-run"]) == 0
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,6 @@ from unicode.common.distributed import all_reduce_sum_, rank, world_size
 MAX_CANDIDATES = 1024  # latents offered per step to unused rows
 DEFAULT_PROJECTED_WIDTH = 16
 MODES = ("free", "frozen", "language", "projected")
-SELECTIONS = ("spread", "last")
 
 
 @dataclass
@@ -27,7 +26,6 @@ class CodebookConfig:
     through one learned matrix)."""
     table: str = ""  # File with the language model's table, from `unicode.run.export_codebook`; every mode but `free` needs it
     num_rows: int = 0  # Rows K of the codebook; 0 takes every eligible row of the table
-    selection: str = "spread"  # Which eligible rows: `spread` evenly over the vocabulary, or the `last`, in most vocabularies the rarest
     width: int = 0
     """Width E of the rows: for `projected` 0 means 16, for `free` 0 means the width of the latents; the others take the table's."""
     normalize: str = "auto"
@@ -51,8 +49,6 @@ class CodebookConfig:
             raise ValueError("model.codebook.mode free has no table to take its size from; set model.codebook.num_rows, for example 8192")
         if self.normalize not in ("auto", *NORMALIZATIONS):
             raise ValueError(f"model.codebook.normalize '{self.normalize}' is unknown; choose auto, {', '.join(NORMALIZATIONS)}")
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"model.codebook.selection '{self.selection}' is unknown; choose {' or '.join(SELECTIONS)}")
         if self.num_rows < 0 or self.width < 0:
             raise ValueError(f"model.codebook.num_rows ({self.num_rows}) and model.codebook.width ({self.width}) cannot be negative")
         if not 0 < self.decay < 1:
@@ -316,7 +312,7 @@ def build_codebooks(config: CodebookConfig, table: LanguageTable | None, *, chan
     if table is None:
         remedy = "set model.codebook.table to a file made by python -m unicode.run.export_codebook --model HF_DIR --out FILE"
         raise ValueError(f"model.codebook.mode {config.mode} needs the embedding table of a language model: {remedy}")
-    row_ids = table.select_ids(config.num_rows, config.selection)
+    row_ids = table.select_ids(config.num_rows)
     rows = table.rows[row_ids]
     if config.mode == "projected":
         standardized = FixedRows((rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-6))

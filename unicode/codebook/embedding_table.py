@@ -21,10 +21,8 @@ class LanguageTable:
     model: str  # name of the model that the table comes from
     digest: str  # sha256 of the rows' bytes, hexadecimal
 
-    def select_ids(self, count: int, selection: str = "spread") -> torch.Tensor:
-        """Return `count` ids, ascending int64, that may stand for a piece of an image; all for 0.
-
-        `selection`: `spread` evenly over the vocabulary, or the `last`, which are the rarest tokens where merges made the vocabulary.
+    def select_ids(self, count: int) -> torch.Tensor:
+        """Return `count` ids, ascending int64, that may stand for a piece of an image, spread evenly over the vocabulary; all for 0.
 
         Raises ValueError: the table has fewer eligible rows than asked for.
         """
@@ -34,9 +32,7 @@ class LanguageTable:
         if count > len(eligible):
             found = f"the table of {self.model} has {len(eligible)} eligible rows of {len(self.rows)}, but {count} were asked for"
             raise ValueError(f"{found}; set model.codebook.num_rows to at most {len(eligible)}, or to 0 for all of them")
-        if not count or selection == "last":
-            return eligible[-count:]
-        return eligible[torch.linspace(0, len(eligible) - 1, count).round().long()]
+        return eligible[torch.linspace(0, len(eligible) - 1, count).round().long()] if count else eligible
 
 
 def row_digest(rows: torch.Tensor) -> str:

@@ -14,9 +14,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.export_codebook", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of a Hugging Face causal LM, or a .gguf file")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write: rows and excluded ids")
+    rare = "let only the last N eligible rows stand for pieces of images, which are the rarest tokens of most vocabularies (default: all)"
+    parser.add_argument("--last", type=int, default=0, metavar="N", help=rare)
     parser.add_argument("--dry-run", action="store_true", help="read and report, write nothing")
     arguments = parser.parse_args(argv)
-    from unicode.codebook.embedding_table import load_table, save_table
+    import torch
+
+    from unicode.codebook.embedding_table import LanguageTable, load_table, save_table
     from unicode.llm.vocabulary import load_embedding
 
     embedding = load_embedding(arguments.model)
@@ -30,6 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"  eligible {count - len(excluded):>6}  may stand for a piece of an image")
     if len(excluded) == len(embedding.rows):
         raise ValueError(f"no row of {arguments.model} may stand for a piece of an image; the model looks untrained")
+    if arguments.last:
+        eligible = LanguageTable(embedding.rows, excluded, embedding.model, "").select_ids(0)
+        if not 0 < arguments.last <= len(eligible):
+            raise ValueError(f"--last {arguments.last}: {arguments.model} has {len(eligible)} eligible rows; give a number from 1 to that")
+        excluded = torch.cat([excluded, eligible[: -arguments.last]]).sort().values
+        print(f"  taken    {arguments.last:>6}  the last of them")
     if arguments.dry_run:
         return 0
     save_table(arguments.out, embedding.rows, excluded, model=embedding.model)

@@ -32,7 +32,7 @@ data: anno/ATTRIBUTION.txt if emoji
 base: base/base.json if made
     python -m unicode.run.make_base_model --out {base} {base_settings}
 codebook: table.safetensors
-    python -m unicode.run.export_codebook --model {base} --out {out}/table.safetensors
+    python -m unicode.run.export_codebook --model {base} --out {out}/table.safetensors {rows}
 data: anno/shapes_questions_val.json if shapes
     python -m unicode.run.make_annotations --func get_shapes_anno --out {out}/anno --questions 8
 data: anno/images_questions_val.json if stamps
@@ -129,7 +129,7 @@ TEST = f"torchvision:FashionMNIST:test@{FASHION}"
 # values of STEPS that depend on the data: those of the generated world, and what others have instead
 WORLD = {
     "prefix": "shapes", "stores": "{out}/ids/train {out}/ids/val", "pictures": "shapes", "picture_root": "",
-    "base_settings": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "",
+    "base_settings": "", "rows": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "",
     "held_out": "shapes:val", "prompts": "shapes:val", "compressed": "shapes:val",
     "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
     "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
@@ -147,7 +147,8 @@ OTHERS = {
     "emoji": {
         "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
         "base_settings": "--text {out}/anno/base_text.txt --vocab-size 2048 --lowercase --tokenizer-lines 14000 "
-        "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 400", "requests": "--templates 1 --parts 0", "free": "--share 1",
+        "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 400",
+        "rows": "--last 1024", "requests": "--templates 1 --parts 0", "free": "--share 1",
         "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
         "sampling": "", "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json",
         "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
