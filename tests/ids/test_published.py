@@ -51,7 +51,7 @@ def test_bare_names_get_their_paths(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "list.txt").write_text("\n".join(PATHS))
     for paths in ("anno.json", "list.txt"):
         assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--paths", str(tmp_path / paths)]) == 0
-        assert list(Store(tmp_path / "out").keys()) == PATHS
+        assert list(Store(tmp_path / "out")) == PATHS
     assert main([str(tmp_path / "in"), str(tmp_path / "dry"), "--paths", str(tmp_path / "list.txt"), "--dry-run"]) == 0
     assert not (tmp_path / "dry").exists()
     assert main([str(tmp_path / "in"), str(tmp_path / "other")]) == 2

@@ -59,7 +59,7 @@ def test_ids_by_key(tmp_path: Path, vocab_size: int) -> None:
     for row, key in enumerate(KEYS):
         assert store[key].dtype == np.int64
         np.testing.assert_array_equal(store[key], ids[row, 0])
-    assert list(store.keys()) == KEYS
+    assert list(store) == KEYS
     assert store.get("part 0/nothing.jpg") is None
     assert "part 0/nothing.jpg" not in store
     with pytest.raises(KeyError, match=r"part 0/nothing.jpg.*relative"):
@@ -82,7 +82,7 @@ def test_unreadable_images_are_recorded(tmp_path: Path, vocab_size: int) -> None
     assert store.get(KEYS[3]) is None
     assert KEYS[24] not in store
     assert store.skipped == {KEYS[3]: "truncated", KEYS[24]: "truncated"}
-    assert list(store.keys()) == [key for row, key in enumerate(KEYS) if row not in (3, 24)]
+    assert list(store) == [key for row, key in enumerate(KEYS) if row not in (3, 24)]
     with pytest.raises(KeyError, match=r"has no ids.*truncated"):
         store[KEYS[3]]
     store.verify()

@@ -20,7 +20,7 @@ from bench.serve_load import ask, load
 from PIL import Image
 from warm import free_port, start
 
-from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, fill_template
+from unicode.annotations.templates import DECOMPRESSION, TEMPLATES
 from unicode.generate.chat import Assistant
 from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler
 from unicode.generate.sampling import GREEDY
@@ -139,7 +139,7 @@ def test_pictures_are_completed_and_decompressed_as_by_the_model(raw, local):
     assert [one["ids"] for one in sorted(streamed, key=lambda one: one["index"]) if "b64_json" in one] == [one["ids"] for one in drawn]
     assert [one["ids"] for one in streamed if one["index"] == 1 and "of" in one] == list(range(len(asked["given"]) + 1, 21))
     (whole,) = raw.post("/v1/images/generations", json={"compressed": ids}).json()["data"]
-    question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(ids))
+    question = TEMPLATES[DECOMPRESSION][0].format(ids=write_run(ids))
     (expected,) = ImageSampler(model, sampling=GREEDY).draw([DrawRequest(question, compressed=True)])
     assert whole["ids"] == expected.ids.tolist()
 

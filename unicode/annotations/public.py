@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 from unicode.annotations.build import Report, check_share
 from unicode.annotations.captioned import NUM_CHOICES, Words, build_words
 from unicode.annotations.records import BAD_LABEL, DAMAGED_GROUP, NO_CAPTION, RefusedError, read_record
-from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES, fill_template
+from unicode.annotations.templates import HELD, LABEL_CAPTION, LABEL_CHOICE, LABEL_CLAIM, LABEL_WHAT, TEMPLATES
 from unicode.common.files import write_list
 from unicode.common.json_lists import read_json_list
 from unicode.images.listing import Files, is_held_out
 from unicode.images.parquet import ParquetImages
-from unicode.images.shapes import SPLITS, find_scene
+from unicode.images.shapes import find_scene
 from unicode.images.shapes_text import SceneQuestion, scene_caption, with_article
-from unicode.images.torchvision_sets import FASHION, TorchvisionSet
+from unicode.images.torchvision_sets import FASHION, PARTS, TorchvisionSet
 
 if TYPE_CHECKING:
     from unicode.images.dataset import DataConfig, ImageDataset
 
-PARTS = (*SPLITS, "test")
 TEXT_LINES = 10_000
 
 
@@ -184,7 +183,7 @@ def label_text(label: int, names: Sequence[str], rng: Random, *, held_out: bool)
     name, others = names[label], [other for other in names if other != names[label]]
 
     def phrase(task: str, **slots: str) -> str:
-        return fill_template(rng.choice(TEMPLATES[task][:-HELD]), **slots)
+        return rng.choice(TEMPLATES[task][:-HELD]).format(**slots)
 
     asked = [SceneQuestion(phrase(LABEL_WHAT), name, "what")]
     if held_out:

@@ -39,12 +39,7 @@ def fill(task: str, seed: int, key: str, *, first: int = 0, **slots: str) -> str
     if task not in TEMPLATES:
         raise ValueError(f"no templates for task '{task}'; there are: {', '.join(TEMPLATES)}")
     templates = TEMPLATES[task][: first or None]
-    return fill_template(templates[draw(len(templates), seed, task, key)], **slots)
-
-
-def fill_template(template: str, **slots: str) -> str:
-    """Put values into the slots of a template; braces inside a value stay as they are."""
-    return template.format(**slots)
+    return templates[draw(len(templates), seed, task, key)].format(**slots)
 
 
 def _hash(seed: int, keys: tuple[str, ...]) -> int:

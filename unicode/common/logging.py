@@ -11,11 +11,7 @@ from unicode.common.distributed import is_main
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 QUIET = ("PIL", "httpx", "httpx2", "matplotlib", "urllib3")
 IGNORED_WARNINGS = ",".join(f"ignore::{name}Warning" for name in ("Future", "Deprecation", "PendingDeprecation", "User"))
-
-
-def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module; call with `__name__`."""
-    return logging.getLogger(name)
+get_logger = logging.getLogger  # of a module; call with `__name__`
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode.annotations.records import IMAGE_TAG, TASKS, RefusedError, read_record
-from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, draw, fill_template
+from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, draw
 from unicode.common.distributed import is_main, rank, world_size
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
@@ -242,7 +242,7 @@ class ImageTask:
             return Job(slot.id, None, {"prompt": words}, pixels.reason)
         ids, seed = encoded[slot.id], draw(2**31, self._seed, "picture", slot.id, str(slot.sample))
         if self._given is None:
-            question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(ids))
+            question = TEMPLATES[DECOMPRESSION][0].format(ids=write_run(ids))
             request = DrawRequest(question, seed=seed, compressed=True)
         else:
             question = caption_request(words, template=self._template).question if words else FREE_QUESTION

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, fill_template
+from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL
 from unicode.generate.engine import CachedDecoder, ImageHead, sample_image_tokens
 from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.images.dataset import DataConfig
@@ -53,7 +53,7 @@ def caption_request(caption: str, *, seed: int = 0, template: str = CAPTION_TEMP
     if not caption.strip():
         raise ValueError("the prompt is empty; say what is to be drawn")
     try:
-        question = fill_template(template, caption=caption)
+        question = template.format(caption=caption)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"template '{template}' cannot be filled in; its only slot is {{caption}}") from error
     return DrawRequest(question, seed=seed)

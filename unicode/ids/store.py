@@ -149,7 +149,7 @@ class Manifest:
             raise ValueError(f"{path} is damaged: {type(error).__name__} {error}; {_AGAIN}") from error
 
 
-class KeyIndex:
+class KeyIndex(Sequence[str]):
     """The keys in `folder`: `index[row]` is a key, `index.find(key)` its row.
 
     Raises ValueError: a file of the index is missing or damaged, or the files do not belong together.
@@ -170,12 +170,9 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> str:
+    def __getitem__(self, row: int) -> str:  # type: ignore[override]
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
         return self._names[start : end - 1].tobytes().decode("utf-8", "surrogateescape")  # the last byte is the line end
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
 
     def find(self, key: str) -> int:
         """Row of `key`, or -1: one binary search over the hashes, then a comparison of the names."""
@@ -258,9 +255,6 @@ class Store:
         """Keys of all images that have ids, in the order of the list they were made from."""
         skipped = self.skipped
         return (key for key in self.index if key not in skipped)
-
-    def keys(self) -> Iterator[str]:
-        return iter(self)
 
     @cached_property
     def skipped(self) -> dict[str, str]:

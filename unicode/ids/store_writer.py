@@ -4,10 +4,10 @@ import io
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUEUE = 4  # shards that may wait for the disk before encoding waits too
 
 
-class StoreWriter:
+class StoreWriter(AbstractContextManager["StoreWriter"]):
     """Writes shards from a background thread. In a job of several ranks each has one.
 
     Inside a `with`: `prepare` on the main rank, then `missing` and `put` on all ranks, `close`, then `finish` on the main rank, with
@@ -33,9 +33,6 @@ class StoreWriter:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._waiting: deque[Future[None]] = deque()
         self._lock = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

@@ -31,25 +31,24 @@ def write_run(ids: Iterable[int] | np.ndarray) -> str:
     return f"{OPEN}{'-'.join(map(str, values.tolist()))}{CLOSE}"
 
 
-def read_run(text: str, *, where: str = "text", vocab_size: int | None = None, allow_empty: bool = False) -> np.ndarray:
+def read_run(text: str, *, allow_empty: bool = False) -> np.ndarray:
     """The inverse of `write_run`: a text that is one run and nothing else -> int64 (n,). ValueError as `split_runs`, or for more text."""
-    pieces = split_runs(text, where=where, vocab_size=vocab_size, allow_empty=allow_empty)
+    pieces = split_runs(text, allow_empty=allow_empty)
     if len(pieces) != 1 or pieces[0].ids is None:
-        raise ValueError(f"{where}: expected {OPEN}...{CLOSE} and nothing else; found '{_shorten(text)}'")
+        raise ValueError(f"text: expected {OPEN}...{CLOSE} and nothing else; found '{_shorten(text)}'")
     return pieces[0].ids
 
 
-def split_runs(text: str, *, where: str = "text", vocab_size: int | None = None, allow_empty: bool = False) -> list[Piece]:
+def split_runs(text: str, *, where: str = "text", allow_empty: bool = False) -> list[Piece]:
     """Cut a turn into plain text and runs of ids, in order. The texts of the pieces join to the turn; faulty runs are errors.
 
     Args:
         text: the turn; a turn without runs gives one plain piece, an empty one none.
         where: names the record in errors, as "record 17 (id 'abc'), turn 2".
-        vocab_size: ids must lie below it.
         allow_empty: whether "<vistok></vistok>" is a run of no ids (UniCode-ECCV24 wrote it for an image without rows so far).
 
-    Raises ValueError: a tag without its partner, a run inside a run, anything but whole numbers joined by single hyphens, or an id outside
-    the vocabulary; the message names `where`, the character and what stands there.
+    Raises ValueError: a tag without its partner, a run inside a run, or anything but whole numbers joined by single hyphens; the message
+    names `where`, the character and what stands there.
     """
     pieces: list[Piece] = []
     done, opened = 0, -1
@@ -63,7 +62,7 @@ def split_runs(text: str, *, where: str = "text", vocab_size: int | None = None,
             continue
         if opened < 0:
             raise ValueError(f"{where}, character {tag.start()}: {CLOSE} without {OPEN} before it")
-        ids = _read_ids(text, opened + len(OPEN), tag.start(), where=where, vocab_size=vocab_size, allow_empty=allow_empty)
+        ids = _read_ids(text, opened + len(OPEN), tag.start(), where=where, allow_empty=allow_empty)
         pieces.append(Piece(text[opened : tag.end()], ids))
         done, opened = tag.end(), -1
     if opened >= 0:
@@ -73,28 +72,18 @@ def split_runs(text: str, *, where: str = "text", vocab_size: int | None = None,
     return pieces
 
 
-def _read_ids(text: str, start: int, end: int, *, where: str, vocab_size: int | None, allow_empty: bool) -> np.ndarray:
+def _read_ids(text: str, start: int, end: int, *, where: str, allow_empty: bool) -> np.ndarray:
     """The ids between two tags, int64 (n,), read-only."""
     if start == end and not allow_empty:
         raise ValueError(f"{where}, character {start}: an empty run of ids")
     if start < end and not _RUN.fullmatch(text, start, end):
-        raise ValueError(f"{where}, character {_first_fault(text, start, end)}: ids are whole numbers joined by single hyphens")
+        parts = text[start:end].split("-")
+        number = next(number for number, part in enumerate(parts) if not _NUMBER.fullmatch(part))
+        fault = f"character {start + sum(len(part) + 1 for part in parts[:number])}: '{_shorten(parts[number])}' is not an id"
+        raise ValueError(f"{where}, {fault}: ids are whole numbers joined by single hyphens")
     ids = np.array(text[start:end].split("-") if start < end else [], dtype=np.int64)
-    if vocab_size is not None and len(ids) and ids.max() >= vocab_size:
-        number = int(np.argmax(ids >= vocab_size))
-        fault = f"{ids[number]} is not below the vocabulary size {vocab_size}"
-        raise ValueError(f"{where}, id {number} of the run at character {start}: {fault}")
     ids.setflags(write=False)
     return ids
-
-
-def _first_fault(text: str, start: int, end: int) -> str:
-    """Position of the first part between hyphens that is no id, and what stands there."""
-    for part in text[start:end].split("-"):
-        if not _NUMBER.fullmatch(part):
-            return f"{start}: '{_shorten(part)}' is not an id"
-        start += len(part) + 1
-    raise AssertionError(f"no fault in {text[start:end]!r}")
 
 
 def _shorten(text: str) -> str:

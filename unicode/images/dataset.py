@@ -171,7 +171,7 @@ class ImageDataset(ABC):
     blocks: np.ndarray | None = None
     window: int = 1
 
-    def __init__(self, keys: Sequence[str] | PackedStrings, *, image_size: int, protocol: str) -> None:
+    def __init__(self, keys: Sequence[str], *, image_size: int, protocol: str) -> None:
         self._keys = keys if isinstance(keys, PackedStrings) else PackedStrings(keys)
         self.image_size = image_size
         self.protocol = protocol  # how evaluation makes a square of a picture, in words, for reports and manifests

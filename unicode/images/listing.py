@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class UnreadableImageError(Exception):
     """An image that cannot be used. The message is "kind" or "kind: detail"; reports count by kind."""
 
 
-class PackedStrings:
+class PackedStrings(Sequence[str]):
     """An immutable sequence of strings. A Python list of them would be copied, object by object, into each worker."""
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -28,14 +28,11 @@ class PackedStrings:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
         if not 0 <= index < len(self._ends):
             raise IndexError(f"index {index} of {len(self._ends)} strings")
         start = int(self._ends[index - 1]) if index else 0
         return self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
 
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}

@@ -85,23 +85,21 @@ class _Fetcher(Dataset[Batch]):
         indices: list[int] = []
         skipped: list[Skipped] = []
         for item in items:
-            fetched: Tensor | Skipped = self._dataset.pixels(item)
-            tries = 1
-            while isinstance(fetched, Skipped):
+            for tries in range(1, MAX_TRIES + 1):
+                fetched = self._dataset.pixels(item)
+                if isinstance(fetched, Tensor):
+                    pixels.append(fetched)
+                    indices.append(item.index if isinstance(item, AugmentedIndex) else item)
+                    break
                 skipped.append(fetched)
                 if not isinstance(item, AugmentedIndex):
                     break
-                if tries == MAX_TRIES:
-                    what = f"the last: {fetched.key} ({fetched.reason})"
-                    error = f"{tries} images in a row could not be read, {what}; look at the data under data.root"
-                    return Batch(torch.empty(0), [], [], skipped, error)
                 digest = hashlib.blake2b(f"{item.index}/{item.seed}/{tries}".encode(), digest_size=8).digest()
                 item = AugmentedIndex(int.from_bytes(digest, "little") % len(self._dataset), item.seed)
-                fetched = self._dataset.pixels(item)
-                tries += 1
-            if isinstance(fetched, Tensor):
-                pixels.append(fetched)
-                indices.append(item.index if isinstance(item, AugmentedIndex) else item)
+            else:
+                what = f"the last: {skipped[-1].key} ({skipped[-1].reason})"
+                error = f"{MAX_TRIES} images in a row could not be read, {what}; look at the data under data.root"
+                return Batch(torch.empty(0), [], [], skipped, error)
         size = self._dataset.image_size
         images = torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
         return Batch(images, [self._dataset.key(index) for index in indices], indices, skipped)

@@ -30,7 +30,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from unicode.annotations.records import IMAGE_TAG
-from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, fill_template
+from unicode.annotations.templates import DECOMPRESSION, TEMPLATES
 from unicode.common.logging import get_logger, printable
 from unicode.generate.images import FREE_QUESTION, NOTHING, DrawRequest, caption_request, check_can_draw, decode_pictures
 from unicode.generate.interleaved import answer_parts
@@ -289,7 +289,7 @@ class Server:
             here = f"this model draws {size}, this server at most {self.limits.images} at a time"
             raise ValueError(f"{body.n} pictures of {body.size}: {here}")
         if body.compressed:
-            question = fill_template(TEMPLATES[DECOMPRESSION][0], ids=write_run(self.check_ids(body.compressed)))
+            question = TEMPLATES[DECOMPRESSION][0].format(ids=write_run(self.check_ids(body.compressed)))
         else:
             question = FREE_QUESTION if body.given and not body.prompt else caption_request(body.prompt).question
         given, compressed = self.check_ids(body.given, rows=True) if body.given else NOTHING, bool(body.compressed)

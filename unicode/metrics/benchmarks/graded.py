@@ -128,7 +128,7 @@ def _mean_scores(pairs: Iterable[tuple[str, Pair | None]]) -> dict[str, tuple[fl
 URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY", "JUDGE_MODEL"
 PRICE_VARIABLES = ("JUDGE_PRICE_IN", "JUDGE_PRICE_OUT")
 LOCAL_HOSTS = frozenset({"localhost", "::1"})
-CHARS_PER_TOKEN = 4
+CHARS_PER_TOKEN, MAX_TOKENS = 4, 1024
 
 
 class GraderError(ConnectionError):
@@ -148,9 +148,6 @@ class Grader:
     cache: Path  # JSON Lines file of replies; made when needed
     key: str = field(default="", repr=False)
     prices: tuple[float, float] | None = None  # per million tokens of prompts, of replies
-    temperature: float = 0.2
-    max_tokens: int = 1024
-    timeout: float = 120.0  # seconds per request
     attempts: int = 5
     _replies: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -214,7 +211,7 @@ class Grader:
         listed = list(prompts)
         new = [prompt for prompt in listed if _digest(self._request(prompt)) not in self._replies]
         tokens_in = sum(len(prompt) + len(SYSTEM_PROMPT) for prompt in new) // CHARS_PER_TOKEN
-        tokens_out = len(new) * self.max_tokens
+        tokens_out = len(new) * MAX_TOKENS
         price = f"prices unknown ({' and '.join(PRICE_VARIABLES)} per million tokens)"
         if self.prices is not None:
             price = f"at most {(tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6:.2f}"
@@ -225,7 +222,7 @@ class Grader:
 
     def _request(self, prompt: str) -> dict[str, Any]:
         messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}]
-        return {"model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {"model": self.model, "messages": messages, "temperature": 0.2, "max_tokens": MAX_TOKENS}
 
     @cached_property
     def _client(self) -> Any:
@@ -236,7 +233,7 @@ class Grader:
             base_url=self.base_url,
             api_key=self.key or "none",
             max_retries=self.attempts - 1,
-            timeout=self.timeout,
+            timeout=120.0,  # seconds per request
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
 

@@ -239,18 +239,13 @@ NOT_A_STEP = ("exist", "query: name", "choose name")
 """Operations of a question's program that the official evaluation does not count as reasoning steps."""
 
 
-def gqa_prediction(text: str) -> str:
-    """Return what LLaVA submits for an answer: lower case, without full stops at the end."""
-    return text.rstrip(".").lower()
-
-
 class Gqa(Benchmark):
     """GQA, testdev-balanced. A missing answer is wrong."""
 
     name = "gqa"
 
     def _score(self, score: Score, data: Path, answers: Answers, options: Options) -> None:
-        predictions = {key: gqa_prediction(record["text"]) for key, record in answers.items()}
+        predictions = {key: record["text"].rstrip(".").lower() for key, record in answers.items()}  # as LLaVA submits them
         score.files["gqa_predictions.json"] = json.dumps(
             [{"questionId": record["question_id"], "prediction": predictions[key]} for key, record in answers.items()]
         )
