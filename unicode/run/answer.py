@@ -3,20 +3,19 @@
 python -m unicode.run.answer --model outputs/unicode_lora --questions questions.jsonl --images photos/ --answers answers.jsonl
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unicode.common.distributed import is_main
-from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
+from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, open_named_engine
 
 SHOWN_ERRORS = 10
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.answer", description="Answer a file of questions about images.")
+    parser = new_parser("answer", __doc__, dry_run="open everything, look for the images, answer nothing")
     add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
     add_engine_option(parser)
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
@@ -31,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--blank-images", default="", help="blind baseline: grey, black (a picture of it) or none (no image at all)")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many questions")
-    parser.add_argument("--dry-run", action="store_true", help="open everything, look for the images, answer nothing")
     args = parser.parse_args(argv)
     from unicode.generate.answers import AnswerConfig, answer_questions
     from unicode.generate.jobs import ResultFile, answer_line

@@ -22,7 +22,7 @@ from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
-from unicode.run.command import add_engine_option, command, log, one_line, open_named_engine
+from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, one_line, open_named_engine
 
 if TYPE_CHECKING:
     from unicode.images.lookup import ImageLookup
@@ -342,11 +342,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.benchmark", description="Ask a model the questions of a benchmark.")
+    parser = new_parser("benchmark", __doc__, dry_run="check files, questions, images and model; ask nothing")
     parser.add_argument("name", choices=(*BENCHMARKS, ALL), metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all: those that are there")
-    parser.add_argument("--model", default="", help="folder of a trained model; not needed with --answers")
-    parser.add_argument("--base", default="", help="the language model below it, if it is no longer where the training had it")
-    parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
+    add_model_options(parser, "folder of a trained model; not needed with --answers", required=False, merged=True)
     add_engine_option(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks, LLaVA's playground/data/eval (EVALUATION.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results: NAME/scores.json and more, table.md over all")
@@ -364,10 +362,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--grader-estimate", "--judge-estimate", action="store_true", help="print what the grader would cost and stop")
     workers_help = "requests to the grader at a time (default: %(default)s)"
     parser.add_argument("--grader-workers", "--judge-workers", type=int, default=4, help=workers_help)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="check files, questions, images and model; ask nothing")
-    parser.set_defaults(merge=True)
     args = parser.parse_args(argv)
     check_arguments(args)
     if args.model and not args.dry_run:

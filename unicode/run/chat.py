@@ -6,21 +6,19 @@ python -m unicode.run.chat --model outputs/unicode_visual_text --out outputs/cha
     > /new                                      forget the conversation        /quit or Ctrl-D: leave
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from unicode.run.command import add_model_options, command, one_line, open_named_model
+from unicode.run.command import add_model_options, command, new_parser, one_line, open_named_model
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.chat", description="Talk with a model in words and pictures.")
+    parser = new_parser("chat", __doc__, dry_run="open the model and stop")
     add_model_options(parser, "run folder of train_llm or folder of merge_lora")
     parser.add_argument("--out", default="outputs/chat", help="folder of the pictures that it draws (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer, pictures included (default: %(default)s)")
     parser.add_argument("--word-temperature", type=float, default=0.0, help="of the words; 0 is greedy (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="open the model and stop")
     settings = "seed, temperature, top_k, top_p of pictures and guidance of /draw; docs/configs/generation.md lists them"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     args = parser.parse_args(argv)

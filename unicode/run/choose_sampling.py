@@ -1,6 +1,5 @@
 """Choose the sampling of a model's pictures: prompts drawn with several settings and measured -> the best one, in the model's card."""
 
-import argparse
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -8,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from unicode.common.files import lock_folder
-from unicode.run.command import add_model_options, command, log, open_named_model
+from unicode.run.command import add_model_options, command, log, new_parser, open_named_model
 from unicode.run.eval_generation import Gallery, measure_nearest, measure_scenes, read_gallery
 
 GUIDANCE, TEMPERATURE = (1.0, 1.5, 2.0, 3.0), (0.0, 0.7, 1.0)  # that are tried; of equally good ones the first is taken
@@ -41,12 +40,11 @@ def share_right(sampler: Any, prompts: list[Any], config: Any, gallery: Gallery 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.choose_sampling", description=(__doc__ or "").splitlines()[0])
+    parser = new_parser("choose_sampling", __doc__, dry_run="open everything, draw nothing")
     add_model_options(parser, "run folder of train_llm or folder of merge_lora, whose unicode.json is written")
     parser.add_argument("--prompts", required=True, help="as of generate_images; other ones than those that results are reported of")
     parser.add_argument("--last", type=int, default=0, metavar="N", help="the last N prompts only (default: all)")
     parser.add_argument("--gallery", default="", help="as of eval_generation; not needed for scenes of the shapes world")
-    parser.add_argument("--dry-run", action="store_true", help="open everything, draw nothing")
     settings = "as of generate_images; a temperature or guidance that is given is the only one tried"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     args = parser.parse_intermixed_args(argv)

@@ -48,12 +48,21 @@ def command(main: Main) -> Callable[..., int]:
     return run
 
 
-def add_model_options(parser: argparse.ArgumentParser, what: str, *, required: bool = True) -> None:
-    """Add the options that `open_named_model` reads; `what` describes --model."""
+def new_parser(name: str, doc: str | None, *, dry_run: str) -> argparse.ArgumentParser:
+    """Return the parser of the command `name`, described by the first line of its docstring. `dry_run`: what --dry-run does."""
+    parser = argparse.ArgumentParser(prog=f"python -m unicode.run.{name}", description=(doc or "").partition("\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser, what: str, *, required: bool = True, merged: bool = False) -> None:
+    """Add the options that `open_named_model` reads; `what` describes --model. `merged`: an adapter is always merged, without --merge."""
     parser.add_argument("--model", required=required, help=what)
     parser.add_argument("--base", default="", help="base model, if it has moved since the training")
     parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
-    parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
+    parser.set_defaults(merge=merged)
+    if not merged:
+        parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
 

@@ -3,24 +3,20 @@
 python -m unicode.run.convert_tokenizer published/hqvae outputs/hqvae_converted
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 from unicode.common.files import lock_folder
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    description = "Write any tokenizer that this project reads as config.json and model.safetensors."
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.convert_tokenizer", description=description)
+    parser = new_parser("convert_tokenizer", __doc__, dry_run="load and describe, write nothing")
     parser.add_argument("source", metavar="SRC", help="run folder, checkpoint, save_pretrained folder, or a published run folder")
     parser.add_argument("out", metavar="OUT", help="folder to write; a tokenizer that is there already is not overwritten by another one")
-    parser.add_argument(
-        "--order", default="", help="other order of the ids: nested, which cells need, or rows; the fingerprint is then another"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="load and describe, write nothing")
+    what = "other order of the ids: nested, which cells need, or rows; the fingerprint is then another"
+    parser.add_argument("--order", default="", help=what)
     args = parser.parse_args(argv)
     import torch
 

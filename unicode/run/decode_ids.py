@@ -3,17 +3,15 @@
 python -m unicode.run.decode_ids --ckpt outputs/hqvae --ids outputs/hqvae/ids/photos --out pictures
 """
 
-import argparse
-
 from unicode.annotations.build import read_runs
 from unicode.common.distributed import open_job
 from unicode.ids.store import Store
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.decode_ids", description="Write ids back as pictures.")
+    parser = new_parser("decode_ids", __doc__, dry_run="load the tokenizer, open the ids, write nothing")
     parser.add_argument("--ckpt", required=True, help="tokenizer that made the ids")
     parser.add_argument("--ids", required=True, help="store of ids, or an annotation file (.json, .jsonl) with <vistok> runs")
     parser.add_argument("--out", required=True, help="folder of the PNG files; each at the path of its key")
@@ -22,7 +20,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=0, help="decode only the first so many pictures (default: all)")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures per forward pass (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, open the ids, write nothing")
     args = parser.parse_args(argv)
     from unicode.tokenizer.decode import decode_runs, store_runs
     from unicode.tokenizer.load import load_tokenizer

@@ -11,19 +11,18 @@ import secrets
 import socket
 from threading import Thread
 
-from unicode.run.command import add_engine_option, add_model_options, command, log
+from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser
 from unicode.run.serve import KEY_VARIABLE, open_server
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.demo", description="Open a page for the browser to try a model.")
+    parser = new_parser("demo", __doc__, dry_run="open the model and build the page, listen to nothing")
     add_model_options(parser, "run folder of train_llm or folder of merge_lora", required=False)
     add_engine_option(parser)
     parser.add_argument("--server", default="", metavar="URL", help=f"server of unicode.run.serve in place of --model; key: {KEY_VARIABLE}")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="open the model and build the page, listen to nothing")
     args = parser.parse_args(argv)
     if bool(args.model) == bool(args.server):
         raise ValueError("give a model with --model DIR, or a server with --server URL")

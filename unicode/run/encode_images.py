@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING
 from unicode.common.config import load_config
 from unicode.common.distributed import open_job, world_size
 from unicode.ids.store import PRECISIONS
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 if TYPE_CHECKING:
     import torch
 
     from unicode.images.dataset import DataConfig, ImageDataset
 
-DATA_SETTINGS = "settings of the data set, as limit=100 or name=imagenet root=DIR split=val; docs/configs/tokenizer.md, data, lists them"
 
-
-def data_setting(text: str) -> str:
-    """A setting of the data set without the "data." that it has in configs and in messages."""
-    return text.removeprefix("data.")
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that encoding and evaluation share: the tokenizer, and how images are found and sized."""
+    parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
+    parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
+    parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    what = "settings of the data set, as limit=100 or name=imagenet root=DIR split=val; docs/configs/tokenizer.md, data, lists them"
+    parser.add_argument("settings", nargs="*", type=lambda text: text.removeprefix("data."), metavar="KEY=VALUE", help=what)
 
 
 def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset, DataConfig]:
@@ -53,20 +56,15 @@ def default_batch_size(device: torch.device, side: int) -> int:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.encode_images", description="Encode images into a store of ids.")
-    parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
+    parser = new_parser("encode_images", __doc__, dry_run="load the tokenizer, find the images, write nothing")
+    add_image_options(parser)
     parser.add_argument("--images", help="folder, .txt, .json, .tar, .parquet, torchvision:SET:SPLIT@ROOT, shapes:SPLIT; or use settings")
     parser.add_argument("--out", required=True, help="folder of the store")
-    parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
-    parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
     parser.add_argument("--batch-size", type=int, default=0, help="images per forward pass (default: 32; on a CPU 256 x 256 pixels)")
     parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="arithmetic of the encoder (default: %(default)s)")
     parser.add_argument("--views", default="whole", help="what to encode of each image: whole, flip, crop; as whole,flip,crop,crop")
     parser.add_argument("--shard-size", type=int, default=0, help="images per shard (default: by the number of images)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="load the tokenizer, find the images, write nothing")
-    parser.add_argument("settings", nargs="*", type=data_setting, metavar="KEY=VALUE", help=DATA_SETTINGS)
     args = parser.parse_intermixed_args(argv)
     from unicode.tokenizer.encode import EncodeConfig, describe_store, encode_images
     from unicode.tokenizer.load import load_tokenizer

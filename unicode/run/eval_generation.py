@@ -20,7 +20,7 @@ from unicode.common.files import read_json, read_jsonl, write_json, write_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.images.shapes import COLOURS, PLACES, SHAPES, ShapesConfig, Thing, find_scene, parse_scene
 from unicode.metrics import NotComputed, format_metrics
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 if TYPE_CHECKING:
     import torch
@@ -212,7 +212,7 @@ def measure_nearest(drawn: Drawn, gallery: Gallery, *, features: str = "", devic
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_generation", description="Measure drawn images.")
+    parser = new_parser("eval_generation", __doc__, dry_run="find everything, list what cannot be computed, measure nothing")
     parser.add_argument("--pictures", required=True, help="folder that generate_images filled")
     parser.add_argument("--out", default="", help="JSON file of the report (default: metrics.json in the folder of the images)")
     parser.add_argument("--images", default="", help="images to compare with (FID): folder, list, LLaVA .json, tar shards, shapes:SPLIT")
@@ -225,7 +225,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="find everything, list what cannot be computed, measure nothing")
     settings = "values that replace those of --config, as splits=1 or data.limit=5000; docs/configs/generation.md lists them"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     return parser

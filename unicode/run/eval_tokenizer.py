@@ -12,36 +12,30 @@ from unicode.common.config import load_config
 from unicode.common.distributed import is_main, open_job
 from unicode.common.files import write_json
 from unicode.run import encode_images
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 if TYPE_CHECKING:
     from unicode.images.dataset import DataConfig, ImageDataset, Skipped
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.eval_tokenizer", description="Measure a tokenizer's reconstructions.")
-    parser.add_argument("--ckpt", required=True, help="tokenizer: a run folder, a save_pretrained folder or a published one")
+    parser = new_parser("eval_tokenizer", __doc__, dry_run="load everything, list what cannot be computed, measure nothing")
+    encode_images.add_image_options(parser)
     parser.add_argument("--images", help="what --images of encode_images takes; or use --data or the settings")
     parser.add_argument("--data", help="YAML file of a training run: its data set, and the split that it is validated on")
     parser.add_argument("--out", required=True, help="JSON file of the report; grid.png and skipped.jsonl go beside it")
-    parser.add_argument("--root", default="", help="folder that the paths of a list start from (default: the list's own)")
     parser.add_argument("--type", choices=("hqvae", "rqvae"), help="refuse a tokenizer of another type")
-    parser.add_argument("--image-size", type=int, default=0, help="side in pixels (default: the tokenizer's)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass (default: %(default)s)")
-    parser.add_argument(
-        "--workers", "--num-workers", type=int, default=-1, help="processes per rank that read images (default: up to 8; none on a CPU)"
-    )
+    workers = "processes per rank that read images (default: up to 8; none on a CPU)"
+    parser.add_argument("--workers", "--num-workers", type=int, default=-1, help=workers)
     parser.add_argument("--limit", type=int, default=0, help="only so many images, evenly spread (default: all)")
     parser.add_argument("--grid", type=int, default=8, help="examples in grid.png, 0 for none (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of the tokenizer (default: %(default)s)")
     parser.add_argument("--inception", default="", help="file of torch-fidelity's Inception weights, for rFID")
     parser.add_argument("--vgg", default="", help="file of torchvision's VGG16 weights, for LPIPS")
     parser.add_argument("--alex", default="", help="file of torchvision's AlexNet weights, for LPIPS")
     parser.add_argument("--probe", action="store_true", help="also probe what codes mean: labels, and with --base captions and words")
     parser.add_argument("--base", default="", metavar="DIR", help="with --probe: the language model of the tokenizer's table")
-    parser.add_argument("--dry-run", action="store_true", help="load everything, list what cannot be computed, measure nothing")
-    parser.add_argument("settings", nargs="*", type=encode_images.data_setting, metavar="KEY=VALUE", help=encode_images.DATA_SETTINGS)
     parser.set_defaults(views="whole")  # what encoding's `find_images` asks for; an evaluation has no training crops
     return parser
 

@@ -3,7 +3,6 @@
 python -m unicode.run.export_benchmarks --out outputs/shapes/eval
 """
 
-import argparse
 from pathlib import Path
 
 from unicode.annotations.exports import EXPORTS, export_benchmarks, training_conversations
@@ -11,12 +10,12 @@ from unicode.common.config import load_config
 from unicode.common.files import lock_folder
 from unicode.common.json_lists import write_json_list
 from unicode.images.shapes import SPLITS, ShapesConfig
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_benchmarks", description="Write the shapes world as benchmarks.")
+    parser = new_parser("export_benchmarks", __doc__, dry_run="check the settings, write nothing")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which benchmarks: {', '.join(EXPORTS)} (default: all)")
     parser.add_argument("--out", required=True, help="folder of the benchmarks: what unicode.run.benchmark is given as --data")
     parser.add_argument("--split", choices=SPLITS, default="val", help="scenes of which split (default: %(default)s)")
@@ -26,7 +25,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--world", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the world that differ, as colours=8")
     train_help = "also write shapes_forms_train.json: so many training scenes, asked in the forms of these benchmarks (default: none)"
     parser.add_argument("--train", type=int, default=0, metavar="N", help=train_help)
-    parser.add_argument("--dry-run", action="store_true", help="check the settings, write nothing")
     args = parser.parse_args(argv)
     config = load_config(ShapesConfig, None, args.world)
     if args.train < 0:

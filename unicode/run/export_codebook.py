@@ -3,20 +3,18 @@
 python -m unicode.run.export_codebook --model models/vicuna-7b-v1.5 --out outputs/tables/vicuna-7b.safetensors
 """
 
-import argparse
 from pathlib import Path
 
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_codebook", description=__doc__.splitlines()[0])
+    parser = new_parser("export_codebook", __doc__, dry_run="read and report, write nothing")
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of a Hugging Face causal LM, or a .gguf file")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write: rows and excluded ids")
     rare = "let only the last N eligible rows stand for pieces of images, which are the rarest tokens of most vocabularies (default: all)"
     parser.add_argument("--last", type=int, default=0, metavar="N", help=rare)
-    parser.add_argument("--dry-run", action="store_true", help="read and report, write nothing")
     arguments = parser.parse_args(argv)
     import torch
 

@@ -3,21 +3,19 @@
 python -m unicode.run.export_gguf --model outputs/unicode_merged --out outputs/unicode.gguf
 """
 
-import argparse
 from pathlib import Path
 
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 TYPES = ("f32", "f16", "q8_0")
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_gguf", description=__doc__.splitlines()[0])
+    parser = new_parser("export_gguf", __doc__, dry_run="open the model, write nothing")
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of merge_lora, or a plain causal language model")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="GGUF file to write")
     parser.add_argument("--type", default="f16", choices=TYPES, help="of the matrices (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="open the model, write nothing")
     args = parser.parse_args(argv)
     from unicode.llm.card import FILE, read_card
     from unicode.llm.cell_head import FILE as CELL_HEAD

@@ -3,21 +3,19 @@
 python -m unicode.run.export_ids --ids outputs/hqvae/ids/photos --format parquet --out photos.parquet
 """
 
-import argparse
 from pathlib import Path
 
 from unicode.ids.parquet import write_parquet
 from unicode.ids.store import Store
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_ids", description=__doc__.splitlines()[0])
+    parser = new_parser("export_ids", __doc__, dry_run="open the store, write nothing")
     parser.add_argument("--ids", required=True, type=Path, metavar="STORE", help="folder of the store")
     parser.add_argument("--format", choices=("parquet",), default="parquet", help="columns key, ids, reason (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write, .parquet")
-    parser.add_argument("--dry-run", action="store_true", help="open the store, write nothing")
     args = parser.parse_args(argv)
     if args.out.suffix != ".parquet":
         raise ValueError(f"--out {args.out} has to be a .parquet file")

@@ -3,22 +3,20 @@
 python -m unicode.run.export_questions --anno outputs/shapes/shapes_questions_val.json --out outputs/shapes/questions_val.jsonl
 """
 
-import argparse
 from pathlib import Path
 
 from unicode.annotations.exports import write_question_file
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.export_questions", description=__doc__.splitlines()[0])
+    parser = new_parser("export_questions", __doc__, dry_run="find the first question, write nothing")
     parser.add_argument("--anno", required=True, type=Path, metavar="FILE", help="conversations of LLaVA's form, about one picture each")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="question file to write, .jsonl")
     parser.add_argument("--limit", type=int, default=0, help="the first so many questions (default: all)")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="only these kinds, as colour shape place count")
     parser.add_argument("--no-instruction", action="store_true", help="ask without 'Answer the question using a single word or phrase.'")
-    parser.add_argument("--dry-run", action="store_true", help="find the first question, write nothing")
     args = parser.parse_args(argv)
     if args.out.suffix != ".jsonl" or args.limit < 0:
         raise ValueError(f"--out {args.out} has to be a .jsonl file, --limit ({args.limit}) not negative")

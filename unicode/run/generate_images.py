@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unicode.common.distributed import is_main, world_size
 from unicode.common.files import lock_folder
 from unicode.images.listing import EXTENSIONS, Files
-from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
+from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, open_named_engine
 
 if TYPE_CHECKING:
     from unicode.generate.drawing_tasks import ImageTask, PromptTask
@@ -78,7 +78,7 @@ def describe(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.generate_images", description="Draw pictures with a language model.")
+    parser = new_parser("generate_images", __doc__, dry_run="open everything, draw nothing")
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add_model_options(parser, "run folder of train_llm or folder of merge_lora")
     add_engine_option(parser)
@@ -94,7 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", action="append", default=[], metavar="PLACE", help="place of the images of --reference; may be repeated")
     add("--max-new-tokens", type=int, default=512, help="longest answer of --reference (default: %(default)s)")
     add("--max-pictures", type=int, default=4, help="pictures in an answer of --reference (default: %(default)s)")
-    add("--dry-run", action="store_true", help="open everything, draw nothing")
     settings = "values that replace those of --config, as guidance=2 or limit=100; docs/configs/generation.md lists them"
     add("settings", nargs="*", metavar="KEY=VALUE", help=settings)
     return parser

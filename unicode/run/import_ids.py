@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from math import isqrt
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from unicode.ids.layout import Layout
 from unicode.ids.parquet import read_parquet
 from unicode.ids.store import StoreSpec, check_keys, hash_keys
 from unicode.ids.store_writer import StoreWriter
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 if TYPE_CHECKING:
     import torch
@@ -114,14 +113,13 @@ def _read_files(source: Path, split: str) -> tuple[list[str], torch.Tensor, torc
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.import_ids", description=(__doc__ or "").replace("`", ""))
+    parser = new_parser("import_ids", __doc__, dry_run="read and check everything, write nothing")
     files = "<split>_image_list.json, <split>_codes_t.pth and <split>_codes_b.pth"
     parser.add_argument("source", metavar="SRC", help=f"folder of {files}; or a .parquet file of export_ids")
     parser.add_argument("out", metavar="OUT", help="folder of the store")
     parser.add_argument("--split", default="train", help="first part of the file names (default: %(default)s)")
     parser.add_argument("--paths", help="LLaVA annotation (.json) or list (.txt) with the paths, from the image root, of bare names")
     parser.add_argument("--ckpt", help="tokenizer that made the ids: recorded in the store, and ids that are not its own are refused")
-    parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     args = parser.parse_args(argv)
     tokenizer = None
     if args.ckpt:

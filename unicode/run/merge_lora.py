@@ -3,25 +3,23 @@
 python -m unicode.run.merge_lora outputs/unicode_lora outputs/unicode_merged
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 
 from unicode.common.files import lock_folder, name_errors
 from unicode.common.hub import find_folder
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.merge_lora", description="Add a LoRA adapter to its base model.")
+    parser = new_parser("merge_lora", __doc__, dry_run="open base model and adapter, write nothing")
     parser.add_argument("run", help="run folder of train_llm with an adapter")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--base", default="", help="base model, if it has moved since the training")
     parser.add_argument("--dtype", default="auto", help="of the weights: float32, bfloat16, float16 or auto, as the base model has them")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds a model already")
-    parser.add_argument("--dry-run", action="store_true", help="open base model and adapter, write nothing")
     args = parser.parse_args(argv)
     from unicode.llm.card import write_card
     from unicode.llm.cell_head import FILE as CELL_HEAD_FILE

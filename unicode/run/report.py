@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unicode.common.files import atomic_write
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 if TYPE_CHECKING:
     from unicode.report.page import Section
@@ -21,7 +21,7 @@ LEAD = "One codebook for text and images: an image becomes a run of a language m
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.report", description=__doc__.splitlines()[0])
+    parser = new_parser("report", __doc__, dry_run="read everything, write nothing")
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="FILE", help="the page, a .html file")
     add("--title", default="UniCode", help="(default: %(default)s)")
@@ -41,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--decompression", type=Path, metavar="DIR", help="folder of generate_images --decompress")
     add("--benchmarks", nargs="+", default=[], metavar=NAMED, help="--out of benchmark: the model's, then baselines'")
     add("--steps", type=Path, metavar="FILE", help="steps.jsonl of a pipeline: step, command, seconds, peak_mib, skipped")
-    add("--dry-run", action="store_true", help="read everything, write nothing")
     args = parser.parse_args(argv)
     from unicode.report import sections
     from unicode.report.page import build_page

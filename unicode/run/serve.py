@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from unicode.run.command import add_engine_option, add_model_options, command, log, open_named_engine
+from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, open_named_engine
 
 KEY_VARIABLE = "UNICODE_API_KEY"
 HEAD = 1 << 18  # bytes of a request line and its headers; the parser refuses more
@@ -25,7 +25,7 @@ LIMITS = {
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unicode.run.serve", description="Serve a model over HTTP with OpenAI's protocol.")
+    parser = new_parser("serve", __doc__, dry_run="open the model, listen to nothing")
     add_model_options(parser, "run folder of train_llm or folder of merge_lora")
     add_engine_option(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
@@ -35,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--max-{name}", type=int, default=default, help=f"{what} (default: %(default)s)")
     what = "pictures may be fetched from it; may be repeated"
     parser.add_argument("--image-host", action="append", default=[], metavar="HOST", help=what)
-    parser.add_argument("--dry-run", action="store_true", help="open the model, listen to nothing")
     args = parser.parse_args(argv)
     try:
         listening = socket.create_server((args.host, 0 if args.dry_run else args.port), backlog=2048)

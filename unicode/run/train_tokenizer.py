@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unicode.common.config import load_config
-from unicode.run.command import command, log
+from unicode.run.command import command, log, new_parser
 
 T = TypeVar("T")
 
 
 def build_parser(name: str, description: str | None, config: str) -> argparse.ArgumentParser:
     """Return the parser of a training command; `config` is the class of its config."""
-    parser = argparse.ArgumentParser(prog=f"unicode.run.{name}", description=description)
+    parser = new_parser(name, description, dry_run="read config and data, build the model, then stop")
     parser.add_argument("config", help=f"YAML file; every key is a field of unicode.train.config.{config}")
     overrides = "values that replace those of the file, as train.steps=100; the pages of docs/configs list all fields"
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=overrides)
-    parser.add_argument("--dry-run", action="store_true", help="read config and data, build the model, then stop")
     return parser
 
 
