@@ -103,18 +103,17 @@ def on_main(compute: Callable[[], T]) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def open_job(device: str = "auto", *, timeout_minutes: float = 24 * 60.0) -> torch.device:
+def open_job(device: str = "auto") -> torch.device:
     """Join the other ranks, if a launcher (torchrun, deepspeed) started this process with some, and return the device to use.
 
     The ranks exchange CPU tensors through gloo; `unicode.run.command` leaves the group at the end. `device`: "auto" for this rank's GPU or,
-    without one, the CPU; otherwise a device as torch names it. `timeout_minutes`: how long a rank waits for the others; a day, since they
-    may work for hours between two exchanges. Raises ValueError: no such device.
+    without one, the CPU; otherwise a device as torch names it. Raises ValueError: no such device.
     """
     import torch
     import torch.distributed as dist
 
     if world_size() > 1 and process_group() is None:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_minutes))
+        dist.init_process_group("gloo", timeout=timedelta(days=1))  # a rank may work for hours between two exchanges
     if device == "auto":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     chosen = choose_device(device, option="--device")

@@ -13,19 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unicode.images import listing
+from unicode.images import decode, listing
 from unicode.images.archives import Lmdb, TarShards
-from unicode.images.decode import (
-    CROPS,
-    RESIZES,
-    SMALLEST_AREA,
-    decode_image,
-    eval_transform,
-    make_square,
-    seeded,
-    to_float,
-    train_transform,
-)
 from unicode.images.listing import LAYOUTS, Files, PackedStrings, UnreadableImageError, is_held_out
 from unicode.images.parquet import ParquetImages
 from unicode.images.shapes import Scene, ShapesConfig, draw_scene, scene_keys
@@ -68,7 +57,7 @@ class DataConfig:
         return ("resized" if self.name == "ffhq" else "random") if self.crop == "auto" else self.crop
 
     def __post_init__(self) -> None:
-        for name, allowed in (("name", NAMES), ("crop", CROPS), ("resize", RESIZES)):
+        for name, allowed in (("name", NAMES), ("crop", decode.CROPS), ("resize", decode.RESIZES)):
             value = getattr(self, name)
             if value not in allowed:
                 nearest = get_close_matches(value, allowed, n=1)
@@ -186,7 +175,7 @@ class ImageDataset(ABC):
     def __getitem__(self, index: int) -> ImageSample | Skipped:
         """Return picture `index` with its key, or why there is none: for notebooks; the loader takes `pixels`."""
         pixels = self.pixels(index)
-        return pixels if isinstance(pixels, Skipped) else ImageSample(to_float(pixels), self.key(index))
+        return pixels if isinstance(pixels, Skipped) else ImageSample(decode.to_float(pixels), self.key(index))
 
     def key(self, index: int) -> str:
         """Return the key of picture `index`: its path relative to the image root, with forward slashes."""
@@ -211,22 +200,22 @@ class FileImages(ImageDataset):
             self.blocks, self.window = source.blocks if self._rows is None else source.blocks[self._rows], source.window
         self.source = source
         self._max_pixels = config.max_pixels
-        self._eval = self._train = eval_transform(image_size, resize=config.resize, pad=config.pad)
+        self._eval = self._train = decode.eval_transform(image_size, resize=config.resize, pad=config.pad)
         self._shorter = self._shorter_train = math.ceil(config.draft * image_size)
         if train:
             options: dict[str, Any] = {"crop": config.training_crop, "flip": config.flip, "resize": config.resize, "pad": config.pad}
-            self._train = train_transform(image_size, **options)
-            self._shorter_train = math.ceil(self._shorter / (math.sqrt(SMALLEST_AREA) if config.training_crop == "resized" else 1))
+            self._train = decode.train_transform(image_size, **options)
+            self._shorter_train = math.ceil(self._shorter / (math.sqrt(decode.SMALLEST_AREA) if config.training_crop == "resized" else 1))
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
         if isinstance(item, AugmentedIndex):
-            index, shorter, transform = item.index, self._shorter_train, seeded(self._train, item.seed)
+            index, shorter, transform = item.index, self._shorter_train, decode.seeded(self._train, item.seed)
         else:
             index, shorter, transform = item, self._shorter, self._eval
         try:
             found = self.source.read(index if self._rows is None else int(self._rows[index]))
-            picture = decode_image(found, shorter=shorter, max_pixels=self._max_pixels) if isinstance(found, bytes) else found
-            return make_square(picture, transform, side=self.image_size, max_pixels=self._max_pixels)
+            picture = decode.decode_image(found, shorter=shorter, max_pixels=self._max_pixels) if isinstance(found, bytes) else found
+            return decode.make_square(picture, transform, side=self.image_size, max_pixels=self._max_pixels)
         except UnreadableImageError as error:
             return Skipped(self.key(index), str(error), index)
 

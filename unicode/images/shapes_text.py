@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from random import Random
 from typing import NamedTuple
 
@@ -291,18 +290,17 @@ def fact(config: ShapesConfig, rng: Random) -> str:
     ])  # fmt: skip
 
 
-def world_text(num_lines: int | None = None, *, seed: int = 0, config: ShapesConfig | None = None) -> Iterator[str]:
-    """Yield lines of text about the world for pre-training a small language model; without end if `num_lines` is None.
+def world_text(*, seed: int) -> Iterator[str]:
+    """Yield lines of text about the world for pre-training a small language model, without end.
 
     Most lines describe the same scene several times in other words and orders, then ask about it. To continue such a line a model has to
     look up an earlier description of a place or thing, as questions about images require later. Six lines in ten are about a larger
     world (all colours, shapes and places), which cannot be memorized. Words combine freely, as in the text of any language model:
     held-out combinations occur here, but in no picture of the split "train".
     """
-    world = replace(config or ShapesConfig(), seed=seed)
-    wide = replace(world, **WIDE, image_size=max(world.image_size, 48), sizes=world.sizes, grid=8)
-    rng = Random(seed)
-    for _ in count() if num_lines is None else range(num_lines):
+    world, rng = ShapesConfig(seed=seed), Random(seed)
+    wide = replace(world, **WIDE, image_size=48)
+    while True:
         if rng.random() < FACT_SHARE:
             yield fact(world, rng)
             continue

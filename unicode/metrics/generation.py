@@ -74,12 +74,10 @@ class GenerationMetrics:
         `reference`: which images were compared with, in words; "" where none were.
         """
         reduce_sums_([*self._drawn.tensors(), *self._real.tensors(), self._shares, self._informed, self._clip])
-        return {"fid": self._fid(reference), "inception_score": self._inception_score(), "clip_score": self._clip_score()}
-
-    def _fid(self, reference: str) -> dict[str, Any]:
         compared = f"{int(self._drawn.count)} drawn images against {int(self._real.count)} of {reference or 'no set'}"
         remedy = "name images to compare with: --images DIR, or a --config with data"
-        return frechet_entry(self.inception, self._real, self._drawn, compared=compared, remedy=remedy)
+        fid = frechet_entry(self.inception, self._real, self._drawn, compared=compared, remedy=remedy)
+        return {"fid": fid, "inception_score": self._inception_score(), "clip_score": self._clip_score()}
 
     def _inception_score(self) -> dict[str, Any]:
         """exp of the mean divergence of p(class | image) from p(class), per group (Salimans et al. 2016); mean over the groups."""
@@ -113,10 +111,7 @@ class ClipScore:
     """
 
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
-        from transformers import CLIPModel, CLIPProcessor
-
-        model, self.processor = open_pretrained(path, CLIPModel, CLIPProcessor, what="CLIP model", option="--clip")
-        self.model = model.to(device)
+        self.model, self.processor = open_pretrained(path, "CLIPModel", "CLIPProcessor", what="CLIP model", option="--clip", device=device)
         self.source = f"model {Path(path).resolve().name}"
 
     @torch.no_grad()
@@ -130,15 +125,18 @@ class ClipScore:
         return 100 * cosine.clamp_min(0)
 
 
-def open_pretrained(path: str | Path, model: Any, processor: Any, *, what: str, option: str) -> tuple[Any, Any]:
+def open_pretrained(path: str | Path, model: str, processor: str, *, what: str, option: str, device: torch.device | str) -> tuple[Any, Any]:
     """Return model and processor, of two classes of transformers, from a folder. Errors as `ClipScore`; they name `what` and `option`."""
+    import transformers
+
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"no {what} {path}; give a folder with config.json, weights and processor with {option}")
     try:
         safe = {"local_files_only": True, "trust_remote_code": False}
-        return model.from_pretrained(path, **safe).eval(), processor.from_pretrained(path, **safe)
+        opened, prepare = (getattr(transformers, name).from_pretrained(path, **safe) for name in (model, processor))
     except Exception as error:  # transformers fails in many ways on a folder of another model
         raise ValueError(f"{path} holds no {what} that opens ({str(error).splitlines()[0][:160]})") from error
+    return opened.eval().to(device), prepare
 
 
 def load_clip(path: str | Path, *, device: torch.device | str = "cpu") -> ClipScore | NotComputed:
@@ -164,7 +162,7 @@ def scene_shares(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thi
     return {aspect: right[aspect] / max(1, len(wanted)) for aspect in ASPECTS}
 
 
-def scene_metrics(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thing]], *, seed: int = 0) -> dict[str, Any]:
+def scene_metrics(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thing]]) -> dict[str, Any]:
     """Return name -> entry: each aspect over all images, then by the number of objects, then for shuffled prompts.
 
     Raises ValueError: no images.
@@ -177,7 +175,7 @@ def scene_metrics(wanted: Sequence[Sequence[Thing]], found: Sequence[Sequence[Th
         places = [place for place, things in enumerate(wanted) if len(things) == number]
         shares = scene_shares([wanted[place] for place in places], [found[place] for place in places])
         report |= _entries(shares, f"{{}}_{number}", f"{len(places)} images of {number} objects")
-    others = scene_shares([wanted[place] for place in shuffled(len(wanted), seed=seed)], found)
+    others = scene_shares([wanted[place] for place in shuffled(len(wanted), seed=0)], found)
     return report | _entries(others, "shuffled_{}", f"{how}, each compared with the prompt of another")
 
 

@@ -25,10 +25,8 @@ class VisionFeatures:
     """
 
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
-        model, self.processor = open_pretrained(path, AutoModel, AutoImageProcessor, what="vision model", option="--features")
-        self.model = model.to(device)
+        names = {"what": "vision model", "option": "--features"}
+        self.model, self.processor = open_pretrained(path, "AutoModel", "AutoImageProcessor", **names, device=device)
         self.name = Path(path).resolve().name
 
     @torch.no_grad()
@@ -54,9 +52,11 @@ def nearest(queries: Tensor, gallery: Tensor, *, chunk: int = 512) -> Tensor:
 
 
 def retrieval_metrics(
-    found: Sequence[int], wanted: Sequence[int], attributes: Sequence[Attributes], *, name: str, how: str, seed: int = 0
+    found: Sequence[int], wanted: Sequence[int], attributes: Sequence[Attributes], *, name: str, how: str
 ) -> dict[str, Any]:
     """Return name -> entry: the share of images nearest to the right picture, and to one that has its value of each property.
+
+    As a baseline ("shuffled_nearest") each image is compared with the right picture of another.
 
     Args:
         found: for each drawn image the row of the nearest picture.
@@ -64,12 +64,11 @@ def retrieval_metrics(
         attributes: of every picture of the gallery. A property counts for those images whose right picture has it.
         name: what the distance is between, as "pixels"; it begins the names of the entries.
         how: the protocol in words.
-        seed: of the baseline, in which each image is compared with the right picture of another.
     """
     assert len(found) == len(wanted) > 0, (len(found), len(wanted))
     names = [key for key in dict.fromkeys(key for one in attributes for key in one) if len({one.get(key) for one in attributes}) > 1]
     report = {}
-    for prefix, right in (("nearest", list(wanted)), ("shuffled_nearest", [wanted[place] for place in shuffled(len(wanted), seed=seed)])):
+    for prefix, right in (("nearest", list(wanted)), ("shuffled_nearest", [wanted[place] for place in shuffled(len(wanted), seed=0)])):
         note = how if prefix == "nearest" else f"{how}, each compared with the prompt of another"
         share = sum(one == other for one, other in zip(found, right, strict=True)) / len(right)
         report[f"{prefix}_{name}"] = entry(100 * share, unit="%", protocol=f"{note}; exactly the right one")

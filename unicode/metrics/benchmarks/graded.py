@@ -157,7 +157,8 @@ class Grader:
 
         Raises ValueError: the address is not http(s), no model is named, or the package openai is missing.
         """
-        self._shown_url = _without_credentials(self.base_url)
+        address = urlsplit(self.base_url)
+        self._shown_url = address._replace(netloc=address.netloc.rpartition("@")[2], query="", fragment="").geturl()
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(
                 f"the grader's address is {self._shown_url!r}; set {URL_VARIABLE} to the http(s) address of an endpoint, up to /v1"
@@ -165,7 +166,7 @@ class Grader:
         if not self.model:
             raise ValueError(f"which model is the grader? Set {MODEL_VARIABLE}; it is part of the score's name")
         require("openai", extra="judge")
-        host = urlsplit(self.base_url).hostname or ""
+        host = address.hostname or ""
         if self.base_url.startswith("http://") and host not in LOCAL_HOSTS and not host.startswith("127."):
             log.warning("%s is not encrypted: the key and the answers can be read on the way; use https://", self._shown_url)
         if self.cache.is_file():
@@ -266,12 +267,6 @@ class Grader:
     def _shown(self, text: str) -> str:
         """Return the beginning of a text without the key."""
         return (text.replace(self.key, "***") if self.key else text)[:300]
-
-
-def _without_credentials(url: str) -> str:
-    """Return an address without user, password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _text_of(completion: Any) -> str | None:

@@ -43,17 +43,11 @@ def normalize_answer(answer: str) -> str:
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    words = [NUMBER_WORDS.get(word, word) for word in _without_punctuation(text).split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
-
-
-def _without_punctuation(text: str) -> str:
-    """A sign that has a space beside it anywhere in the text is deleted everywhere, any other becomes a space."""
     stripped = text
-    for sign in PUNCTUATION:
-        beside_space = f"{sign} " in text or f" {sign}" in text
-        stripped = stripped.replace(sign, "" if beside_space else " ")
-    return _FULL_STOP.sub("", stripped, count=MAX_FULL_STOPS)
+    for sign in PUNCTUATION:  # one that has a space beside it anywhere in the text is deleted everywhere, any other becomes a space
+        stripped = stripped.replace(sign, "" if f"{sign} " in text or f" {sign}" in text else " ")
+    words = [NUMBER_WORDS.get(word, word) for word in _FULL_STOP.sub("", stripped, count=MAX_FULL_STOPS).split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def soft_accuracy(prediction: str, references: Sequence[str]) -> float:

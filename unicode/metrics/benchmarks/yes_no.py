@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from unicode.common.files import read_jsonl
 from unicode.metrics.benchmarks.base import DATA, SHORT_ANSWER, Answers, Benchmark, Options, Question, Score, ratio, result_text
@@ -113,14 +113,8 @@ MME_SOURCE = DATA["sources"]["mme"]
 _BREAKS = str.maketrans("\t\r\n", "   ")
 
 
-class Gold(NamedTuple):
-    """One question of the release."""
-
-    question: str  # as its file has it
-    answer: str  # "Yes" or "No"
-
-
-Task = dict[str, dict[str, Gold]]  # The questions of a task: "image.txt" -> bare question -> gold, in the order of the files
+Task = dict[str, dict[str, tuple[str, str]]]
+"""The questions of a task: "image.txt" -> bare question -> (question as its file has it, "Yes" or "No"), in the order of the files."""
 
 
 def mme_answer(text: str) -> str:
@@ -187,7 +181,7 @@ def read_gold(folder: Path) -> dict[str, Task]:
             pairs = [line.strip().split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             if len(pairs) != 2 or any(len(pair) != 2 or pair[1].lower() not in ("yes", "no") for pair in pairs):
                 raise ValueError(f"{path} holds {pairs}; expected two lines 'question<TAB>Yes' or 'question<TAB>No'; {MME_SOURCE}")
-            files[path.name] = {bare_question(question): Gold(question, answer) for question, answer in pairs}
+            files[path.name] = {bare_question(question): (question, answer) for question, answer in pairs}
             if len(files[path.name]) != 2:
                 raise ValueError(f"{path} asks one question twice: {pairs}; {MME_SOURCE}")
         if files:
@@ -203,7 +197,7 @@ def _mme_rates(task: str, files: Task, texts: Mapping[str, str]) -> dict[str, An
     num_right, num_both, num_other = 0, 0, 0
     for file, questions in files.items():
         read = {question: mme_answer(texts.get(_key(task, file, question), "")) for question in questions}
-        right = [read[question] == gold.answer.lower() for question, gold in questions.items()]
+        right = [read[question] == answer.lower() for question, (_, answer) in questions.items()]
         num_right += sum(right)
         num_both += all(right)
         num_other += sum(answer == "other" for answer in read.values())
@@ -222,7 +216,7 @@ def _table(task: str, files: Task, answers: Answers) -> str:
     places = {key.split("#")[0]: place for place, key in reversed(list(enumerate(answers)))}
     lines = []
     for file in sorted(files, key=lambda name: places.get(f"{task}/{name}", len(answers))):
-        for bare, gold in files[file].items():
+        for bare, (question, answer) in files[file].items():
             text = answers.get(_key(task, file, bare), {}).get("text", "").translate(_BREAKS)
-            lines.append(f"{file}\t{gold.question}\t{gold.answer}\t{text}\n")
+            lines.append(f"{file}\t{question}\t{answer}\t{text}\n")
     return "".join(lines)
