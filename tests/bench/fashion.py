@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from unicode.annotations.captioned import SHORT
 from unicode.annotations.public import label_words
 from unicode.common.files import read_json, read_jsonl
-from unicode.images.decode import PadSmall, open_image
+from unicode.images.decode import open_image, pad_small
 from unicode.images.torchvision_sets import TorchvisionSet
 from unicode.metrics.frechet import FeatureSums, frechet_distance
 
@@ -54,8 +54,8 @@ class SmallCnn(nn.Module):
 
 def read_part(root: str, part: str) -> tuple[Tensor, Tensor, list[str]]:
     """Pictures (N, 1, 32, 32) in [0, 1], padded as for the tokenizer, labels (N,), and the words of the classes."""
-    found, pad = TorchvisionSet(SET, part, root), PadSmall(SIDE)
-    pictures = np.stack([np.asarray(pad(found.read(index)))[..., 0] for index in range(len(found.keys))])
+    found = TorchvisionSet(SET, part, root)
+    pictures = np.stack([np.asarray(pad_small(found.read(index), size=SIDE))[..., 0] for index in range(len(found.keys))])
     return torch.from_numpy(pictures)[:, None].float() / 255, torch.from_numpy(found.labels), label_words(found.classes)
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -97,15 +98,9 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-class PadSmall(torch.nn.Module):
-    """Puts an RGB picture that fits into a square of `size` pixels in the middle of a black one; larger ones stay as they are."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.crop = v2.CenterCrop(size)  # pads what is smaller
-
-    def forward(self, picture: Image.Image) -> Image.Image:
-        return self.crop(picture) if max(picture.size) <= self.crop.size[0] else picture
+def pad_small(picture: Image.Image, *, size: int) -> Image.Image:
+    """Put an RGB picture that fits into a square of `size` pixels in the middle of a black one; a larger one stays as it is."""
+    return v2.functional.center_crop(picture, [size, size]) if max(picture.size) <= size else picture
 
 
 def train_transform(
@@ -115,7 +110,7 @@ def train_transform(
 
     `crop`: "random" = shorter side to `image_size`, then a random square; "resized" = a random square of 75 to 100 % of the area, resized;
     "center" = shorter side to `image_size`, then the middle. `flip`: mirror half. `resize`: the kernel, one of RESIZES; always antialiased.
-    `pad`: first `PadSmall`.
+    `pad`: first `pad_small`.
     """
     kernel = InterpolationMode(resize)
     if crop == "resized":
@@ -126,7 +121,7 @@ def train_transform(
         steps = [v2.Resize(image_size, interpolation=kernel, antialias=True), cut]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
-    return v2.Compose([*([PadSmall(image_size)] if pad else []), *steps, v2.PILToTensor()])
+    return v2.Compose([*([v2.Lambda(partial(pad_small, size=image_size))] if pad else []), *steps, v2.PILToTensor()])
 
 
 def eval_transform(image_size: int, *, resize: str = "bicubic", pad: bool = False) -> PictureTransform:

@@ -37,11 +37,12 @@ class Batch:
 
 def build_loader(
     dataset: ImageDataset, batches: Iterable[Request], *, num_workers: int, device: str | torch.device = "cpu"
-) -> "ImageLoader":
-    """Return an iterable of batches, one per list of `batches`, in order; each depends on its list alone, not on the number of workers.
+) -> Iterator[Batch]:
+    """Yield a batch for each list of `batches`, in order; each depends on its list alone, not on the number of workers.
 
     `batches`: lists of int (evaluation: what cannot be read is left out) or of AugmentedIndex (training: it is replaced by another picture
-    that this index alone determines), iterated anew for every pass. `num_workers`: processes that read and decode; 0: this one does.
+    that this index alone determines). `num_workers`: processes that read and decode; 0: this one does. Raises ValueError: in training
+    MAX_TRIES pictures in a row cannot be read.
     """
     device = torch.device(device)
     context = None
@@ -55,23 +56,12 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         multiprocessing_context=context,
-        persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # starting a pass draws a number: not from the generator that a resumed run must find unchanged
     )
-    return ImageLoader(loader, device)
-
-
-class ImageLoader:
-    """Iterates over batches; the workers stay alive between passes."""
-
-    def __init__(self, loader: "DataLoader[Batch]", device: torch.device) -> None:
-        self._loader, self._device = loader, device
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if batch.error:
-                raise ValueError(batch.error)
-            yield replace(batch, images=to_float(batch.images.to(self._device, non_blocking=True)))
+    for batch in loader:
+        if batch.error:
+            raise ValueError(batch.error)
+        yield replace(batch, images=to_float(batch.images.to(device, non_blocking=True)))
 
 
 class _Fetcher(Dataset[Batch]):

@@ -129,7 +129,7 @@ def _encode_shards(
         for rows in chunks[shard]
         for source in sources
     ]
-    batches = iter(build_loader(pictures, plan, num_workers=config.num_workers, device=device)) if shards else iter(())
+    batches = build_loader(pictures, plan, num_workers=config.num_workers, device=device)  # starts nothing before the first batch
     total = sum(len(spec.shard_rows(shard)) for shard in shards)
     name = f"rank 0 of {world_size()}" if world_size() > 1 else "encoding"
     bar = tqdm(total=total, desc=name, unit=" images", disable=not is_main() or not total)

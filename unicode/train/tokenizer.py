@@ -186,7 +186,7 @@ class TokenizerTrainer:
             start_step=start,
             stop_step=self.steps,
         )
-        batches = iter(build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device))
+        batches = build_loader(self.dataset, sampler, num_workers=loop.num_workers, device=self.device)
 
         for step in range(start, self.steps):
             micro = [next(batches) for _ in range(self.accumulation)]

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -247,9 +248,9 @@ class Grader:
         try:
             for _ in range(self.attempts):
                 completion = self._client.chat.completions.create(**request, extra_headers=headers)
-                text = _text_of(completion)
-                if text is not None:
-                    return text
+                with suppress(AttributeError, IndexError, TypeError):  # the client passes on what has another form
+                    if isinstance(text := completion.choices[0].message.content, str):
+                        return text
                 why = f"not a chat completion: {self._shown(str(completion))}"
         except openai.APIStatusError as error:
             why = f"HTTP {error.status_code}: {self._shown(error.response.text)}"
@@ -267,14 +268,6 @@ class Grader:
     def _shown(self, text: str) -> str:
         """Return the beginning of a text without the key."""
         return (text.replace(self.key, "***") if self.key else text)[:300]
-
-
-def _text_of(completion: Any) -> str | None:
-    try:
-        text = completion.choices[0].message.content
-    except (AttributeError, IndexError, TypeError):  # the client passes on what has another form
-        return None
-    return text if isinstance(text, str) else None
 
 
 def _digest(request: Mapping[str, Any]) -> str:
@@ -343,7 +336,8 @@ class Llavabench(Benchmark):
         Raises ValueError: a question has no reference answer, no description of its image, or a category without a rule.
         """
         rules = self._read_rules(data)[0] if rules is None else rules
-        context = {record["image"]: _caption(record) for record in _read(self.files["context"].require(data), ("image", "caption"))}
+        captions = {record["image"]: record["caption"] for record in _read(self.files["context"].require(data), ("image", "caption"))}
+        context = {image: "\n".join(lines) if isinstance(lines, list) else str(lines) for image, lines in captions.items()}
         references = {
             str(record["question_id"]): record["text"] for record in _read(self.files["references"].require(data), ("question_id", "text"))
         }
@@ -374,11 +368,6 @@ class Llavabench(Benchmark):
         with expect(f"{path} has not the three llava_bench rules with role and prompt", f"remove it or take {self.files['rules'].source}"):
             content = read_json(path)
             return {name: Rule(**content[f"llava_bench_{name}"]) for name in DEFAULT_RULES}, "LLaVA's rule.json"
-
-
-def _caption(record: Mapping[str, Any]) -> str:
-    caption = record["caption"]
-    return "\n".join(caption) if isinstance(caption, list) else str(caption)
 
 
 def _read(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
