@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from unicode.annotations.build import open_image_ids  # noqa: E402
-from unicode.annotations.image_lists import BENCHMARKS, concat_vae_with_mix, concat_vae_with_vqabench  # noqa: E402
+from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench  # noqa: E402
 from unicode.annotations.instructions import concat_llava_anno, concat_uni_anno  # noqa: E402
 from unicode.annotations.records import RefusedError, read_record  # noqa: E402
 from unicode.annotations.text_to_image import get_t2v_anno  # noqa: E402
@@ -50,6 +50,7 @@ from unicode.images.archives import TarShards  # noqa: E402
 from unicode.images.decode import decode_image  # noqa: E402
 from unicode.images.listing import UnreadableImageError  # noqa: E402
 from unicode.llm.card import read_card  # noqa: E402
+from unicode.metrics.benchmarks import BENCHMARKS  # noqa: E402
 from unicode.run.command import one_line  # noqa: E402
 from unicode.tokenizer.load import load_tokenizer  # noqa: E402
 
@@ -188,9 +189,9 @@ def annotations(folder: Path, rng: random.Random) -> str:
     shutil.copytree(SAMPLE, folder / "in")
     bench = folder / "in" / "eval"
     for name in ("mmbench", "pope"):
-        (bench / BENCHMARKS[name].path).parent.mkdir(parents=True)
-    (bench / BENCHMARKS["mmbench"].path).write_text("index\timage\n1\tAAAA\n2\tAAAA\n")
-    (bench / BENCHMARKS["pope"].path).write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
+        (bench / BENCHMARKS[name].files["questions"].paths[0]).parent.mkdir(parents=True)
+    (bench / BENCHMARKS["mmbench"].files["questions"].paths[0]).write_text("index\timage\n1\tAAAA\n2\tAAAA\n")
+    (bench / BENCHMARKS["pope"].files["questions"].paths[0]).write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
     for split in ("train", "val"):
         (folder / "in" / f"llava_concat_{split}.txt").write_text("a.jpg\nb/c.jpg\n")
     shutil.copy(GOLDEN / "v0.1" / "anno.json", folder / "in" / "ours.json")

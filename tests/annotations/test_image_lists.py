@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from unicode.annotations.image_lists import BENCHMARKS, concat_vae_with_mix, concat_vae_with_vqabench
+from unicode.annotations.image_lists import concat_vae_with_mix, concat_vae_with_vqabench
+from unicode.metrics.benchmarks import BENCHMARKS
 
 
 def lines(path: Path) -> list[str]:
@@ -74,15 +75,15 @@ def bench(tmp_path: Path) -> Path:
     (tmp_path / "llava_concat_val.txt").write_text("v.jpg\n")
     folder = tmp_path / "eval"
     for name in ("pope", "sqa", "mmbench", "seed"):
-        (folder / BENCHMARKS[name].path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / BENCHMARKS[name].files["questions"].paths[-1]).parent.mkdir(parents=True, exist_ok=True)
     questions = [{"question_id": 1, "image": "p1.jpg"}, {"question_id": 2, "image": "p1.jpg"}, {"question_id": 3, "image": "p2.jpg"}]
-    (folder / BENCHMARKS["pope"].path).write_text("\n".join(map(json.dumps, questions)))
-    (folder / BENCHMARKS["sqa"].path).write_text(json.dumps([{"id": "4", "image": "4/image.png"}, {"id": "5"}]))
-    (folder / BENCHMARKS["seed"].path).write_text(json.dumps({"image": "../../../../x.jpg"}))
+    (folder / BENCHMARKS["pope"].files["questions"].paths[-1]).write_text("\n".join(map(json.dumps, questions)))
+    (folder / BENCHMARKS["sqa"].files["questions"].paths[-1]).write_text(json.dumps([{"id": "4", "image": "4/image.png"}, {"id": "5"}]))
+    (folder / BENCHMARKS["seed"].files["questions"].paths[-1]).write_text(json.dumps({"image": "../../../../x.jpg"}))
     picture = base64.b64encode(b"picture").decode()
     rows = ["index\tquestion\timage", f"7\twhat\t{picture}", f"../8\twhat\t{picture}", "9\twhat\tnot base64!", "10\twhat\tné"]
     rows += [f"2411\twhat\t{picture}", "2412\twhat\t2411"]  # which shares the picture of the row before
-    (folder / BENCHMARKS["mmbench"].path).write_text("\n".join(rows))
+    (folder / BENCHMARKS["mmbench"].files["questions"].paths[-1]).write_text("\n".join(rows))
     return tmp_path
 
 
@@ -113,7 +114,7 @@ def test_benchmarks_that_cannot_be(bench: Path) -> None:
         concat_vae_with_vqabench(bench, bench, bench="../eval", allow_test_images=True)
     with pytest.raises(FileNotFoundError, match="no benchmark in"):
         concat_vae_with_vqabench(bench, bench, bench="nothing", allow_test_images=True)
-    (bench / "eval" / BENCHMARKS["mmbench"].path).write_text("a\tb\n1\t2\n")
+    (bench / "eval" / BENCHMARKS["mmbench"].files["questions"].paths[-1]).write_text("a\tb\n1\t2\n")
     with pytest.raises(ValueError, match="expected 'index' and 'image'"):
         concat_vae_with_vqabench(bench, bench, allow_test_images=True)
     (bench / "llava_concat_train.txt").unlink()

@@ -12,25 +12,11 @@ from unicode.annotations.records import BAD_IMAGE, NO_IMAGE, RefusedError, image
 from unicode.annotations.templates import draw_share
 from unicode.common.files import atomic_write, read_jsonl, read_list, write_list
 from unicode.common.json_lists import read_json_list
+from unicode.metrics.benchmarks import BENCHMARKS
+from unicode.metrics.benchmarks.base import Options
 
 TRAIN, VAL = SPLITS = ("train", "val")
 CONCAT, CONCAT_VQA = "llava_concat", "llava_concat_vqa"
-
-
-BENCHMARKS = {  # questions and folder of images of each, below the folder of all benchmarks
-    "vqav2": Source(Path("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"), "vqav2/test2015"),
-    "gqa": Source(Path("gqa/llava_gqa_testdev_balanced.jsonl"), "gqa/data/images"),
-    "vizwiz": Source(Path("vizwiz/llava_test.jsonl"), "vizwiz/test"),
-    "sqa": Source(Path("scienceqa/llava_test_CQM-A.json"), "scienceqa/images/test"),
-    "textvqa": Source(Path("textvqa/llava_textvqa_val_v051_ocr.jsonl"), "textvqa/train_images"),
-    "pope": Source(Path("pope/llava_pope_test.jsonl"), "pope/val2014"),
-    "mme": Source(Path("MME/llava_mme.jsonl"), "MME/MME_Benchmark_release_version"),
-    "mmbench": Source(Path("mmbench/mmbench_dev_20230712.tsv"), "mmbench/images"),
-    "mmbench_cn": Source(Path("mmbench_cn/mmbench_dev_cn_20231003.tsv"), "mmbench_cn/images"),
-    "seed": Source(Path("seed_bench/llava-seed-bench_1.jsonl"), "seed_bench"),
-    "llavabench": Source(Path("llava-bench-in-the-wild/questions.jsonl"), "llava-bench-in-the-wild/images"),
-    "mmvet": Source(Path("mm-vet/llava-mm-vet.jsonl"), "mm-vet/images"),
-}
 
 
 def concat_vae_with_mix(
@@ -83,16 +69,17 @@ def concat_vae_with_vqabench(
     places = [[Path(folder) / f"{CONCAT}_{split}.txt" for folder in (out, root)] for split in SPLITS]
     lists = [find_first([paths], report, remedy="make it with --func concat_vae_with_mix")[0] for paths in places]
     report.inputs = [*map(str, lists), str(Path(root) / bench)]
-    missing = [name for name, files in BENCHMARKS.items() if not (Path(root) / folder / files.path).is_file()]
+    questions = {name: benchmark.files["questions"].find(Path(root) / folder) for name, benchmark in BENCHMARKS.items()}
+    missing = [name for name, path in questions.items() if path is None]
     if len(missing) == len(BENCHMARKS):
-        looked = ", ".join(str(files.path) for files in BENCHMARKS.values())
+        looked = ", ".join(path for benchmark in BENCHMARKS.values() for path in benchmark.files["questions"].paths)
         raise FileNotFoundError(f"no benchmark in {Path(root) / folder}: looked for {looked}")
     if missing:
         report.note(f"benchmarks not in {Path(root) / folder} and left out: {', '.join(missing)}")
     train, val = (dict.fromkeys(_keys(Source(path), report)) for path in lists)
-    for name, files in BENCHMARKS.items():
-        if name not in missing:
-            source = Source(Path(root) / folder / files.path, f"{folder}/{files.folder}")
+    for name, path in questions.items():
+        if path is not None:
+            source = Source(path, f"{folder}/{BENCHMARKS[name].image_folder(Options())}")
             train |= dict.fromkeys(_keys(source, report, pictures=None if dry_run else Path(root) / source.folder))
     return _write_lists(report, CONCAT_VQA, (list(train), list(val)), Path(out), dry_run=dry_run)
 
