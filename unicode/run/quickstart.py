@@ -120,7 +120,7 @@ DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
     "typed": "tests/data/typed_prompts.txt",
 }
 LEARNED = {  # by the one model that reads and draws, with shares
-    "emoji": ("questions_train.json*0.75", "captions_train_t2v_full.json", "captions_train_uncond.json"),
+    "emoji": ("questions_train.json*0.5", "captions_train_t2v_full.json", "captions_train_uncond.json*0.5"),
     "fashion": (
         "questions_train.json", "captions_train_t2v_full.json*0.4", "captions_train_decompression.json*0.1", "captions_train_uncond.json",
     ),
@@ -147,7 +147,7 @@ OTHERS = {
     "emoji": {
         "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
         "base_settings": "--text {out}/anno/base_text.txt --vocab-size 2048 --lowercase --tokenizer-lines 14000 "
-        "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 400",
+        "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 300",
         "rows": "--last 1024", "requests": "--templates 1 --parts 0", "free": "--share 1",
         "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
         "sampling": "", "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json",
