@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -203,9 +202,9 @@ class FileImages(ImageDataset):
         self._eval = self._train = decode.eval_transform(image_size, resize=config.resize, pad=config.pad)
         self._shorter = self._shorter_train = math.ceil(config.draft * image_size)
         if train:
-            options: dict[str, Any] = {"crop": config.training_crop, "flip": config.flip, "resize": config.resize, "pad": config.pad}
-            self._train = decode.train_transform(image_size, **options)
-            self._shorter_train = math.ceil(self._shorter / (math.sqrt(decode.SMALLEST_AREA) if config.training_crop == "resized" else 1))
+            crop = config.training_crop
+            self._train = decode.train_transform(image_size, crop=crop, flip=config.flip, resize=config.resize, pad=config.pad)
+            self._shorter_train = math.ceil(self._shorter / (math.sqrt(decode.SMALLEST_AREA) if crop == "resized" else 1))
 
     def pixels(self, item: int | AugmentedIndex) -> Tensor | Skipped:
         if isinstance(item, AugmentedIndex):

@@ -22,17 +22,16 @@ class PackedStrings(Sequence[str]):
 
     def __init__(self, strings: Iterable[str]) -> None:
         encoded = [string.encode("utf-8", "surrogateescape") for string in strings]
-        self._ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+        self._offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         self._bytes = b"".join(encoded)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._offsets) - 1
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        if not 0 <= index < len(self._ends):
-            raise IndexError(f"index {index} of {len(self._ends)} strings")
-        start = int(self._ends[index - 1]) if index else 0
-        return self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} strings")
+        return self._bytes[self._offsets[index] : self._offsets[index + 1]].decode("utf-8", "surrogateescape")
 
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}

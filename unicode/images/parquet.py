@@ -54,7 +54,7 @@ class ParquetImages:
             name = os.path.relpath(path, base).replace(os.sep, "/")
             names += [f"{name}/{row:07d}" for row in range(metadata.num_rows)]
             self._leaf = leaves[wanted[0]] if wanted else ""
-        self._ends = np.cumsum(rows, dtype=np.int64)
+        self._starts = np.cumsum([0, *rows], dtype=np.int64)  # of the row groups
         if not names:
             raise ValueError(f"{pattern} holds no row; {LAYOUTS}")
         self.keys = PackedStrings(names)
@@ -80,8 +80,7 @@ class ParquetImages:
         if values is None:
             file, number = self._groups[block]
             raise UnreadableImageError(f"damaged row group: {self._paths[file]}, row group {number}")
-        start = int(self._ends[block - 1]) if block else 0
-        value = values[index - start].as_py()
+        value = values[index - int(self._starts[block])].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise UnreadableImageError("missing file: the row has no bytes")

@@ -279,13 +279,8 @@ def evaluate_gqa(questions: Mapping[str, Any], predictions: Mapping[str, str]) -
             correct[figure][str(value)].append(right)
     rates = {figure: {value: base.share_true(flags) for value, flags in sorted(groups.items())} for figure, groups in correct.items()}
     totals = rates.pop("all", {})
-    return {
-        "accuracy": totals.get("accuracy"),
-        "binary": totals.get("binary"),
-        "open": totals.get("open"),
-        "distribution": _distribution(questions, predictions),
-        **rates,
-    }
+    main = {name: totals.get(name) for name in ("accuracy", "binary", "open")}
+    return {**main, "distribution": _distribution(questions, predictions), **rates}
 
 
 def _distribution(questions: Mapping[str, Any], predictions: Mapping[str, str]) -> float:
