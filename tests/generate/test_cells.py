@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unicode.generate.answers import AnswerConfig, answer_questions
 from unicode.generate.chat import load_model
-from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
+from unicode.generate.engine import CachedDecoder, ImageHead, decode_answers
 from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler, caption_request
 from unicode.generate.interleaved import ChatSampler
 from unicode.generate.questions import AskedQuestion
@@ -120,9 +120,8 @@ def test_answers_mix_words_and_cells_as_each_alone(eager):
 def test_a_picture_in_an_answer_is_that_of_whole_passes(eager):
     prompt, sampler = eager.prompt(["Draw a bus."]), ChatSampler(eager, words=Sampling(1.5), num_tokens=40)
     features = sampler.decoder.start(**eager.inputs([prompt]), max_new=40)
-    constraint = ImageConstraint(sampler.head, vocab_size=140, rows=1, num_tokens=40)
-    options = {"limits": [40], "end_ids": eager.end_ids, "words": Sampling(1.5), "images": Sampling(0.8), "constraint": constraint}
-    decoded = decode_answers(sampler.decoder, features, seeds=torch.tensor([11]), **options)
+    options = {"limits": [40], "end_ids": eager.end_ids, "words": Sampling(1.5), "images": Sampling(0.8), "max_images": 1}
+    decoded = decode_answers(sampler.decoder, features, seeds=[11], head=sampler.head, **options)
     (ids,), (length,), (ended,) = decoded.ids, decoded.lengths, decoded.ended
     start = ids.index(eager.markers.image_start)
     assert ids[start + 21] == eager.markers.image_end and length == len(ids) + ended - 16

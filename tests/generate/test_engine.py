@@ -270,11 +270,10 @@ def test_a_thousand_answers_are_exact(lm, layout):
     for start in range(0, 250, 50):
         torch.manual_seed(start)
         prompts = torch.randint(5, 60, (50, 4))
-        constraint = ImageConstraint(head, vocab_size=VOCAB, rows=50, num_tokens=70, max_images=3)
-        options = {"limits": [70] * 50, "end_ids": [END], "words": Sampling(2.0), "images": Sampling(1.5, top_k=8)}
-        for one in (constraint, None):
+        options = {"limits": [70] * 50, "end_ids": [END], "words": Sampling(2.0), "images": Sampling(1.5, top_k=8), "max_images": 3}
+        for one in (head, None):
             features = decoder.start(torch.ones_like(prompts), input_ids=prompts, max_new=70)
-            decoded = decode_answers(decoder, features, **options, seeds=torch.arange(start, start + 50), constraint=one)
+            decoded = decode_answers(decoder, features, **options, seeds=range(start, start + 50), head=one)
             assert all(len(ids) + ended == 70 or ended for ids, ended in zip(decoded.ids, decoded.ended, strict=True))
             (found if one else free).extend(decoded.ids)
     counts = [blocks_of(row, layout, layout.num_codes) for row in found]
@@ -290,7 +289,7 @@ def test_a_thousand_answers_are_exact(lm, layout):
 
 def test_rows_end_at_their_limits_and_stops(lm):
     decoder, prompts = CachedDecoder(lm), torch.tensor([[5, 6], [7, 8], [9, 10]])
-    options = {"end_ids": [END], "seeds": torch.arange(3), "words": Sampling(2.0)}
+    options = {"end_ids": [END], "seeds": range(3), "words": Sampling(2.0)}
 
     def decode(limits, **more):
         features = decoder.start(torch.ones_like(prompts), input_ids=prompts, max_new=max(limits))

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from transformers import StopStringCriteria
 
 from unicode.annotations.records import IMAGE_TAG
 from unicode.common.distributed import is_main
-from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
+from unicode.generate.engine import CachedDecoder, ImageHead, decode_answers
 from unicode.generate.questions import AskedQuestion, ImageReader
 from unicode.generate.sampling import Sampling
 from unicode.llm.load import LanguageModel, Prompt
@@ -138,67 +140,42 @@ def answer_questions(
     Yields (place in `questions`, answer) as they come, each place once. A question that cannot be asked has `Answer.error`; the others are
     answered.
     """
-    config, cells, layout, markers = config or AnswerConfig(), model.cell_head, model.layout, model.markers
-    decoder = decoder or (CachedDecoder(model.causal) if ask is None else None)
-    head = ImageHead(decoder, cells.row_ids, layout, markers=markers, cells=cells) if decoder and cells and layout and markers else None
+    config = config or AnswerConfig()
+    ask = ask or partial(answer_prompts, decoder or CachedDecoder(model.causal), model, config)
     bar = tqdm(total=len(questions), desc="answering", unit=" questions", smoothing=0.05, disable=not (progress and is_main()))
     with bar, nullcontext(images) if images else ImageReader(model) as reader:
         for start, window in _windows(questions, reader):
             prompts, failed = _make_prompts(model, window, reader)
-            for place, answer in failed.items():
+            seeds = {place: config.seed_of(window[place].id) for place in prompts}
+            for place, answer in chain(failed.items(), ask(prompts, seeds)):
                 yield start + place, answer
-            bar.update(len(failed))
-            if ask is not None:
-                for place, answer in ask(prompts, {place: config.seed_of(window[place].id) for place in prompts}):
-                    yield start + place, answer
-                    bar.update()
-                continue
-            assert decoder is not None
-            beginnings = {place: beginning(prompt) for place, prompt in prompts.items()}
-            order = sort_prompts(prompts, beginnings)
-            for first in range(0, len(order), config.batch_size):
-                batch = order[first : first + config.batch_size]
-                seeds = [config.seed_of(window[place].id) for place in batch]
-                shared = [beginnings[place] for place in batch]
-                asked = [prompts[place] for place in batch]
-                answers = answer_batch(decoder, model, asked, shared, config=config, seeds=seeds, head=head)
-                yield from zip((start + place for place in batch), answers, strict=True)
-                bar.update(len(batch))
+                bar.update()
 
 
-def answer_batch(
-    decoder: CachedDecoder,
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    beginnings: Sequence[tuple[int, bytes]],
-    *,
-    config: AnswerConfig,
-    seeds: Sequence[int],
-    head: ImageHead | None = None,
-) -> list[Answer]:
-    """Generate the answers to a batch of prompts.
-
-    `beginnings`: `beginning` of each. `seeds`: one for each prompt, for sampled answers. `head`: of a model that writes pictures by cells.
-    """
-    # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
-    limits = [min(config.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
-    features = read_prompts(decoder, model, prompts, beginnings, max_new=max(limits))
-    stop = model.template.stop
+def answer_prompts(
+    decoder: CachedDecoder, model: LanguageModel, config: AnswerConfig, prompts: dict[int, Prompt], seeds: dict[int, int]
+) -> Iterator[tuple[int, Answer]]:
+    """Answer prompts in batches of like length; yields (their place, the answer). `seeds`: by place, for sampled answers."""
+    cells, layout, markers, stop = model.cell_head, model.layout, model.markers, model.template.stop
+    head = ImageHead(decoder, cells.row_ids, layout, markers=markers, cells=cells) if cells and layout and markers else None
     criteria = StopStringCriteria(model.text, [stop]) if stop else None
-    words, constraint = Sampling(config.temperature, top_p=config.top_p), None
-    if head is not None:
-        room = torch.tensor(limits)
-        constraint = ImageConstraint(head, vocab_size=decoder.vocab_size, rows=len(prompts), num_tokens=room, max_images=None)
-    decoded = decode_answers(
-        decoder, features, limits=limits, end_ids=model.end_ids, seeds=torch.tensor(list(seeds), device=features.device),
-        words=words, images=words, constraint=constraint,
-        has_stopped=None if criteria is None else lambda tokens: criteria(tokens, None),
-    )  # fmt: skip
-    answers = []
-    for ids, length, ended in zip(decoded.ids, decoded.lengths, decoded.ended, strict=True):
-        text, found, _ = model.read_text(ids).lstrip().partition(stop or "\0")
-        answers.append(Answer(text.strip(), length, bool(found) or ended, ids=tuple(ids)))
-    return answers
+    has_stopped = None if criteria is None else lambda tokens: criteria(tokens, None)
+    words = Sampling(config.temperature, top_p=config.top_p)
+    beginnings = {place: beginning(prompt) for place, prompt in prompts.items()}
+    order = sort_prompts(prompts, beginnings)
+    for first in range(0, len(order), config.batch_size):
+        batch = order[first : first + config.batch_size]
+        # A row may go on until its own context is full; the batch goes on for the row that may go on longest.
+        limits = [min(config.max_new_tokens, model.context - len(prompts[place])) for place in batch]
+        asked, shared = [prompts[place] for place in batch], [beginnings[place] for place in batch]
+        features = read_prompts(decoder, model, asked, shared, max_new=max(limits))
+        decoded = decode_answers(
+            decoder, features, limits=limits, end_ids=model.end_ids, seeds=[seeds[place] for place in batch],
+            words=words, images=words, head=head, has_stopped=has_stopped,
+        )  # fmt: skip
+        for place, ids, length, ended in zip(batch, decoded.ids, decoded.lengths, decoded.ended, strict=True):
+            text, found, _ = model.read_text(ids).lstrip().partition(stop or "\0")
+            yield place, Answer(text.strip(), length, bool(found) or ended, ids=tuple(ids))
 
 
 def _windows(questions: Sequence[AskedQuestion], images: ImageReader) -> Iterator[tuple[int, list[AskedQuestion]]]:

@@ -420,10 +420,11 @@ def decode_answers(
     *,
     limits: Sequence[int],
     end_ids: Sequence[int],
-    seeds: Tensor,
+    seeds: Sequence[int],
     words: Sampling = GREEDY,
     images: Sampling | None = None,
-    constraint: ImageConstraint | None = None,
+    head: ImageHead | None = None,
+    max_images: int | None = None,
     has_stopped: Callable[[Tensor], Tensor] | None = None,
 ) -> Decoded:
     """Write the answers to the prompts that `decoder` has read.
@@ -432,10 +433,11 @@ def decode_answers(
         features: (B, D), what `decoder.start` gave.
         limits: longest answer of each row in positions: words, markers, and image ids or cells.
         end_ids: tokens that end an answer.
-        seeds: (B,) int64.
+        seeds: one for each row.
         words: how tokens outside of images are sampled.
         images: how ids inside are sampled; unguided, because each image would need a second prompt.
-        constraint: which tokens may come; None: any, all sampled as words, and no cells.
+        head: of images, of which each answer may hold `max_images` (None: any number) as `ImageConstraint` lets it; None: any token may
+            come, all sampled as words, and no cells.
         has_stopped: tokens so far (B, n), of a cell its first id -> (B,) bool, which rows end without an end token, unless inside an image.
 
     Raises ValueError: guidance was asked for.
@@ -444,7 +446,10 @@ def decode_answers(
     if words.guided or images.guided:
         raise ValueError(f"guidance {images.guidance} was asked for, but only a picture drawn by itself can be guided; set it to 1")
     everything = torch.arange(decoder.vocab_size, device=features.device)
-    longest, ends = (torch.tensor(list(values), device=features.device) for values in (limits, end_ids))
+    longest, ends, row_seeds = (torch.tensor(list(values), device=features.device) for values in (limits, end_ids, seeds))
+    constraint = None
+    if head is not None:
+        constraint = ImageConstraint(head, vocab_size=decoder.vocab_size, rows=len(limits), num_tokens=longest, max_images=max_images)
     lengths = torch.zeros_like(longest)
     finished = ended = torch.zeros_like(longest, dtype=torch.bool)
     width = 1 if constraint is None else constraint.head.position_ids
@@ -455,15 +460,15 @@ def decode_answers(
         if constraint is not None and certain:
             places, count = constraint.step.clamp_min(0), min(certain, max(limits) - step)
             sampled = sample_image_tokens(
-                decoder, features, constraint.head, places=places, count=count, sampling=images, seeds=seeds, step=step
+                decoder, features, constraint.head, places=places, count=count, sampling=images, seeds=row_seeds, step=step
             ).view(-1, count, width)
         else:
             noise, logits = step * width, decoder.logits(features)
-            sampled = _sample_token(logits, everything, constraint, words, images, seeds=seeds, step=noise)[:, None, None]
+            sampled = _sample_token(logits, everything, constraint, words, images, seeds=row_seeds, step=noise)[:, None, None]
             sampled = F.pad(sampled, (0, width - 1), value=NONE)
             if constraint is not None and inside:
                 states = decoder.states(features)
-                cells = constraint.head.write(states, places=constraint.step, sampling=images, seeds=seeds, step=noise)
+                cells = constraint.head.write(states, places=constraint.step, sampling=images, seeds=row_seeds, step=noise)
                 sampled = torch.where(constraint.in_cells[:, None, None], cells[:, None], sampled)
         for ids in sampled.unbind(1):
             positions.append(torch.where(finished[:, None], ends[0], ids))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-import torch
 from PIL import Image
 
 from unicode.annotations.records import IMAGE_TAG, RefusedError, read_record
@@ -19,7 +18,7 @@ from unicode.annotations.templates import draw
 from unicode.common.files import atomic_write, read_jsonl, write_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import printable
-from unicode.generate.engine import CachedDecoder, ImageConstraint, ImageHead, decode_answers
+from unicode.generate.engine import CachedDecoder, ImageHead, decode_answers
 from unicode.generate.images import check_can_draw, decode_pictures
 from unicode.generate.questions import ImageError, ImageReader
 from unicode.generate.sampling import GREEDY, Sampling, merge_sampling
@@ -72,12 +71,9 @@ class ChatSampler:
         if room < 1:
             raise ValueError(f"a conversation of {longest} tokens leaves no room in the model's context of {model.context}; shorten it")
         features = self.decoder.start(**model.inputs(prompts), max_new=room)
-        constraint = ImageConstraint(
-            self.head, vocab_size=self.decoder.vocab_size, rows=len(prompts), num_tokens=room, max_images=self.max_pictures
-        )
         decoded = decode_answers(
-            self.decoder, features, limits=[room] * len(prompts), end_ids=model.end_ids,
-            seeds=torch.tensor(list(seeds), device=features.device), words=self.words, images=self.pictures, constraint=constraint,
+            self.decoder, features, limits=[room] * len(prompts), end_ids=model.end_ids, seeds=seeds,
+            words=self.words, images=self.pictures, head=self.head, max_images=self.max_pictures,
         )  # fmt: skip
         return [model.read_text(ids).strip() for ids in decoded.ids]
 

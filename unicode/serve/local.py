@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unicode.generate.engine import CachedDecoder, ImageConstraint, decode_answers
+from unicode.generate.engine import CachedDecoder, decode_answers
 from unicode.generate.images import DrawRequest, ImageSampler
 from unicode.generate.sampling import Sampling
 from unicode.llm.load import LanguageModel, Prompt
@@ -89,10 +89,7 @@ class LocalEngine:
     def _write(self, jobs: Sequence[_Job], options: WriteOptions) -> list[Written]:
         model, room = self.model, options.max_tokens
         features = self._decoder.start(**model.inputs([job.content for job in jobs]), max_new=room)
-        constraint = None
-        if options.max_pictures:
-            head, most = self._sampler(options.pictures).head, options.max_pictures
-            constraint = ImageConstraint(head, vocab_size=self._decoder.vocab_size, rows=len(jobs), num_tokens=room, max_images=most)
+        head = self._sampler(options.pictures).head if options.max_pictures else None
         written: list[list[int]] = [[] for _ in jobs]
         going = [True] * len(jobs)
 
@@ -105,8 +102,8 @@ class LocalEngine:
             return ~torch.tensor(going, device=tokens.device)
 
         decoded = decode_answers(
-            self._decoder, features, limits=[room] * len(jobs), end_ids=model.end_ids, words=options.words, images=options.pictures,
-            seeds=torch.tensor([job.seed for job in jobs], device=features.device), constraint=constraint, has_stopped=has_stopped,
+            self._decoder, features, limits=[room] * len(jobs), end_ids=model.end_ids, seeds=[job.seed for job in jobs],
+            words=options.words, images=options.pictures, head=head, max_images=options.max_pictures, has_stopped=has_stopped,
         )  # fmt: skip
         return [Written(ids, ended) for ids, ended in zip(decoded.ids, decoded.ended, strict=True)]
 
