@@ -138,7 +138,7 @@ def read_json(path: str | Path) -> Any:
 
     Raises FileNotFoundError: there is no such file. Raises ValueError: it is not JSON; the message names the file and the position.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             return json.load(file)
         except (ValueError, RecursionError) as error:
@@ -158,6 +158,23 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+
+
+def read_damaged_jsonl(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of each non-empty line, the error of one that is not JSON; nothing where there is no file.
+
+    A killed process leaves such lines. Bytes that are not UTF-8 are replaced.
+    """
+    if not Path(path).is_file():
+        return
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    record = error
+                yield number, record
 
 
 def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:

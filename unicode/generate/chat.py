@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from shutil import copyfile
@@ -102,7 +103,7 @@ class Assistant(HubMixin):
     def __init__(self, model: LanguageModel) -> None:
         self.model, self.folder = model, model.folder
         self._decoder = CachedDecoder(model.causal)
-        self._samplers: dict[Sampling, ImageSampler] = {}
+        self._sampler = lru_cache(1)(lambda sampling: ImageSampler(model, sampling=sampling, decoder=self._decoder))
 
     def answer(
         self,
@@ -145,10 +146,8 @@ class Assistant(HubMixin):
         or a model that writes no image ids. Raises FileNotFoundError: the image tokenizer is not where the training had it.
         """
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-        sampling = merge_sampling(self.model.card.sampling, given)
-        if sampling not in self._samplers:
-            self._samplers = {sampling: ImageSampler(self.model, sampling=sampling, decoder=self._decoder)}
-        (drawing,) = self._samplers[sampling].draw([caption_request(caption, seed=seed)])
+        sampler = self._sampler(merge_sampling(self.model.card.sampling, given))
+        (drawing,) = sampler.draw([caption_request(caption, seed=seed)])
         return Image.fromarray(decode_pictures(self.model, ids_of(drawing)[None])[0])
 
     def save_pretrained(self, path: str | Path, *, base: str = "", image_tokenizer: str = "", license_name: str = "") -> None:

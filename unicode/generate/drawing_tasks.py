@@ -1,6 +1,5 @@
 """Prompt files -> images on disk: drawing, completion and decompression."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from unicode.annotations.records import IMAGE_TAG, TASKS, RefusedError, read_record
 from unicode.annotations.templates import DECOMPRESSION, TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, draw
 from unicode.common.distributed import is_main, rank, world_size
+from unicode.common.files import read_damaged_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
 from unicode.generate.images import CAPTION_TEMPLATE, FREE_QUESTION, Drawing, DrawRequest, caption_request, decode_pictures
@@ -108,15 +108,10 @@ def _text_lines(path: Path) -> Iterator[DrawPrompt]:
 
 
 def _json_lines(path: Path) -> Iterator[DrawPrompt]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, record in read_damaged_jsonl(path):
         where, name = f"{path}, line {number}", f"{number:06d}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            yield DrawPrompt(name, "", where, error=f"no JSON: {error}")
+        if isinstance(record, Exception):
+            yield DrawPrompt(name, "", where, error=f"no JSON: {record}")
             continue
         text = next((record[key] for key in TEXT_KEYS if key in record), None) if isinstance(record, dict) else None
         if not isinstance(text, str) or not isinstance(record.get("seed", 0), int):

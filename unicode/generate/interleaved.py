@@ -11,23 +11,23 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from unicode.annotations.records import IMAGE_TAG, RefusedError, read_record
 from unicode.annotations.templates import draw
 from unicode.common.files import atomic_write, read_jsonl, write_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import printable
-from unicode.generate.engine import CachedDecoder, ImageHead, decode_answers
-from unicode.generate.images import check_can_draw, decode_pictures
+from unicode.generate.engine import CachedDecoder, decode_answers
+from unicode.generate.images import ImageSampler, decode_pictures
 from unicode.generate.questions import ImageError, ImageReader
 from unicode.generate.sampling import GREEDY, Sampling, merge_sampling
 from unicode.ids.text import RUN, read_run
 from unicode.images.lookup import ImageLookup
 from unicode.llm.load import Content, LanguageModel
+from unicode.tokenizer.decode import write_picture
 
 
-class ChatSampler:
+class ChatSampler(ImageSampler):
     """Answers in words and pictures.
 
     Args:
@@ -51,12 +51,8 @@ class ChatSampler:
         max_pictures: int = 4,
         decoder: CachedDecoder | None = None,
     ) -> None:
-        check_can_draw(model)
-        assert model.layout is not None and model.markers is not None
-        self.model, self.words, self.pictures = model, words, pictures or merge_sampling(model.card.sampling, guided=False)
-        self.num_tokens, self.max_pictures = num_tokens, max_pictures
-        self.decoder = decoder or CachedDecoder(model.causal)
-        self.head = ImageHead(self.decoder, model.images.row_ids, model.layout, markers=model.markers, cells=model.cell_head)
+        super().__init__(model, sampling=pictures or merge_sampling(model.card.sampling, guided=False), decoder=decoder)
+        self.words, self.num_tokens, self.max_pictures = words, num_tokens, max_pictures
 
     def answer(self, turns: Sequence[Sequence[str]], contents: Sequence[Sequence[Content]], *, seeds: Sequence[int]) -> list[str]:
         """Answer the last questions of a batch of conversations. `seeds`: one for each.
@@ -73,7 +69,7 @@ class ChatSampler:
         features = self.decoder.start(**model.inputs(prompts), max_new=room)
         decoded = decode_answers(
             self.decoder, features, limits=[room] * len(prompts), end_ids=model.end_ids, seeds=seeds,
-            words=self.words, images=self.pictures, head=self.head, max_images=self.max_pictures,
+            words=self.words, images=self.sampling, head=self.head, max_images=self.max_pictures,
         )  # fmt: skip
         return [model.read_text(ids).strip() for ids in decoded.ids]
 
@@ -218,8 +214,7 @@ def _parts(text: str, name: str, model: LanguageModel, out: Path) -> list[Part]:
             found += [{"text": printable(part.strip())}] if part.strip() else []
             continue
         file = f"pictures/{name}-{sum('picture' in one for one in found)}.png"
-        with atomic_write(out / file, "wb") as target:
-            Image.fromarray(decode_pictures(model, part[None])[0]).save(target, "PNG")
+        write_picture(out / file, decode_pictures(model, part[None])[0])
         found.append({"picture": file})
     return found
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unicode.common.distributed import barrier, is_main, on_main, rank, world_size
-from unicode.common.files import atomic_write, lock_folder, name_errors, open_append, read_json, write_json, write_jsonl
+from unicode.common.files import lock_folder, name_errors, open_append, read_damaged_jsonl, read_json, write_json, write_jsonl
 from unicode.common.logging import get_logger
 from unicode.ids.store import check_key
 from unicode.images.decode import open_image
-from unicode.tokenizer.decode import picture_path
+from unicode.tokenizer.decode import picture_path, write_picture
 
 log = get_logger(__name__)
 
@@ -162,8 +162,8 @@ class ResultFile(AbstractContextManager["ResultFile"]):
         found: dict[Key, Record] = {}
         damaged = 0
         for file in [self.path, *sorted(self.parts.glob("*.jsonl"))]:
-            for number, record in _read_lines(file):
-                if record is None:
+            for number, record in read_damaged_jsonl(file):
+                if not isinstance(record, dict) or not ({"question_id", "text"} <= record.keys() or "id" in record):
                     damaged += 1
                     log.info("%s, line %d is cut off or damaged; its result is made again", file, number)
                     continue
@@ -198,20 +198,6 @@ class ResultFile(AbstractContextManager["ResultFile"]):
     def _difference(self, before: Mapping[str, Any]) -> str:
         names = [name for name in {**before, **self.made_by} if before.get(name) != self.made_by.get(name)]
         return "other settings: " + ", ".join(f"{name} {before.get(name)!r}, now {self.made_by.get(name)!r}" for name in names)
-
-
-def _read_lines(file: Path) -> Iterator[tuple[int, Record | None]]:
-    """Yield number and content of each line, None for one that is no result."""
-    if not file.is_file():
-        return
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            record = None
-            with suppress(ValueError):
-                record = json.loads(line)
-            is_result = isinstance(record, dict) and ({"question_id", "text"} <= record.keys() or "id" in record)
-            if line.strip():
-                yield number, record if is_result else None
 
 
 def answer_line(
@@ -260,8 +246,7 @@ def output_slots(ids: Sequence[str], *, samples: int) -> list[OutputSlot]:
 def save_picture(out: Path, slot: OutputSlot, pixels: np.ndarray, *, folder: str = PICTURES) -> str:
     """Write a picture (H, W, 3) uint8 and return its name relative to `out`."""
     path = picture_path(out / folder, slot.name)
-    with atomic_write(path, "wb") as file:
-        Image.fromarray(pixels).save(file, "PNG")
+    write_picture(path, pixels)
     return path.relative_to(out).as_posix()
 
 
@@ -289,5 +274,4 @@ def _write_sheet(pictures: list[Image.Image], texts: list[str], path: Path, *, c
         left, top = gap + number % columns * width, gap + number // columns * height
         sheet.paste(picture.resize(pictures[0].size), (left, top))
         ImageDraw.Draw(sheet).multiline_text((left, top + pictures[0].height + 4), text, "black", ImageFont.load_default(13))
-    with atomic_write(path, "wb") as file:
-        sheet.save(file, "PNG")
+    write_picture(path, np.asarray(sheet))

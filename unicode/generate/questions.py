@@ -3,11 +3,10 @@
 Keys that a store knows cost a look-up. All other images are decoded by threads ahead of their use and read by the model in batches.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unicode.common.files import read_damaged_jsonl, read_json
 from unicode.common.logging import get_logger
 from unicode.generate.jobs import Key, check_unique, key_of
 from unicode.ids.store import Store
@@ -58,20 +58,12 @@ def read_questions(path: str | Path) -> list[AskedQuestion]:
     """
     text = Path(path).read_text(encoding="utf-8-sig")
     is_list = Path(path).suffix == ".json" and text.lstrip().startswith("[")
-    try:
-        lines = json.loads(text) if is_list else text.splitlines()
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
     questions = []
-    for number, line in enumerate(lines, 1):
-        record = line
-        if not is_list:
-            with suppress(ValueError):
-                record = json.loads(line)
+    for number, record in enumerate(read_json(path), 1) if is_list else read_damaged_jsonl(path):
         question = _parse_question(record)
         if question is not None:
             questions.append(question)
-        elif is_list or line.strip():
+        else:
             log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
     if not questions:
         raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')

@@ -1,6 +1,5 @@
 """What runs left on disk -> the sections of a report."""
 
-import json
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unicode.common.files import read_json
+from unicode.common.files import read_damaged_jsonl, read_json
 from unicode.generate.jobs import NUM_ON_WALL, RESULTS, SETTINGS
 from unicode.images.decode import open_image
 from unicode.images.lookup import ImageLookup
@@ -46,12 +45,8 @@ LIBRARIES = "unicode-mllm torch torchvision transformers peft accelerate deepspe
 
 
 def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file, if it exists; broken lines are skipped, as a run may still be writing."""
-    text = Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).is_file() else ""
-    for line in text.splitlines():
-        with suppress(ValueError):
-            if isinstance(record := json.loads(line), dict):
-                yield record
+    """Return the objects of a JSON Lines file, if it exists; broken lines are skipped, as a run may still be writing."""
+    return (record for _, record in read_damaged_jsonl(path) if isinstance(record, dict))
 
 
 def read_object(path: str | Path) -> dict[str, Any]:

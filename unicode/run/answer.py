@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unicode.common.distributed import is_main
-from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, open_named_engine
+from unicode.run.command import add_model_options, command, log, new_parser, open_named_engine
 
 SHOWN_ERRORS = 10
 
@@ -16,8 +16,7 @@ SHOWN_ERRORS = 10
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("answer", __doc__, dry_run="open everything, look for the images, answer nothing")
-    add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model")
-    add_engine_option(parser)
+    add_model_options(parser, "run folder of train_llm, folder of merge_lora, LLaVA folder or plain model", engine=True)
     parser.add_argument("--questions", required=True, help="LLaVA's question file: JSON lines with question_id, text and image")
     parser.add_argument("--answers", required=True, help="file of answers to write or to resume")
     places = "folder that image paths start from, LMDB folder, tar shards or shapes; may be repeated (default: the working folder)"

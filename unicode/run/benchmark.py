@@ -22,7 +22,7 @@ from unicode.ids.store import Store
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
-from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, one_line, open_named_engine
+from unicode.run.command import add_model_options, command, log, new_parser, one_line, open_named_engine
 
 if TYPE_CHECKING:
     from unicode.images.lookup import ImageLookup
@@ -344,8 +344,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("benchmark", __doc__, dry_run="check files, questions, images and model; ask nothing")
     parser.add_argument("name", choices=(*BENCHMARKS, ALL), metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all: those that are there")
-    add_model_options(parser, "folder of a trained model; not needed with --answers", required=False, merged=True)
-    add_engine_option(parser)
+    add_model_options(parser, "folder of a trained model; not needed with --answers", required=False, merged=True, engine=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks, LLaVA's playground/data/eval (EVALUATION.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results: NAME/scores.json and more, table.md over all")
     parser.add_argument("--answers", type=Path, help="score this file of answers (with all: a folder of NAME.jsonl), ask nothing")

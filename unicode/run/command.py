@@ -1,8 +1,8 @@
 """Shared by all commands: log messages on, and a user's error printed as one line with exit code 2 instead of a traceback."""
 
-import argparse
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -48,15 +48,15 @@ def command(main: Main) -> Callable[..., int]:
     return run
 
 
-def new_parser(name: str, doc: str | None, *, dry_run: str) -> argparse.ArgumentParser:
+def new_parser(name: str, doc: str | None, *, dry_run: str) -> ArgumentParser:
     """Return the parser of the command `name`, described by the first line of its docstring. `dry_run`: what --dry-run does."""
-    parser = argparse.ArgumentParser(prog=f"python -m unicode.run.{name}", description=(doc or "").partition("\n")[0])
+    parser = ArgumentParser(prog=f"python -m unicode.run.{name}", description=(doc or "").partition("\n")[0])
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser, what: str, *, required: bool = True, merged: bool = False) -> None:
-    """Add the options that `open_named_model` reads; `what` describes --model. `merged`: an adapter is always merged, without --merge."""
+def add_model_options(parser: ArgumentParser, what: str, *, required: bool = True, merged: bool = False, engine: bool = False) -> None:
+    """Add the options of `open_named_model`, or of `open_named_engine`. `what`: help of --model. `merged`: LoRA is always merged."""
     parser.add_argument("--model", required=required, help=what)
     parser.add_argument("--base", default="", help="base model, if it has moved since the training")
     parser.add_argument("--image-tokenizer", default="", help="the same for the image tokenizer")
@@ -65,15 +65,12 @@ def add_model_options(parser: argparse.ArgumentParser, what: str, *, required: b
         parser.add_argument("--merge", action="store_true", help="add a LoRA adapter to the weights: faster, equal but for rounding")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    if engine:
+        servers = "llama.cpp or vLLM servers of this model, a folder of merge_lora (default: our own engine)"
+        parser.add_argument("--engine", default="", metavar="URL[,URL...]", help=servers)
 
 
-def add_engine_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that `open_named_engine` reads beside those of the model."""
-    what = "llama.cpp or vLLM servers of this model, a folder of merge_lora (default: our own engine)"
-    parser.add_argument("--engine", default="", metavar="URL[,URL...]", help=what)
-
-
-def open_named_model(args: argparse.Namespace) -> Any:
+def open_named_model(args: Namespace) -> Any:
     """Join the job and open the language model that the options name."""
     from unicode.common.distributed import open_job
     from unicode.llm.load import open_model
@@ -82,7 +79,7 @@ def open_named_model(args: argparse.Namespace) -> Any:
     return open_model(args.model, device=open_job(args.device), **options)
 
 
-def open_named_engine(args: argparse.Namespace) -> tuple[Any, Any]:
+def open_named_engine(args: Namespace) -> tuple[Any, Any]:
     """Open the model that the options name and the engine of --engine: the model then has no weights. Without --engine that is None."""
     if not args.engine:
         return open_named_model(args), None

@@ -11,15 +11,14 @@ import secrets
 import socket
 from threading import Thread
 
-from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser
+from unicode.run.command import add_model_options, command, log, new_parser
 from unicode.run.serve import KEY_VARIABLE, open_server
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("demo", __doc__, dry_run="open the model and build the page, listen to nothing")
-    add_model_options(parser, "run folder of train_llm or folder of merge_lora", required=False)
-    add_engine_option(parser)
+    add_model_options(parser, "run folder of train_llm or folder of merge_lora", required=False, engine=True)
     parser.add_argument("--server", default="", metavar="URL", help=f"server of unicode.run.serve in place of --model; key: {KEY_VARIABLE}")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")

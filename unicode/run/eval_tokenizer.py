@@ -58,11 +58,13 @@ def find_images(args: argparse.Namespace, image_size: int) -> tuple[ImageDataset
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     import torch
+    from torchvision.utils import make_grid
 
     from unicode.images.decode import to_uint8
     from unicode.metrics.frechet import load_inception
     from unicode.metrics.reconstruction import ReconstructionMetrics, format_report
     from unicode.run import evaluation
+    from unicode.tokenizer.decode import write_picture
     from unicode.tokenizer.load import load_tokenizer
 
     out = Path(args.out)
@@ -121,7 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     if is_main():
         write_json(out, report)
         if examples.numel():
-            evaluation.write_grid(examples, out.with_name("grid.png"))
+            grid = make_grid(examples.flatten(0, 1), nrow=examples.shape[1], padding=2)  # an example per column
+            write_picture(out.with_name("grid.png"), grid.permute(1, 2, 0).numpy())
         print(format_report(report))
         log.info("%s: %d images", out, report["protocol"]["num_images"])
     return 0

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from unicode.common.distributed import all_reduce_sum_, barrier, is_main, rank, world_size
-from unicode.common.files import atomic_write
 from unicode.images.dataset import DataConfig, ImageDataset, Skipped
 from unicode.images.loader import Batch, SkipReport, build_loader
 from unicode.images.torchvision_sets import TorchvisionSet
@@ -176,10 +173,3 @@ def gather_skipped(skipped: list[Skipped], path: Path) -> int:
             report.write(path)
             log.warning("%s; all of them: %s", report.summary(), path)
     return len(report)
-
-
-def write_grid(examples: Tensor, path: Path) -> None:
-    """Write (rows, n, 3, H, W) uint8 as one PNG, an example per column."""
-    picture = to_pil_image(make_grid(examples.flatten(0, 1), nrow=examples.shape[1], padding=2))
-    with atomic_write(path, "wb") as file:
-        picture.save(file, format="PNG")

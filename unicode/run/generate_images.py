@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unicode.common.distributed import is_main, world_size
 from unicode.common.files import lock_folder
 from unicode.images.listing import EXTENSIONS, Files
-from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, open_named_engine
+from unicode.run.command import add_model_options, command, log, new_parser, open_named_engine
 
 if TYPE_CHECKING:
     from unicode.generate.drawing_tasks import ImageTask, PromptTask
@@ -80,8 +80,7 @@ def describe(
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("generate_images", __doc__, dry_run="open everything, draw nothing")
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    add_model_options(parser, "run folder of train_llm or folder of merge_lora")
-    add_engine_option(parser)
+    add_model_options(parser, "run folder of train_llm or folder of merge_lora", engine=True)
     what.add_argument("--prompts", default="", help=".txt (one a line), .jsonl, LLaVA .json, shapes:val or unconditional:NUMBER")
     images = "an image, a folder, a list, a LLaVA .json or shapes:val"
     what.add_argument("--complete", default="", metavar="IMAGES", help=f"pictures whose first rows are kept: {images}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from unicode.run.command import add_engine_option, add_model_options, command, log, new_parser, open_named_engine
+from unicode.run.command import add_model_options, command, log, new_parser, open_named_engine
 
 KEY_VARIABLE = "UNICODE_API_KEY"
 HEAD = 1 << 18  # bytes of a request line and its headers; the parser refuses more
@@ -26,8 +26,7 @@ LIMITS = {
 @command
 def main(argv: list[str] | None = None) -> int:
     parser = new_parser("serve", __doc__, dry_run="open the model, listen to nothing")
-    add_model_options(parser, "run folder of train_llm or folder of merge_lora")
-    add_engine_option(parser)
+    add_model_options(parser, "run folder of train_llm or folder of merge_lora", engine=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="requests that our own engine works on together (default: %(default)s)")

@@ -81,7 +81,7 @@ def decode_runs(
                 continue
             paths, pixels = [picture_path(Path(out), key) for key, _ in batch], _decode(tokenizer, layout, batch, levels)
             list(pending)  # waits for the batch before, and raises its errors
-            pending = pool.map(_write_picture, paths, pixels)
+            pending = pool.map(write_picture, paths, pixels)
             written += len(batch)
         list(pending)
     return int(all_reduce_sum_(torch.tensor(written))), partial
@@ -103,6 +103,7 @@ def _decode(tokenizer: ImageTokenizer, layout: Layout, batch: Runs, levels: int 
     return to_uint8(tokenizer.decode(codes, levels=levels, layout=layout)).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 as a PNG, atomically."""
     with atomic_write(path, "wb") as file:
         Image.fromarray(pixels).save(file, "PNG")

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from unicode.common.extras import require
-from unicode.common.files import open_append, read_json, read_jsonl
+from unicode.common.files import open_append, read_damaged_jsonl, read_json, read_jsonl
 from unicode.common.logging import get_logger
 from unicode.metrics.benchmarks.base import DATA, Answers, Benchmark, Options, Score, expect, json_lines, percent, rounded
 
@@ -170,13 +170,9 @@ class Grader:
         host = address.hostname or ""
         if self.base_url.startswith("http://") and host not in LOCAL_HOSTS and not host.startswith("127."):
             log.warning("%s is not encrypted: the key and the answers can be read on the way; use https://", self._shown_url)
-        if self.cache.is_file():
-            for line in self.cache.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                    self._replies[record["request"]] = record["reply"]
-                except (ValueError, KeyError, TypeError):
-                    continue
+        for _, record in read_damaged_jsonl(self.cache):
+            with suppress(KeyError, TypeError):
+                self._replies[record["request"]] = record["reply"]
 
     @classmethod
     def from_environment(cls, cache: Path, *, model: str = "") -> "Grader | None":
