@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from unicode.ids.store import Store
+from unicode.images.listing import spread
 from unicode.images.lookup import ImageLookup
-from unicode.report.page import clock, line_chart, number, picture, spread
+from unicode.report.page import clock, line_chart, number, picture
 from unicode.report.sections import (
     benchmarks_section,
     count_right,

@@ -93,7 +93,11 @@ class ResultFile(AbstractContextManager["ResultFile"]):
         self._lock = ExitStack()
         on_main(lambda: self._lock.enter_context(lock_folder(self.parts, "drawing" if drawings else "answering")))
         try:
-            self._check_settings()
+            self._before = read_json(self._settings) if self._settings.is_file() else {}
+            if drawings and self._before and self._before != self.made_by:
+                raise ValueError(f"{self.path.parent} holds pictures of {self._difference()}; {self._remedy}")
+            if drawings and not self._before and self.path.exists():
+                raise ValueError(f"{self.path.parent} holds a {RESULTS} without {SETTINGS}; {self._remedy}")
             self._records, self.damaged = self._read()
         except BaseException:
             self._lock.close()
@@ -182,22 +186,15 @@ class ResultFile(AbstractContextManager["ResultFile"]):
         metadata = record.get("metadata")
         run = metadata.get(RUN, "") if isinstance(metadata, dict) else ""
         if not self.drawings and run != self.run:
-            before = read_json(self._settings) if self._settings.is_file() else {}
-            known = self._difference(before) if run and digest_run(before) == run else f"another run ({run}, not {self.run})"
+            known = self._difference() if run and digest_run(self._before) == run else f"another run ({run}, not {self.run})"
             raise ValueError(f"{file} holds answers of {known if run else 'another program'}; {self._remedy}")
         if key not in self._keys:
             raise ValueError(f"{file} has a result of '{key[0]}' ({key[2]!r:.80}), which is not among those asked now; {self._remedy}")
 
-    def _check_settings(self) -> None:
-        before = read_json(self._settings) if self._settings.is_file() else {}
-        if self.drawings and before and before != self.made_by:
-            raise ValueError(f"{self.path.parent} holds pictures of {self._difference(before)}; {self._remedy}")
-        if self.drawings and not before and self.path.exists():
-            raise ValueError(f"{self.path.parent} holds a {RESULTS} without {SETTINGS}; {self._remedy}")
-
-    def _difference(self, before: Mapping[str, Any]) -> str:
-        names = [name for name in {**before, **self.made_by} if before.get(name) != self.made_by.get(name)]
-        return "other settings: " + ", ".join(f"{name} {before.get(name)!r}, now {self.made_by.get(name)!r}" for name in names)
+    def _difference(self) -> str:
+        before, now = self._before, self.made_by
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return "other settings: " + ", ".join(f"{name} {before.get(name)!r}, now {now.get(name)!r}" for name in names)
 
 
 def answer_line(

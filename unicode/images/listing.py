@@ -157,14 +157,20 @@ def is_held_out(key: str, share: float) -> bool:
     return int.from_bytes(digest, "little") / 2**64 < share
 
 
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return `count` of the items, evenly taken, in their order; all if there are fewer."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
 def check_files(files: Files, number: int, source: str) -> None:
     """Check that `number` files, evenly spread over the list (all if negative), exist.
 
     Raises FileNotFoundError: some do not; the message names the first three and tells how many of how many.
     """
     total = len(files.keys)
-    looked = range(total) if number < 0 or number >= total else [index * total // number for index in range(number)]
-    missing = [files.keys[index] for index in looked if not os.path.exists(files.root / files.keys[index])]
+    looked = spread(files.keys, number if number >= 0 else total)
+    missing = [key for key in looked if not os.path.exists(files.root / key)]
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         found = f"{len(missing)} of {len(looked)} files looked for, of the {total} that {source} names, are not in {files.root}: {names}"

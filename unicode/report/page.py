@@ -106,12 +106,6 @@ def clock(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` of the items, evenly taken, in their order; all if there are fewer."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
-
-
 def picture(source: Image.Image | np.ndarray, alt: str, *, style: str = "", max_side: int = MAX_SIDE) -> Block:
     """Return a picture with its bytes: PNG where that is smaller or the picture is transparent or small, otherwise JPEG.
 

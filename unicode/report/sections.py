@@ -17,6 +17,7 @@ from PIL import Image
 from unicode.common.files import read_damaged_jsonl, read_json
 from unicode.generate.jobs import NUM_ON_WALL, RESULTS, SETTINGS
 from unicode.images.decode import open_image
+from unicode.images.listing import spread
 from unicode.images.lookup import ImageLookup
 from unicode.report import page
 
@@ -230,7 +231,7 @@ def answers_section(questions: str | Path | None, answers: Mapping[str, str | Pa
         blocks = [page.paragraph(text), page.table(["kind", "questions", *(f"{model}, %" for model in asked)], rows)]
     for text, value in (("Answered right", True), ("Answered wrong", False), ("Answers", None)):
         kinds = {one.kind: [other for other in asked[own] if other.right is value and other.kind == one.kind] for one in asked[own]}
-        chosen = [one for found in kinds.values() for one in page.spread(found, -(-NUM_ANSWERS // len(kinds)))][:NUM_ANSWERS]
+        chosen = [one for found in kinds.values() for one in spread(found, -(-NUM_ANSWERS // len(kinds)))][:NUM_ANSWERS]
         if chosen:
             blocks += [page.heading(text), page.gallery([answer_card(one, images) for one in chosen])]
     return page.Section(title, name, blocks, figures)
@@ -332,7 +333,7 @@ def decompression_section(folder: str | Path | None, images: ImageLookup) -> pag
     text += f" {100 * fmean(exact):.1f} % of the codes of {len(exact):,} images are exact." if exact else ""
     text += f" PSNR {fmean(psnr):.1f} dB." if psnr else ""
     files, cards = ImageLookup([folder]), []
-    for line, after in page.spread(drawn, NUM_DECOMPRESSED):
+    for line, after in spread(drawn, NUM_DECOMPRESSED):
         key = str(line.get("reference") or line.get("id") or "")
         before = files.find(key) or images.find(key)
         shown = [(page.picture(before, f"{key} before compression"), "before")] if before else []

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from unicode.ids.store import Store
+from unicode.images.listing import spread
 from unicode.images.lookup import ImageLookup
 from unicode.llm.vocabulary import find_model, read_vocabulary, spells_bytes
-from unicode.report.page import Block, Card, Cell, Section, gallery, heading, missing, paragraph, picture, spread, table
+from unicode.report.page import Block, Card, Cell, Section, gallery, heading, missing, paragraph, picture, table
 from unicode.tokenizer.load import load_tokenizer
 
 MAX_COUNTED = 5000

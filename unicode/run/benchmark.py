@@ -19,6 +19,7 @@ from unicode.common.distributed import is_main, on_main, open_job
 from unicode.common.files import atomic_write, lock_folder, read_json, write_json
 from unicode.common.logging import printable
 from unicode.ids.store import Store
+from unicode.images.listing import spread
 from unicode.metrics.benchmarks import BENCHMARKS
 from unicode.metrics.benchmarks.base import Answers, Benchmark, Options, Question, read_answers
 from unicode.metrics.benchmarks.graded import URL_VARIABLE, Grader, Llavabench
@@ -145,7 +146,7 @@ class Runner:
         if self.args.blank_images or self.args.skip_missing_images:
             return questions
         stores, images = self._stores(benchmark), self._images(benchmark)
-        chosen = [questions[place] for place in self._places(questions)]
+        chosen = spread(questions, self.args.limit or len(questions))
         names = dict.fromkeys(question.image for question in chosen if question.image and not question.image_data)
         missing = [name for name in names if name not in images and all(store.get(name) is None for store in stores)]
         if missing:
@@ -158,12 +159,6 @@ class Runner:
                 "with --skip-missing-images the questions about them stay unanswered"
             )
         return questions
-
-    def _places(self, questions: Sequence[Question]) -> Sequence[int]:
-        limit = self.args.limit
-        if not 0 < limit < len(questions):
-            return range(len(questions))
-        return [number * len(questions) // limit for number in range(limit)]
 
     def _stores(self, benchmark: Benchmark) -> list[PlacedStore]:
         """The stores of ids, whose keys start at the image folder, the data folder, or the folder above that."""
@@ -193,7 +188,7 @@ class Runner:
         from unicode.serve.engines import answer_with
 
         self._check_reading(questions)
-        places = set(self._places(questions))
+        places = set(spread(range(len(questions)), self.args.limit or len(questions)))
         log.info("%s: %d questions, the answers go to %s", benchmark.title, len(places), path)
         config = AnswerConfig(batch_size=self.args.batch_size, max_new_tokens=self.args.max_new_tokens or benchmark.max_new_tokens)
         tokenizer = (self.model.card.image_tokenizer or {}).get("fingerprint", "")

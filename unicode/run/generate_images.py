@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +73,7 @@ def describe(
         described |= {"keep": args.keep, "caption": args.caption}
     if source.partition(":")[0] == "shapes":
         described["world"] = asdict(replace(config.data.shapes, image_size=model.images.config.image_size))
-    return json.loads(json.dumps(described))  # type: ignore[no-any-return]
+    return described
 
 
 def build_parser() -> argparse.ArgumentParser:
