@@ -422,7 +422,7 @@ def decode_answers(
     end_ids: Sequence[int],
     seeds: Sequence[int],
     words: Sampling = GREEDY,
-    images: Sampling | None = None,
+    images: Sampling = GREEDY,
     head: ImageHead | None = None,
     max_images: int | None = None,
     has_stopped: Callable[[Tensor], Tensor] | None = None,
@@ -442,7 +442,6 @@ def decode_answers(
 
     Raises ValueError: guidance was asked for.
     """
-    images = images or Sampling()
     if words.guided or images.guided:
         raise ValueError(f"guidance {images.guidance} was asked for, but only a picture drawn by itself can be guided; set it to 1")
     everything = torch.arange(decoder.vocab_size, device=features.device)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class ImageReader(AbstractContextManager["ImageReader"]):
         """Return what the model reads for each image, for `contents`; an ImageError for those that cannot be used."""
         asked = {_name(image): image for image in images}
         if self.blank:
-            return dict.fromkeys(asked, self._blank()) if asked else {}
+            return dict.fromkeys(asked, self._blank) if asked else {}
         self.prefetch(asked.values())
         waiting = [key for key in asked if key in self._decoding]
         found: dict[Any, Content | ImageError] = {}
@@ -193,14 +194,12 @@ class ImageReader(AbstractContextManager["ImageReader"]):
             image = read_bytes(image) if isinstance(image, Path) else self.pictures.read(image)
         return self.model.picture(image)  # type: ignore[arg-type]
 
+    @cached_property
     def _blank(self) -> Content:
         value = BLANKS[self.blank]
         if value is None:
             return np.empty(0, dtype=np.int64)
-        if self.blank not in self._known:
-            grey = Image.new("RGB", (64, 64), (value, value, value))
-            self._known[self.blank] = self.model.read_pictures(self.model.picture(grey)[None])[0]
-        return self._known[self.blank]
+        return self.model.read_pictures(self.model.picture(Image.new("RGB", (64, 64), (value, value, value)))[None])[0]
 
 
 def _name(image: ImageLike) -> Any:

@@ -1,6 +1,7 @@
 """Stores of ids -> the section on the words that images are made of: examples, the map of the vocabulary, shared tokens."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -119,15 +120,13 @@ def shared_words(stores: Sequence[Store], images: ImageLookup, word: Words, *, a
 def find_examples(stores: Sequence[Store], images: ImageLookup, word: Words, *, about: str) -> list[Card]:
     """Return cards of pictures whose caption contains `about`, the shortest captions first; of any pictures where none does."""
     captions = [(images.caption(key), key, store) for store in stores for key in spread(list(store), MAX_COUNTED)]
-    cards: list[Card] = []
-    for caption, key, store in sorted(captions, key=lambda one: (about.casefold() not in one[0].casefold(), len(one[0]), one[1])):
-        if len(cards) == NUM_EXAMPLES:
-            break
-        pixels = images.find(key)
-        if pixels is not None:
-            levels = store.layout.split(store.layout.restore(store[key]))
-            coarse = levels[0].reshape(store.layout.grids[0])
-            cards.append(word_card(np.asarray(pixels), caption or key, [coarse, *levels[1:]], word))
+    captions.sort(key=lambda one: (about.casefold() not in one[0].casefold(), len(one[0]), one[1]))
+    found = ((pixels, *one) for one in captions if (pixels := images.find(one[1])) is not None)
+    cards = []
+    for pixels, caption, key, store in islice(found, NUM_EXAMPLES):
+        levels = store.layout.split(store.layout.restore(store[key]))
+        coarse = levels[0].reshape(store.layout.grids[0])
+        cards.append(word_card(np.asarray(pixels), caption or key, [coarse, *levels[1:]], word))
     return cards
 
 
