@@ -166,24 +166,7 @@ def answer_parts(text: str, model: LanguageModel) -> Iterator[str | np.ndarray]:
 
 
 Part = dict[str, str]  # {"text": words} or {"picture": file relative to the page}
-_HTML = jinja2.Environment(autoescape=True).from_string(
-    """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title><style>
-body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-section{border-top:1px solid #ccc;padding:.5em 0}b{color:#666;font-weight:600}
-img{display:block;margin:.4em 0;min-width:96px;image-rendering:pixelated}
-.model{background:#eef4fb;padding:.4em .8em}.reference{background:#f4f4f0;padding:.4em .8em}.error{color:#a00}
-</style><h1>{{ title }}</h1>
-{% for name, turns in conversations %}<section><h2>{{ name }}</h2>
-{% for speaker, parts in turns %}<div class="{{ speaker }}"><b>{{ speaker }}</b>
-{% for part in parts %}
-{% if part.picture %}<img src="{{ part.picture }}" alt="picture of the {{ speaker }}">{% else %}<p>{{ part.text }}</p>{% endif %}
-{% endfor %}</div>
-{% endfor %}</section>
-{% endfor %}</html>
-"""
-)
+_HTML = jinja2.Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 
 
 def write_pages(model: LanguageModel, out: Path, dialogues: Sequence[Dialogue], *, title: str) -> None:
