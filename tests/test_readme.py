@@ -23,8 +23,9 @@ def project(tuned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     outputs = folder / "outputs" / "quickstart"
     shutil.copytree(tuned.image_tokenizer, outputs / "hqvae")
-    for name in ("vqa", "draw"):
-        shutil.copytree(tuned.run, outputs / name)
+    shutil.copytree(tuned.run, outputs / "both")
+    (outputs / "anno" / "images" / "unseen").mkdir(parents=True)
+    Image.new("RGB", (16, 16), "red").save(outputs / "anno" / "images" / "unseen" / "a.png")
     return folder
 
 
