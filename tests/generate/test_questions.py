@@ -175,7 +175,7 @@ def test_question_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match="holds no question"):
         read_questions(path)
     path.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n{"question_id": 1, "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"question '1'.*twice"):
+    with pytest.raises(ValueError, match=r"q\.jsonl asks question '1' \('a'\) twice"):
         read_questions(path)
     (tmp_path / "q.json").write_text("[{")
     with pytest.raises(ValueError, match=r"q\.json is not valid JSON"):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +57,6 @@ def digest_run(made_by: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def check_unique(keys: Iterable[Key], path: str | Path) -> None:
-    """Raise ValueError that names `path` and the first key that stands there twice."""
-    seen: set[Key] = set()
-    for key in keys:
-        if key in seen:
-            raise ValueError(f"{path} asks question '{key[0]}' ({key[2]!r:.80}) twice; answers are found by id and text")
-        seen.add(key)
-
-
 class ResultFile(AbstractContextManager["ResultFile"]):
     """Results under a list of keys, filled by all ranks of a job and resumed key by key.
 
@@ -88,7 +79,7 @@ class ResultFile(AbstractContextManager["ResultFile"]):
         self.parts = self.path.with_name(PARTS if drawings else f"{self.path.name}.parts")
         self._settings = self.path.with_name(SETTINGS if drawings else f"{self.path.name}.run.json")
         self._keys = dict.fromkeys(keys)
-        assert len(self._keys) == len(keys), "two results have one key; see check_unique"
+        assert len(self._keys) == len(keys), "two results have one key"
         self._part: IO[str] | None = None
         self._lock = ExitStack()
         on_main(lambda: self._lock.enter_context(lock_folder(self.parts, "drawing" if drawings else "answering")))

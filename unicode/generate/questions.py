@@ -3,7 +3,7 @@
 Keys that a store knows cost a look-up. All other images are decoded by threads ahead of their use and read by the model in batches.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unicode.common.files import read_damaged_jsonl, read_json
 from unicode.common.logging import get_logger
-from unicode.generate.jobs import Key, check_unique, key_of
+from unicode.generate.jobs import Key, key_of
 from unicode.ids.store import Store
 from unicode.images.listing import UnreadableImageError, read_bytes
 from unicode.images.lookup import ImageLookup, is_world
@@ -68,7 +68,9 @@ def read_questions(path: str | Path) -> list[AskedQuestion]:
             log.warning("%s, record %d is damaged or no question (question_id and text are needed); it is left out", path, number)
     if not questions:
         raise ValueError(f'{path} holds no question; expected lines as {{"question_id": 1, "image": "a.jpg", "text": "What is this?"}}')
-    check_unique((question.key for question in questions), path)
+    key, count = Counter(question.key for question in questions).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path} asks question '{key[0]}' ({key[2]!r:.80}) twice; answers are found by id and text")
     return questions
 
 
