@@ -198,8 +198,9 @@ def project(tuned, tmp_path_factory) -> Path:
     shutil.copytree(tuned.image_tokenizer, outputs / "hqvae_shapes")
     shutil.copytree(outputs / "base", folder / "models" / "vicuna-7b-v1.5")
     made = ("unicode_lora", "unicode_lora_shapes", "unicode_visual_text", "unicode_shapes", "unicode_stage1", "unicode_stage1_shapes")
-    shutil.copytree(tuned.image_tokenizer, outputs / "quickstart" / "hqvae")
-    for name in (*made, "quickstart/vqa", "quickstart/draw"):
+    for name in ("quickstart", "world"):
+        shutil.copytree(tuned.image_tokenizer, outputs / name / "hqvae")
+    for name in (*made, "quickstart/both", "world/draw"):
         shutil.copytree(tuned.run, outputs / name)
     (folder / "configs").symlink_to(ROOT / "configs")
     store = outputs / "hqvae_shapes" / "ids" / "val"
