@@ -119,7 +119,7 @@ def move_(trainer: LlmTrainer, mode: Any) -> None:
 
 def fake_batch(mode: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The same batch with tensors without values, on the CPU."""
-    targets = Targets(*(mode.from_tensor(getattr(batch["targets"], field.name)) for field in fields(Targets)))
+    targets = Targets(*map(mode.from_tensor, batch["targets"]))
     inputs = {name: mode.from_tensor(value) if torch.is_tensor(value) else value for name, value in batch["inputs"].items()}
     return batch | {"inputs": inputs, "targets": targets}
 

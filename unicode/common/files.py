@@ -226,17 +226,18 @@ def stable_bytes(tensors: "dict[str, torch.Tensor]", metadata: dict[str, str]) -
 
 
 def read_tensors(path: str | Path, *, wanted: str) -> Any:
-    """Load a file of `torch.save` onto the CPU, plain tensors and containers only.
+    """Load a file of `torch.save`, or by its name of safetensors, onto the CPU, plain tensors and containers only.
 
     `wanted`: what the caller expects in the file, for the message. Raises FileNotFoundError: there is no such file. Raises ValueError: it
-    is not a file of torch, is damaged, or holds objects other than plain tensors and containers.
+    is no such file, is damaged, or holds objects other than plain tensors and containers.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; {wanted} is expected there")
     import torch
+    from safetensors.torch import load_file
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # on bytes that are no pickle the reader fails in whatever way they lead it to

@@ -105,7 +105,7 @@ class CellHead(nn.Module):
         self.steps = nn.Parameter(torch.empty(self.cell_length, width))
         self.layers = nn.ModuleList(_Layer(width, self.settings.heads) for _ in range(self.settings.layers))
         self.norm, self.to_row = nn.RMSNorm(width), nn.Linear(width, table_width, bias=False)
-        self.register_buffer("row_ids", row_ids.sort().values)  # sorted, for `targets`
+        self.register_buffer("row_ids", row_ids.sort().values)  # their places are the classes of the logits
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -128,10 +128,6 @@ class CellHead(nn.Module):
         # Rows of language models are small and of various lengths; normalized, they are what the first layer expects.
         return self.from_row(F.rms_norm(rows, rows.shape[-1:], eps=1e-12).to(self.steps.dtype))
 
-    def targets(self, ids: Tensor) -> Tensor:
-        """Return the places of vocabulary ids in `row_ids`, which are the classes of the logits; any shape, int64."""
-        return torch.searchsorted(self.row_ids, ids.contiguous())
-
     @torch.no_grad()
     def tables(self, rows: Tensor) -> CellTables:
         """Return what `sample` takes of `rows` (K, E), the rows of `row_ids` in the language model's table."""
@@ -149,7 +145,7 @@ class CellHead(nn.Module):
         x = self.from_state(states.to(self.steps.dtype))
         for step in range(self.cell_length):
             if step:
-                found = tables.inputs[self.targets(ids[-1])]
+                found = tables.inputs[torch.searchsorted(self.row_ids, ids[-1].contiguous())]
                 x = found.repeat(len(states) // len(found), 1)
             x = (x + self.steps[step])[:, None]
             for number, layer in enumerate(self.layers):

@@ -74,12 +74,8 @@ def read_projector(path: str | Path) -> dict[str, torch.Tensor]:
     if file is None:
         expected = f"{PROJECTOR_FILE} or {LLAVA_FILE} expected"
         raise FileNotFoundError(f"no projector at '{path}': {expected}; scripts/pretrain_llava.sh trains one")
-    if file.suffix != ".safetensors":
-        return pick_projector(read_tensors(file, wanted="a projector of LLaVA"), source=str(file))
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors has an error type of its own for damaged files
-        raise ValueError(f"{file} is damaged ({error}); train or copy the projector again") from error
+    state: dict[str, torch.Tensor] = read_tensors(file, wanted="a projector")
+    return state if file.suffix == ".safetensors" else pick_projector(state, source=str(file))
 
 
 def pick_projector(tensors: dict[str, torch.Tensor], *, source: str) -> dict[str, torch.Tensor]:

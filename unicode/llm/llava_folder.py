@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -124,7 +123,7 @@ def _open_language_model(folder: Path, config: dict[str, Any], base: str, option
     state = {}
     lm, text = _open_complete(folder, config, options)
     for file in sorted({file for name, file in weight_files(folder).items() if "mm_projector." in name}):
-        state |= load_file(file) if file.suffix == ".safetensors" else read_tensors(file, wanted="weights of a LLaVA model")
+        state |= read_tensors(file, wanted="weights of a LLaVA model")
     return lm, text, folder, pick_projector(state, source=str(folder))
 
 

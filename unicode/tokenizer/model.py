@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from unicode.codebook.codebook import Codebook, build_codebooks
 from unicode.codebook.embedding_table import LanguageTable
 from unicode.codebook.quantizers import HierarchicalQuantizer, ResidualQuantizer, level_channels
 from unicode.codebook.search import LatentNorm
-from unicode.common.files import atomic_write, read_json, write_json
+from unicode.common.files import atomic_write, read_json, read_tensors, write_json
 from unicode.common.hub import HubMixin, write_readme
 from unicode.ids.layout import Layout
 from unicode.tokenizer.autoencoder import Decoder, Encoder
@@ -221,10 +221,7 @@ class ImageTokenizer(nn.Module, HubMixin):
         if not isinstance(content, dict) or content.get("format") != FORMAT or "tokenizer" not in content:
             raise ValueError(f"{folder / CONFIG_FILE} does not describe a tokenizer of this project (format {FORMAT!r} expected)")
         config = parse_config(content["tokenizer"], source=str(folder / CONFIG_FILE))
-        try:
-            state = load_file(folder / WEIGHTS_FILE)
-        except Exception as error:  # safetensors has an error type of its own for damaged files
-            raise ValueError(f"{folder / WEIGHTS_FILE} is damaged ({error}); save it again or take an older checkpoint") from error
+        state = read_tensors(folder / WEIGHTS_FILE, wanted="what save_pretrained wrote")
         tokenizer = cls.from_state(config, state, source=str(folder / WEIGHTS_FILE))
         tokenizer.table_model, tokenizer.table_digest = content.get("language_model", ""), content.get("table_sha256", "")
         return tokenizer

@@ -56,8 +56,6 @@ class LlmTraining:
         self.config, self.folder = config, Path(config.run.dir)
         if not config.model.path:
             raise ValueError("model.path is empty; give the folder of a language model, for example model.path=outputs/base")
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
         self.runtime = resolve_runtime(config)
         self.vision = open_vision(config.vision)
         self.markers_train = marker_rows_train(config.lora, zero_stage=self.runtime.zero_stage)

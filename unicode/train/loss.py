@@ -1,8 +1,8 @@
 """Conversations -> micro-batches with their targets -> cross-entropy, averaged apart for text and images over an optimizer step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,7 @@ CELL_INPUTS = ("cells_at", "cells")
 PACKED_INPUTS = ("cu_seq_lens", "max_length")  # of a packed row: (n + 1,) int32 borders of its examples, and the longest length
 
 
-@dataclass
-class Targets:
+class Targets(NamedTuple):
     """What the learned positions of a micro-batch must predict; n targets: w of logits, in any order, then those of cells.
 
     Where images are written as cells, a batch without one has one that no loss counts, so that all ranks run the cell head.
@@ -47,13 +46,9 @@ class Targets:
         """(2,) float64: the summed weights of the targets of each kind."""
         return torch.zeros(NUM_KINDS, dtype=torch.float64).index_add_(0, self.kinds, self.weights.double())
 
-    def pin_memory(self) -> "Targets":
-        """Copy to page-locked memory; data loaders call it."""
-        return Targets(*(getattr(self, field.name).pin_memory() for field in fields(self)))
-
     def to(self, device: torch.device) -> "Targets":
         """Copy to a device without waiting for it."""
-        return Targets(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return Targets(*(part.to(device, non_blocking=True) for part in self))
 
 
 def find_targets(

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import distributed
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, TrainingArguments
+from transformers.utils.generic import flatten_dict
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from unicode.common.distributed import world_size
@@ -42,12 +43,14 @@ class Runtime:
 
 
 def resolve_runtime(config: TrainTokenizerConfig | TrainLlmConfig) -> Runtime:
-    """Decide on device, precision and batches.
+    """Decide on device, precision and batches, and set the number of CPU threads.
 
     Raises FileNotFoundError: no DeepSpeed file of that name. Raises ValueError: no GPU where one is asked for, a batch that cannot be
     split, or a DeepSpeed file that contradicts the run.
     """
     run, loop = config.run, config.train
+    if run.threads:
+        torch.set_num_threads(run.threads)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device is cuda, but there is no GPU here; set run.device=auto")
     cpu = run.device == "cpu" or not torch.cuda.is_available()
@@ -119,7 +122,7 @@ def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) ->
     if not Path(path).is_file():
         raise FileNotFoundError(f"no DeepSpeed config {path}; run.deepspeed takes {DEEPSPEED_FILES}")
     content = read_json(path)
-    values = _flatten(content)
+    values = flatten_dict(content)
     stage = values.get("zero_optimization.stage")
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3; take {DEEPSPEED_FILES}")
@@ -207,7 +210,8 @@ def check_resumable(config: Any, folder: Path, *, fixed: tuple[str, ...], loose:
     path = folder / "config.yaml"
     if not path.is_file():
         return
-    before, now = _flatten(OmegaConf.to_container(OmegaConf.load(path))), _flatten(asdict(config))
+    before: dict[str, Any] = flatten_dict(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+    now = flatten_dict(asdict(config))
     changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith("run.dir")]
     for key in changed:
         if key.startswith(fixed) and not key.startswith(loose):
@@ -216,9 +220,3 @@ def check_resumable(config: Any, folder: Path, *, fixed: tuple[str, ...], loose:
     if changed:
         settings = ", ".join(f"{key}={now[key]} (was {before[key]})" for key in changed)
         logger.warning("continuing %s under other settings: %s", folder, settings)
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix[:-1]: list(values) if isinstance(values, tuple) else values}
-    return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -202,8 +201,8 @@ def open_backbone(path: Path, network: str) -> Any:
     """
     try:
         model = get_model(network, weights=None)
-        model.load_state_dict(load_file(path) if path.suffix == ".safetensors" else read_tensors(path, wanted=f"weights of {network}"))
-    except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        model.load_state_dict(read_tensors(path, wanted=f"weights of {network}"))
+    except (ValueError, RuntimeError, TypeError) as error:
         remedy = "set objective.semantic.teacher.network to its name in torchvision, as resnet50"
         raise ValueError(f"{path} does not open as weights of the network '{network}' ({first_line(error)}); {remedy}") from error
     return getattr(model, "features", None) or nn.Sequential(*list(model.children())[:-2])  # without average and classifier

@@ -89,8 +89,6 @@ class TokenizerTrainer:
         self.config, self.folder = config, Path(config.run.dir)
         runtime = resolve_runtime(config)
         self.accumulation = runtime.accumulation
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
         # No broadcasts of buffers: codebooks are kept equal by their update.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=timedelta(minutes=config.run.timeout_minutes))
