@@ -26,9 +26,7 @@ class LanguageTable:
 
         Raises ValueError: the table has fewer eligible rows than asked for.
         """
-        allowed = torch.ones(len(self.rows), dtype=torch.bool)
-        allowed[self.excluded_ids] = False
-        eligible = allowed.nonzero().flatten()
+        eligible = torch.ones(len(self.rows), dtype=torch.bool).index_fill(0, self.excluded_ids, False).nonzero().flatten()
         if count > len(eligible):
             found = f"the table of {self.model} has {len(eligible)} eligible rows of {len(self.rows)}, but {count} were asked for"
             raise ValueError(f"{found}; set model.codebook.num_rows to at most {len(eligible)}, or to 0 for all of them")

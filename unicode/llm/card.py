@@ -11,12 +11,12 @@ import numpy as np
 from unicode.annotations.records import INPUT_MODES
 from unicode.common.files import read_json, write_json
 from unicode.ids.layout import Layout
-from unicode.llm.cell_head import OUTPUT_MODES
 from unicode.llm.vocabulary import Markers, find_model, open_gguf, read_rows, read_vocabulary
 
 FILE = "unicode.json"
 FORMAT = "unicode-llm-1"
 KINDS = ("lora", "full", "llava")
+OUTPUT_MODES = ("ids", "cells")
 SAMPLED = ("temperature", "top_k", "top_p", "guidance")  # what `Card.sampling` may hold
 # keys of config.json that depend on who wrote it, not on the model
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "use_cache", "_attn_implementation"}

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from unicode.common.files import atomic_write
 from unicode.ids.layout import Layout
+from unicode.llm.card import Card
 
 FILE = "cell_head.safetensors"
-OUTPUT_MODES = ("ids", "cells")
 _WIDEST = 1024  # of a head whose width is not given
 
 
@@ -186,15 +186,17 @@ def load_cell_head_(head: CellHead, folder: str | Path, *, fingerprint: str) -> 
         raise ValueError(f"{path} does not fit the head that the card describes: {error}") from error
 
 
-def open_cell_head(folder: str | Path, described: dict[str, Any], *, layout: Layout, hidden_size: int, table_width: int) -> CellHead:
-    """Open the head of a model folder, on the CPU in float32. `described`: what unicode.json keeps of it; the rest as `CellHead`.
+def open_cell_head(folder: str | Path, card: Card, lm: Any) -> CellHead:
+    """Open the head that a card describes, on the CPU in float32, for the language model that was opened beside it.
 
     Raises FileNotFoundError: there is none. Raises ValueError: it is damaged, or card, layout and weights do not fit each other.
     """
-    _, state = _read(Path(folder) / FILE)
+    described, layout, (_, state) = card.cells, card.layout, _read(Path(folder) / FILE)
+    assert described is not None and layout is not None, card
+    sizes = {"hidden_size": lm.config.get_text_config().hidden_size, "table_width": lm.get_input_embeddings().weight.shape[1]}
     row_ids = state.get("row_ids", torch.empty(0, dtype=torch.int64))
     settings = CellSettings(*(described.get(one.name, 0) for one in fields(CellSettings)))
-    head = CellHead(settings, hidden_size=hidden_size, table_width=table_width, layout=layout, row_ids=row_ids)
+    head = CellHead(settings, layout=layout, row_ids=row_ids, **sizes)
     if (shape := head.describe()) != (expected := {name: described.get(name) for name in shape}):
         raise ValueError(f"{folder}: unicode.json describes a cell head {expected}, but {FILE} and the layout make it {shape}")
     load_cell_head_(head, folder, fingerprint=described.get("fingerprint", ""))

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel
 
 from unicode.common.files import atomic_write, read_json, read_tensors, stable_bytes
 from unicode.images.decode import eval_transform, to_float
-from unicode.llm.vocabulary import first_line
+from unicode.llm.vocabulary import open_pretrained
 from unicode.tokenizer.load import load_tokenizer
 
 PROJECTOR_FILE, LLAVA_FILE = "projector.safetensors", "mm_projector.bin"
@@ -301,15 +301,12 @@ def open_vision_model(folder: Path, *, setting: str, patches: bool = True) -> An
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{setting} '{folder}' has no config.json; give a folder with a vision model, downloaded beforehand")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        vision = getattr(config, "vision_config", config)
-        if not hasattr(vision, "patch_size") if patches else hasattr(vision, "vocab_size"):
-            raise TypeError(f"a {config.model_type} model does not read images")
-        options = {"dtype": torch.float32, "output_loading_info": True}
-        loaded, found = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # transformers fails in many ways on a folder of another model
-        raise ValueError(f"{setting} '{folder}' holds no vision model that opens ({first_line(error)})") from error
+    fault = f"{setting} '{folder}' holds no vision model that opens"
+    config = open_pretrained(AutoConfig, folder, fault)
+    vision = getattr(config, "vision_config", config)
+    if not hasattr(vision, "patch_size") if patches else hasattr(vision, "vocab_size"):
+        raise ValueError(f"{fault} (a {config.model_type} model does not read images)")
+    loaded, found = open_pretrained(AutoModel, folder, fault, dtype=torch.float32, output_loading_info=True)
     prefix = "vision_model." if hasattr(loaded, "vision_model") else ""
     missing = sorted(name for name in found["missing_keys"] if name.startswith(prefix))
     if missing:

@@ -28,7 +28,7 @@ from unicode.llm.llava import (
     pick_projector,
 )
 from unicode.llm.model import add_adapter, choose_attention, open_base
-from unicode.llm.vocabulary import first_line, open_text_tokenizer, weight_files
+from unicode.llm.vocabulary import open_pretrained, open_text_tokenizer, weight_files
 
 ADAPTER_CONFIG, LORA_REST = "adapter_config.json", "non_lora_trainables.bin"
 FAMILIES = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral", "LlavaQwenForCausalLM": "qwen2"}
@@ -140,11 +140,7 @@ def _open_complete(folder: Path, config: dict[str, Any], options: dict[str, Any]
     dtype = getattr(torch, options["dtype"]) if options.get("dtype", "auto") != "auto" else torch.float32
     attention = choose_attention(options.get("attention", "auto"), plain, options.get("device", "auto"))
     choices: dict[str, Any] = {"config": plain, "dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
-    try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **choices)
-    except Exception as error:  # transformers fails in many ways on a damaged folder
-        raise ValueError(f"{folder} could not be opened as a {FAMILIES[named]} model ({first_line(error, limit=300)})") from error
-    lm, found = opened
+    lm, found = open_pretrained(AutoModelForCausalLM, folder, f"{folder} could not be opened as a {FAMILIES[named]} model", **choices)
     _check_names(str(folder), unknown=found["unexpected_keys"], missing=found["missing_keys"])
     return lm.eval(), text
 

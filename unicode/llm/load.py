@@ -251,7 +251,7 @@ def open_model(
         card = read_card(folder)
         lm, text = _open_weights(folder, card, base=base, merge=merge, options=options)
         if card.output_mode == "cells":
-            cell_head = _open_cell_head(folder, card, lm).to(device=chosen, dtype=lm.dtype).eval()
+            cell_head = open_cell_head(folder, card, lm).to(device=chosen, dtype=lm.dtype).eval()
         if card.vision is not None:
             lm = _add_vision(lm, card.vision, folder, tower=image_tokenizer)
         tokenizer_path = image_tokenizer or _locate((card.image_tokenizer or {}).get("path", ""), folder)
@@ -297,7 +297,7 @@ def open_merged(path: str | Path, *, base: str = "", dtype: str = "auto") -> tup
         raise ValueError(f"{folder} holds no adapter ({ADAPTER_CONFIG}); its weights need no merging")
     lm, text = _open_weights(folder, card, base=base, merge=True, options={"dtype": dtype, "device": "cpu"})
     if card.output_mode == "cells":
-        _open_cell_head(folder, card, lm)  # raises where it is not the one of the card
+        open_cell_head(folder, card, lm)  # raises where it is not the one of the card
     return lm, text, card
 
 
@@ -328,13 +328,6 @@ def _open_weights(folder: Path, card: Card, *, base: str, merge: bool, options: 
 def _locate(named: str, folder: Path) -> str:
     """Return the path of what a card names in the model's own folder, if it is there; else the name, of a folder elsewhere or of a hub."""
     return str(folder / named) if named and (folder / named).exists() else named
-
-
-def _open_cell_head(folder: Path, card: Card, lm: Any) -> CellHead:
-    """Open the head that a card describes, for the language model that was opened beside it."""
-    assert card.cells is not None and card.layout is not None, card
-    sizes = {"hidden_size": lm.config.get_text_config().hidden_size, "table_width": lm.get_input_embeddings().weight.shape[1]}
-    return open_cell_head(folder, card.cells, layout=card.layout, **sizes)
 
 
 def _add_vision(lm: Any, vision: dict[str, Any], folder: Path, *, tower: str) -> LlavaModel:

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from unicode.common.logging import get_logger
 from unicode.llm.lora import spare_tables_
-from unicode.llm.vocabulary import Markers, find_model, first_line, open_text_tokenizer, weight_files
+from unicode.llm.vocabulary import Markers, find_model, first_line, open_pretrained, open_text_tokenizer, weight_files
 
 EAGER_WIDTH = 512  # On a CPU, models narrower than this are faster with plain attention: the fused kernels cost more than they save
 DTYPES = ("float32", "bfloat16", "float16")
@@ -48,10 +48,7 @@ def open_base(
     if quantize != "none":
         options |= {"quantization_config": _quantization(quantize, options["dtype"]), "device_map": {"": torch.cuda.current_device()}}
     options |= gguf or {"config": config}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:
-        raise ValueError(f"{place} could not be opened as a causal language model ({first_line(error, limit=300)})") from error
+    model = open_pretrained(AutoModelForCausalLM, folder, f"{place} could not be opened as a causal language model", **options)
     if gguf:  # the weights are dequantized, but transformers still marks the model as quantized and would not train it
         for owner, name in ((model, "is_quantized"), (model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
@@ -81,10 +78,7 @@ def open_description(path: str | Path) -> tuple[PretrainedConfig, PreTrainedToke
     """Open a model's config and tokenizer only, which is fast; arguments and errors as `open_base`, which reads the weights too."""
     place, folder, gguf = _locate(path)
     text_tokenizer = open_text_tokenizer(folder, **gguf)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **gguf)
-    except Exception as error:
-        raise ValueError(f"{place} is no model that transformers knows ({first_line(error)})") from error
+    config = open_pretrained(AutoConfig, folder, f"{place} is no model that transformers knows", **gguf)
     if not gguf and not weight_files(folder) and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"{folder} holds no weights (model.safetensors); the download is not complete")
     return config, text_tokenizer

@@ -86,10 +86,15 @@ def open_text_tokenizer(path: str | Path, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    return open_pretrained(AutoTokenizer, path, f"{path} holds no tokenizer that opens; copy the model's tokenizer files there", **options)
+
+
+def open_pretrained(kind: Any, path: str | Path, fault: str, **options: Any) -> Any:
+    """Open a folder by a class of transformers, without network and code from the folder. ValueError that begins with `fault`: it fails."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # transformers fails in many ways on a folder without a tokenizer
-        raise ValueError(f"{path} holds no tokenizer that opens ({first_line(error)}); copy the model's tokenizer files there") from error
+        return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # transformers fails in many ways on a folder of something else
+        raise ValueError(f"{fault} ({first_line(error, limit=300)})") from error
 
 
 def open_gguf(path: str | Path) -> Any:
@@ -295,8 +300,5 @@ def _read_through_the_model(path: Path) -> torch.Tensor:
     """Return the table of the loaded model: slow, but right for architectures that name their weights in another way."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers fails in many ways on a folder that is no model
-        raise ValueError(f"{path} is no causal language model that transformers opens ({first_line(error)})") from error
+    model = open_pretrained(AutoModelForCausalLM, path, f"{path} is no causal language model that transformers opens", dtype="auto")
     return model.get_input_embeddings().get_parameter("weight").detach().float()

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from unicode.annotations.records import TASKS
 from unicode.images.dataset import DataConfig
-from unicode.llm.cell_head import OUTPUT_MODES, CellSettings
+from unicode.llm.card import OUTPUT_MODES
+from unicode.llm.cell_head import CellSettings
 from unicode.llm.llava import VisionSettings
 from unicode.llm.lora import LoraSettings
 from unicode.tokenizer.config import TokenizerConfig
