@@ -77,10 +77,8 @@ class Codebook(nn.Module):
         self.config, self.learn_scale = config, learn_scale
         self.register_buffer("rows", rows.detach().float().clone())
         self.register_buffer("row_ids", row_ids.clone())
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("scale_steps", torch.zeros(()))
-        self.register_buffer("ratio", torch.zeros(()))
-        self.register_buffer("strength", torch.ones(()))
+        for name, start in (("scale", 1.0), ("scale_steps", 0.0), ("ratio", 0.0), ("strength", 1.0)):
+            self.register_buffer(name, torch.tensor(start))
         self.register_buffer("usage", torch.zeros_like(row_ids), persistent=False)
         self.pending: list[torch.Tensor] = []  # statistics of this step, summed over the ranks by `update_codebooks_`
 

@@ -43,13 +43,11 @@ def build_projector(kind: str, in_width: int, out_width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def save_projector(folder: str | Path, state: dict[str, torch.Tensor]) -> Path:
-    """Write the state dict of a projector to projector.safetensors in a folder, atomically, and return the path."""
-    path = Path(folder) / PROJECTOR_FILE
+def save_projector(folder: str | Path, state: dict[str, torch.Tensor]) -> None:
+    """Write the state dict of a projector to projector.safetensors in a folder, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_write(path, "wb") as file:
+    with atomic_write(Path(folder) / PROJECTOR_FILE, "wb") as file:
         file.write(stable_bytes(tensors, {"format": "pt"}))
-    return path
 
 
 def load_projector_(projector: nn.Module, path: str | Path) -> None:

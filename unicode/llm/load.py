@@ -31,7 +31,7 @@ from unicode.llm.collate import collate, sum_inputs
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.llava import PROJECTOR_FILE, LlavaModel, VisionSettings, build_projector, build_tower, load_projector_
 from unicode.llm.llava_folder import is_llava_folder, open_llava_folder
-from unicode.llm.model import add_adapter, context_length, fit_embeddings_, inference_dtype, open_base, open_description, table_rows
+from unicode.llm.model import add_adapter, context_length, fit_embeddings_, open_base, open_description, table_rows
 from unicode.llm.template import CHAT, Template, get_template, text_encoder
 from unicode.llm.vocabulary import Markers, choose_markers, open_text_tokenizer
 from unicode.tokenizer.load import load_tokenizer
@@ -245,7 +245,9 @@ def open_model(
     model, a damaged file, parts that do not fit each other.
     """
     folder, chosen = find_folder(path, otherwise="give a run folder of train_llm"), choose_device(device)
-    options = {"dtype": inference_dtype(dtype, chosen), "attention": attention, "device": chosen.type}
+    if dtype == "auto":
+        dtype = "float32" if chosen.type != "cuda" else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    options = {"dtype": dtype, "attention": attention, "device": chosen.type}
     tokenizer_path, cell_head = image_tokenizer, None
     if (folder / CARD_FILE).is_file():
         card = read_card(folder)

@@ -97,13 +97,6 @@ def choose_attention(attention: str, config: Any, device: str = "auto") -> str:
     return "eager" if cpu and getattr(config.get_text_config(), "hidden_size", EAGER_WIDTH) < EAGER_WIDTH else "sdpa"
 
 
-def inference_dtype(dtype: str, device: torch.device) -> str:
-    """Return the name of a dtype; "auto" is bfloat16 on a GPU that has it, float16 on another, float32 elsewhere."""
-    if dtype != "auto" or device.type != "cuda":
-        return "float32" if dtype == "auto" else dtype
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-
-
 def table_rows(model: Any) -> int:
     """Rows of a model's input-embedding table, which may be more than its tokenizer has tokens; `model` may be its config."""
     return int(getattr(model, "config", model).get_text_config().vocab_size)

@@ -206,7 +206,8 @@ class LlmMonitor(Monitor, TrainerCallback):
         """Move the bar; before a log line, a checkpoint or a measurement, stop if the loss or, for a checkpoint, a weight is broken."""
         self.bar.update()
         if control.should_log or control.should_save or control.should_evaluate or control.should_training_stop:
-            if control.should_save and not weights_are_finite(model):
+            learned = [weight for weight in model.parameters() if weight.requires_grad] if control.should_save else []
+            if not all(bool(getattr(weight, "ds_tensor", weight).isfinite().all()) for weight in learned):  # under ZeRO-3 its own part
                 self.first_broken.clamp_max_(state.global_step)
             self.stop_if_broken("the loss", "warmup")
 
@@ -216,9 +217,3 @@ class LlmMonitor(Monitor, TrainerCallback):
             self._remember(state.global_step, values)
             shown = {name: f"{values[name]:.4g}" for name in ("loss", "eval_loss", "tokens_per_second") if name in values}
             self.write(state.global_step, values, shown=shown)
-
-
-def weights_are_finite(model: Any) -> bool:
-    """Whether all trainable weights are finite; under ZeRO-3 those that this rank holds."""
-    parts = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters() if parameter.requires_grad]
-    return all(bool(part.isfinite().all()) for part in parts)

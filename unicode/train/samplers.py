@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -61,20 +62,22 @@ class AugmentedSampler(StepSampler[AugmentedIndex]):
     def __init__(self, length: int, *, blocks: np.ndarray | None = None, window: int = 1, **options: int) -> None:
         super().__init__(**options)
         self.length, self.blocks, self.window = length, blocks, window
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self._order = lru_cache(maxsize=1)(self._shuffle)
 
     def batch(self, step: int) -> list[AugmentedIndex]:
         return [self._draw(number) for number in range(step * self.batch_size, (step + 1) * self.batch_size)]
 
     def _draw(self, number: int) -> AugmentedIndex:
         epoch, place = divmod(number, self.length)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
-            if self.blocks is not None:
-                places = torch.randperm(int(self.blocks.max()) + 1, generator=generator)[torch.from_numpy(self.blocks)]
-                self._order = self._order[torch.argsort(places[self._order] // self.window, stable=True)]
-        return AugmentedIndex(int(self._order[place]), ((number + 1) * _MIX + self.seed) % 2**63)
+        return AugmentedIndex(int(self._order(epoch)[place]), ((number + 1) * _MIX + self.seed) % 2**63)
+
+    def _shuffle(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.length, generator=generator)
+        if self.blocks is None:
+            return order
+        places = torch.randperm(int(self.blocks.max()) + 1, generator=generator)[torch.from_numpy(self.blocks)]
+        return order[torch.argsort(places[order] // self.window, stable=True)]
 
 
 class ConversationSampler(StepSampler[int]):
@@ -102,8 +105,7 @@ class ConversationSampler(StepSampler[int]):
         self.lengths, self.group_by = np.asarray(lengths), group_by
         self.modalities = np.zeros(len(self.lengths), np.int64) if modalities is None or group_by == "length" else modalities
         self.cumulated = occurrences(np.ones(len(self.lengths)) if weights is None else weights)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._window, self._batches = -1, np.empty((0, 0), np.int64)
+        self._order, self._batches = lru_cache(maxsize=1)(self._shuffle), lru_cache(maxsize=1)(self._sort_window)
 
     @property
     def epoch_length(self) -> int:
@@ -114,9 +116,7 @@ class ConversationSampler(StepSampler[int]):
         if self.group_by == "none":
             return self._draw(step * self.batch_size, self.batch_size).tolist()
         window, place = divmod(step, WINDOW)
-        if window != self._window:
-            self._window, self._batches = window, self._sort_window(window)
-        return self._batches[place].tolist()
+        return self._batches(window)[place].tolist()
 
     def _sort_window(self, window: int) -> np.ndarray:
         first = window * WINDOW
@@ -130,9 +130,7 @@ class ConversationSampler(StepSampler[int]):
         parts = []
         while count:
             epoch, place = divmod(first, self.epoch_length)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, self._shuffle(epoch)
-            parts.append(self._order[place : place + count])
+            parts.append(self._order(epoch)[place : place + count])
             first, count = first + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts)
 
