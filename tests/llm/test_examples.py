@@ -1,6 +1,5 @@
 """Exactly the assistant's words, ids and end tokens are learned: for every template, every kind of tokenizer, random conversations."""
 
-import io
 import random
 import re
 from copy import deepcopy
@@ -281,9 +280,8 @@ def test_branches_are_set_apart(plain, byte_level):
     assert format_example(example, byte_level).endswith("\n--- turn 1 ---\n⟦a\n⟧\n--- turn 2 ---\n⟦b\n⟧")
 
 
-def test_printing(plain, byte_level):
-    stream = io.StringIO()
-    preview((plain.build(["a", "b"], task="text_only") for _ in range(9)), byte_level, count=2, stream=stream)
-    lines = stream.getvalue().splitlines()
+def test_printing(plain, byte_level, capsys):
+    preview((plain.build(["a", "b"], task="text_only") for _ in range(9)), byte_level, count=2)
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "=== 0: text_only, 3 tokens, 2 words or marks and 0 image ids learned"
     assert sum(line.startswith("===") for line in lines) == 2

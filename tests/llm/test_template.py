@@ -160,7 +160,8 @@ def test_pieces_join_to_what_the_tokenizer_gives(text_tokenizer):
 def test_a_space_behind_special_tokens_is_added_as_the_tokenizer_does(text_tokenizer):
     encoder, end = text_encoder(text_tokenizer), text_tokenizer.eos_token
     own = text_tokenizer(f"dog{end}USER: a dog", add_special_tokens=False)["input_ids"]
-    mine = [*encoder.encode("dog", prefix=True), encoder.eos_id, *encoder.encode("USER: a dog", prefix=encoder.prefix_after_special)]
+    mine = [*encoder.encode("dog", prefix=True), text_tokenizer.eos_token_id]
+    mine += [*encoder.encode("USER: a dog", prefix=encoder.prefix_after_special)]
     assert mine == own
     assert encoder.encode(f"dog{end}USER: a dog", prefix=True, control=True) == own
 

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -51,6 +51,7 @@ class Measured(NamedTuple):
 
 Measure = Callable[[Any, str], Measured]
 """(record, its place in the file as text) -> its measures; RefusedError leaves the record out, ValueError ends the reading."""
+Span = tuple[int, tuple[int, int]]  # Number of a record, and its first byte and the byte behind its last
 
 
 @dataclass
@@ -140,10 +141,12 @@ _pool_jobs: list[tuple[Path, Measure]] = []  # in a process of the pool: the fil
 def _scan(path: Path, measure: Measure, *, readers: int = 1) -> RecordIndex:
     """Read the whole file; a large one with several forks of this process. `readers`: ranks that do so on this machine at once."""
     processes = min(MAX_PROCESSES, max(1, len(os.sched_getaffinity(0)) // readers)) if "fork" in get_all_start_methods() else 1
+    spans = enumerate(locate_json_list(path))
+    chunks = iter(lambda: list(islice(spans, CHUNK_RECORDS)), [])
     if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
-        return _join(path, (_index_chunk(path, measure, *chunk) for chunk in _chunks(path)))
+        return _join(path, (_index_chunk(path, measure, chunk) for chunk in chunks))
     with get_context("fork").Pool(processes, initializer=_pool_jobs.append, initargs=((path, measure),)) as pool:
-        return _join(path, pool.imap(_index_chunk_in_pool, _chunks(path)))
+        return _join(path, pool.imap(_index_chunk_in_pool, chunks))
 
 
 def _join(path: Path, chunks: Iterable[RecordIndex]) -> RecordIndex:
@@ -161,18 +164,10 @@ def _join(path: Path, chunks: Iterable[RecordIndex]) -> RecordIndex:
     return RecordIndex(np.concatenate(rows), intake, named)
 
 
-def _chunks(path: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Yield the number of the first record, and the first byte and the byte behind the last of each, for some records at a time."""
-    spans, number = locate_json_list(path), 0
-    while chunk := list(islice(spans, CHUNK_RECORDS)):
-        yield number, chunk
-        number += len(chunk)
-
-
-def _index_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[int, int]]) -> RecordIndex:
-    rows, intake, named = [], Intake(len(spans)), ("", "", "")
+def _index_chunk(path: Path, measure: Measure, chunk: list[Span]) -> RecordIndex:
+    rows, intake, named = [], Intake(len(chunk)), ("", "", "")
     with open(path, "rb") as file:
-        for index, (start, end) in enumerate(spans, number):
+        for index, (start, end) in chunk:
             file.seek(start)
             try:
                 record = json.loads(file.read(end - start))
@@ -192,8 +187,8 @@ def _index_chunk(path: Path, measure: Measure, number: int, spans: list[tuple[in
     return RecordIndex(np.array(rows, ROW), intake, named)
 
 
-def _index_chunk_in_pool(chunk: tuple[int, list[tuple[int, int]]]) -> RecordIndex:
-    return _index_chunk(*_pool_jobs[-1], *chunk)
+def _index_chunk_in_pool(chunk: list[Span]) -> RecordIndex:
+    return _index_chunk(*_pool_jobs[-1], chunk)
 
 
 class ConversationDataset(Dataset[Example]):

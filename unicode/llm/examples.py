@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -248,10 +248,9 @@ def format_example(example: Example, text_tokenizer: Any, *, colour: bool = Fals
     return "".join(parts).replace(f"{TO}{FROM}", "")
 
 
-def preview(examples: Iterable[Example], text_tokenizer: Any, *, count: int, stream: TextIO | None = None) -> None:
-    """Print the first `count` examples with the number of their tokens, in colour where the stream is a terminal."""
-    stream = stream or sys.stdout
+def preview(examples: Iterable[Example], text_tokenizer: Any, *, count: int) -> None:
+    """Print the first `count` examples with the number of their tokens, in colour on a terminal."""
     for number, example in enumerate(islice(examples, count)):
         targets = f"{example.num_text_targets} words or marks and {example.num_image_targets} image ids learned"
-        print(f"=== {number}: {example.task or 'no task'}, {len(example)} tokens, {targets}", file=stream)
-        print(format_example(example, text_tokenizer, colour=stream.isatty()), file=stream)
+        print(f"=== {number}: {example.task or 'no task'}, {len(example)} tokens, {targets}")
+        print(format_example(example, text_tokenizer, colour=sys.stdout.isatty()))

@@ -24,7 +24,6 @@ from unicode.llm.vocabulary import open_pretrained
 from unicode.tokenizer.load import load_tokenizer
 
 PROJECTOR_FILE, LLAVA_FILE = "projector.safetensors", "mm_projector.bin"
-KINDS = "linear, mlp2x_gelu or another mlpNx_gelu"
 _MLP = re.compile(r"mlp([1-9])x_gelu")
 _LLAVA_NAME = re.compile(r"(?:.*\.)?mm_projector\.(.+)")
 
@@ -36,7 +35,7 @@ def build_projector(kind: str, in_width: int, out_width: int) -> nn.Sequential:
     """
     match = _MLP.fullmatch(kind)
     if kind != "linear" and match is None:
-        raise ValueError(f"vision.projector is '{kind}'; choose {KINDS}")
+        raise ValueError(f"vision.projector is '{kind}'; choose linear, mlp2x_gelu or another mlpNx_gelu")
     layers: list[nn.Module] = [nn.Linear(in_width, out_width)]
     for _ in range(1, int(match[1]) if match else 1):
         layers += [nn.GELU(), nn.Linear(out_width, out_width)]
@@ -371,9 +370,6 @@ class LlavaModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.get_input_embeddings()  # type: ignore[operator, no-any-return]
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm.get_output_embeddings()  # type: ignore[operator, no-any-return]
 
     def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
         """Write projector.safetensors and what was trained of the language model: an adapter, all its weights, or nothing.

@@ -26,7 +26,6 @@ class TextEncoder:
     """
 
     bos_id: int | None  # The start token where the tokenizer begins every text with one
-    eos_id: int  # The end token
     special_ids: frozenset[int]  # Ids that are no ordinary text
     prefix_after_special: bool  # Whether the tokenizer adds a space in front of text behind a special token, as it may at the beginning
     digest: str  # Of the whole tokenizer; two with the same digest give the same ids
@@ -48,7 +47,6 @@ class TextEncoder:
         self._bare = self._own if bare == state else Tokenizer.from_str(json.dumps(bare))
         first = text_tokenizer("a")["input_ids"][:1]
         self.bos_id = first[0] if text_tokenizer.bos_token_id is not None and first == [text_tokenizer.bos_token_id] else None
-        self.eos_id = text_tokenizer.eos_token_id
         added = {index for index, token in self._own.get_added_tokens_decoder().items() if token.special}
         self.special_ids = frozenset(added | set(text_tokenizer.all_special_ids))
         self._cached = lru_cache(maxsize=1024)(self._encode)

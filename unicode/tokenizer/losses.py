@@ -66,7 +66,15 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
         import lpips  # an optional dependency that takes seconds to import
     except ModuleNotFoundError as error:
         raise ValueError("LPIPS needs the package lpips: `pip install lpips`, or set objective.perceptual.weight=0") from error
-    state = None if random else _read_trunk(trunk, path, setting)
+    place, state = trunk_file(trunk), None
+    if path and not random:
+        state = read_tensors(path, wanted=f"torchvision's {place.name} ({setting})")
+    elif not random:
+        try:
+            state = TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            fault = f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error})"
+            raise FileNotFoundError(f"{fault}; put the file at {place} or name it in {setting}") from error
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library calls torchvision in a deprecated way
         torch.manual_seed(0)
@@ -79,17 +87,6 @@ def load_lpips(trunk: str, *, path: str | Path = "", random: bool = False, setti
 def trunk_file(trunk: str) -> Path:
     """Return the path in torchvision's cache of the weights of a trunk."""
     return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[trunk].url.rsplit("/", 1)[-1]
-
-
-def _read_trunk(trunk: str, path: str | Path, setting: str) -> dict[str, Tensor]:
-    place = trunk_file(trunk)
-    if path:
-        return read_tensors(path, wanted=f"torchvision's {place.name} ({setting})")
-    try:
-        return TRUNKS[trunk].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        fault = f"LPIPS needs {place.name}, torchvision's ImageNet weights: not in {place.parent}, and the download failed ({error})"
-        raise FileNotFoundError(f"{fault}; put the file at {place} or name it in {setting}") from error
 
 
 def _load_trunk_(trunk: nn.Module, state: dict[str, Tensor], *, source: str) -> None:

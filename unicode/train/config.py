@@ -153,10 +153,8 @@ def split_batch(loop: StepsConfig, world_size: int) -> int:
     """Return the number of micro-batches per step and rank. Raises ValueError: the batch cannot be split evenly."""
     micro = loop.micro_batch_size or loop.batch_size // world_size
     if micro < 1 or loop.batch_size % (micro * world_size):
-        raise ValueError(
-            f"train.batch_size {loop.batch_size} cannot be split over {world_size} ranks in micro-batches of {micro}; "
-            f"make it a multiple of {max(1, micro) * world_size}"
-        )
+        found = f"train.batch_size {loop.batch_size} cannot be split over {world_size} ranks in micro-batches of {micro}"
+        raise ValueError(f"{found}; make it a multiple of {max(1, micro) * world_size}")
     return loop.batch_size // (micro * world_size)
 
 

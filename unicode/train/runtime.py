@@ -157,7 +157,6 @@ def build_arguments(config: TrainLlmConfig, runtime: Runtime, *, steps: int) -> 
         adam_beta1=options.betas[0],
         adam_beta2=options.betas[1],
         max_grad_norm=options.clip,
-        logging_strategy="steps",
         logging_steps=loop.log_every,
         logging_nan_inf_filter=False,  # it would wait for the device in every micro-batch; the monitor checks for NaN
         eval_strategy="steps" if config.data.val_files and loop.eval_every else "no",
@@ -167,7 +166,6 @@ def build_arguments(config: TrainLlmConfig, runtime: Runtime, *, steps: int) -> 
         seed=run.seed,
         bf16=runtime.bf16,
         use_cpu=runtime.cpu,
-        report_to="none",
         disable_tqdm=True,
         log_level="warning",
         remove_unused_columns=False,
