@@ -161,7 +161,7 @@ def test_a_space_behind_special_tokens_is_added_as_the_tokenizer_does(text_token
     encoder, end = text_encoder(text_tokenizer), text_tokenizer.eos_token
     own = text_tokenizer(f"dog{end}USER: a dog", add_special_tokens=False)["input_ids"]
     mine = [*encoder.encode("dog", prefix=True), text_tokenizer.eos_token_id]
-    mine += [*encoder.encode("USER: a dog", prefix=encoder.prefix_after_special)]
+    mine += encoder.encode("USER: a dog", prefix=encoder.prefix_after_special)
     assert mine == own
     assert encoder.encode(f"dog{end}USER: a dog", prefix=True, control=True) == own
 

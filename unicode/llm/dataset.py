@@ -103,11 +103,14 @@ def index_records(path: Path, measure: Measure, *, settings: dict[str, Any]) -> 
             cached.parent.mkdir(parents=True, exist_ok=True)
             fcntl.flock(stack.enter_context(open(cached.with_suffix(".lock"), "w")), fcntl.LOCK_EX)
         if cached.is_file():
-            with suppress(OSError, ValueError, KeyError):  # a damaged cache is written anew
-                return _load(cached)
+            with suppress(OSError, ValueError, KeyError), np.load(cached) as content:  # a damaged cache is written anew
+                intake, *named = json.loads(str(content["words"]))
+                return RecordIndex(content["rows"], Intake(*intake), tuple(named))
         index = _scan(path, measure)
         try:
-            _save(index, cached)
+            words = json.dumps([[*vars(index.intake).values()], *index.named])
+            with atomic_write(cached, "wb") as file:
+                np.savez(file, words=np.array(words), rows=index.rows)
         except OSError as error:
             log.warning("the index of %s could not be saved (%s); the next start reads the file again", path, error)
     return index
@@ -121,18 +124,6 @@ def _cache_file(path: Path, settings: dict[str, Any]) -> Path | None:
         content = hashlib.file_digest(file, "blake2b").hexdigest()
     key = hashlib.sha256(json.dumps([FORMAT, str(path), content, settings], sort_keys=True).encode()).hexdigest()[:32]
     return Path(root) / "records" / f"{path.stem}-{key}.npz"
-
-
-def _save(index: RecordIndex, path: Path) -> None:
-    words = json.dumps([[*vars(index.intake).values()], *index.named])
-    with atomic_write(path, "wb") as file:
-        np.savez(file, words=np.array(words), rows=index.rows)
-
-
-def _load(path: Path) -> RecordIndex:
-    with np.load(path) as content:
-        intake, *named = json.loads(str(content["words"]))
-        return RecordIndex(content["rows"], Intake(*intake), tuple(named))
 
 
 _pool_jobs: list[tuple[Path, Measure]] = []  # in a process of the pool: the file, and the function that measures its records

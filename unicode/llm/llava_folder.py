@@ -40,15 +40,14 @@ TEMPLATE = "vicuna_v1"
 log = get_logger(__name__)
 
 
-def is_llava_folder(folder: str | Path) -> bool:
+def is_llava_folder(folder: Path) -> bool:
     """Whether LLaVA's code wrote a folder."""
-    folder = Path(folder)
     if not (folder / "config.json").is_file():
         return (folder / LLAVA_FILE).is_file() or (folder / LORA_REST).is_file()
     return "mm_vision_tower" in read_json(folder / "config.json")
 
 
-def open_llava_folder(folder: str | Path, *, base: str, tower: str, options: dict[str, Any]) -> tuple[LlavaModel, Any, Card]:
+def open_llava_folder(folder: Path, *, base: str, tower: str, options: dict[str, Any]) -> tuple[LlavaModel, Any, Card]:
     """Open a folder of LLaVA: a LoRA run, a projector, or a complete model.
 
     `base`: the language model that an adapter or projector was trained on; "": the one that the folder names. `tower`: folder of the vision
@@ -56,7 +55,6 @@ def open_llava_folder(folder: str | Path, *, base: str, tower: str, options: dic
     CPU, its text tokenizer, and a card without markers: LLaVA puts nothing around images. Raises FileNotFoundError: the base model, the
     tower or a file of weights is missing. Raises ValueError: a damaged file, weights that have no place, or a variant that cannot be read.
     """
-    folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json, which names the tower and the projector; copy it there too")
     config = read_json(folder / "config.json")

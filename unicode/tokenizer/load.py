@@ -51,15 +51,14 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     return tokenizer
 
 
-def find_published(folder: str | Path) -> Path | None:
+def find_published(folder: Path) -> Path | None:
     """Return the weights file of a published layout in `folder`, or None."""
-    folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         return None
     return next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
 
 
-def load_published(folder: str | Path) -> ImageTokenizer:
+def load_published(folder: Path) -> ImageTokenizer:
     """Return the tokenizer of a published run folder, in evaluation mode.
 
     Raises FileNotFoundError: the folder has no config.yaml with weights beside it. Raises ValueError: the weights are no plain tensors, or
@@ -69,7 +68,7 @@ def load_published(folder: str | Path) -> ImageTokenizer:
     if weights is None:
         raise FileNotFoundError(f"{folder} has no config.yaml with one of {', '.join(CHECKPOINTS)} beside it")
     try:  # interpolations stay text: a downloaded file must not read environment variables
-        content: Any = OmegaConf.to_container(OmegaConf.load(Path(folder) / "config.yaml"), resolve=False)
+        content: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except Exception as error:  # the YAML parser has a family of errors of its own
         raise ValueError(f"{folder}/config.yaml is not valid YAML: {error}") from error
     state = _generator_state(read_tensors(weights, wanted="a published tokenizer"), source=str(weights))

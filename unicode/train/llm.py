@@ -164,7 +164,7 @@ class LlmTraining:
         return ConversationSampler(
             self.data.train.lengths,
             weights=self.data.weights,
-            modalities=self.data.modalities,
+            modalities=self.data.train.num_images > 0,
             batch_size=self.config.train.batch_size,
             accumulation=self.runtime.accumulation,
             rank=rank(),

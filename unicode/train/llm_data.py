@@ -88,7 +88,6 @@ class LlmData:
     train: ConversationDataset
     val: ConversationDataset | None  # None without held-out files
     weights: np.ndarray  # (n,) how often each training conversation occurs in an epoch
-    modalities: np.ndarray  # (n,) 1 for conversations with images, 0 for text
     max_length: int  # Longest sequence in tokens
     image_ids: torch.Tensor | None  # (K,) vocabulary ids of the rows of the image tokenizer, where it is named
     codebooks: list[torch.Tensor]  # (K, E) rows of its levels, or of one codebook for all
@@ -143,4 +142,4 @@ def read_data(
             logger.info("%s data: %s", name, found.intake.describe())
     of_tasks = np.array([data.task_weights.get(task, 1.0) for task in TASKS] + [1.0])  # the last one is of records without a task, -1
     weights = np.asarray(file_weights)[train.sources] * of_tasks[train.tasks]
-    return LlmData(train, val, weights, (train.num_images > 0).astype(np.int64), max_length, image_ids, codebooks)
+    return LlmData(train, val, weights, max_length, image_ids, codebooks)
