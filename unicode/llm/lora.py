@@ -107,7 +107,8 @@ def freeze_table_(model: PreTrainedModel, learning: Sequence[int]) -> None:
         weight = module.get_parameter("weight").requires_grad_(bool(learning))
         if learning:
             fixed = torch.ones(len(weight), 1, dtype=torch.bool).index_fill_(0, torch.tensor(learning), False)
-            weight.register_hook(lambda gradient, fixed=fixed: gradient.masked_fill(fixed.to(gradient.device, non_blocking=True), 0))
+            module.register_buffer("fixed_rows", fixed, persistent=False)
+            weight.register_hook(lambda gradient, module=module: gradient.masked_fill(module.fixed_rows, 0))
 
 
 def marker_rows_train(settings: LoraSettings, *, zero_stage: int) -> bool:
