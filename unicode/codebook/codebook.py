@@ -63,23 +63,17 @@ class Codebook(nn.Module):
     With `learn_scale` s follows the latents (mean |z| over mean |e|); otherwise it stays 1.
     """
 
-    rows: torch.Tensor  # (K, E) the table of inference
-    row_ids: torch.Tensor  # (K,) int64 vocabulary id of each row
-    scale: torch.Tensor  # () s
-    scale_steps: torch.Tensor  # () updates of s so far
-    ratio: torch.Tensor  # () r of mode `language`
-    strength: torch.Tensor  # () how far values are quantized in training, 1 fully
-    usage: torch.Tensor  # (K,) int64, see `take_usage`
-
     def __init__(self, rows: torch.Tensor, row_ids: torch.Tensor, config: CodebookConfig, *, learn_scale: bool) -> None:
         super().__init__()
         assert len(rows) == len(row_ids), (rows.shape, row_ids.shape)
         self.config, self.learn_scale = config, learn_scale
-        self.register_buffer("rows", rows.detach().float().clone())
-        self.register_buffer("row_ids", row_ids.clone())
-        for name, start in (("scale", 1.0), ("scale_steps", 0.0), ("ratio", 0.0), ("strength", 1.0)):
-            self.register_buffer(name, torch.tensor(start))
-        self.register_buffer("usage", torch.zeros_like(row_ids), persistent=False)
+        self.rows = nn.Buffer(rows.detach().float().clone())  # (K, E) the table of inference
+        self.row_ids = nn.Buffer(row_ids.clone())  # (K,) int64 vocabulary id of each row
+        self.scale = nn.Buffer(torch.ones(()))  # () s
+        self.scale_steps = nn.Buffer(torch.zeros(()))  # () updates of s so far
+        self.ratio = nn.Buffer(torch.zeros(()))  # () r of mode `language`
+        self.strength = nn.Buffer(torch.ones(()))  # () how far values are quantized in training, 1 fully
+        self.usage = nn.Buffer(torch.zeros_like(row_ids), persistent=False)  # (K,) int64, see `take_usage`
         self.pending: list[torch.Tensor] = []  # statistics of this step, summed over the ranks by `update_codebooks_`
 
     @property
@@ -120,7 +114,7 @@ class Codebook(nn.Module):
         total, count = self.pending[0]
         target = total / count / self.rows.norm(dim=1).mean().clamp_min(1e-8)
         self.scale.lerp_(target, (1 / (self.scale_steps + 1)).clamp_min(1 - self.config.decay))
-        self.scale_steps += 1
+        self.scale_steps.add_(1)
         self.pending = []
 
     def refresh_(self) -> None:
@@ -175,14 +169,10 @@ class RowAverages(nn.Module):
     `restart_threshold` of the mean count restart at a latent of the current step; 0 turns restarting off.
     """
 
-    average: torch.Tensor
-    count: torch.Tensor
-
     def __init__(self, start: torch.Tensor, *, decay: float, restart_threshold: float) -> None:
         super().__init__()
         self.decay, self.restart_threshold = decay, restart_threshold
-        self.register_buffer("average", start.clone())
-        self.register_buffer("count", torch.zeros(len(start)))
+        self.average, self.count = nn.Buffer(start.clone()), nn.Buffer(torch.zeros(len(start)))
         self.steps = 0  # on the host: the choice of restart candidates needs it every step without waiting for the device
         self.pending: list[torch.Tensor] = []
         self.calls = 0  # of `accumulate` in this step: levels that share the rows, micro-batches
@@ -236,11 +226,9 @@ class RowAverages(nn.Module):
 class FixedRows(nn.Module):
     """(K, D) rows of the language model that several codebooks share as one submodule; in no checkpoint."""
 
-    rows: torch.Tensor
-
     def __init__(self, rows: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("rows", rows, persistent=False)
+        self.rows = nn.Buffer(rows, persistent=False)
 
 
 class EMACodebook(Codebook):

@@ -22,24 +22,16 @@ class LatentNorm(nn.Module):
     one large batch.
     """
 
-    mean: torch.Tensor
-    variance: torch.Tensor
-    steps: torch.Tensor
-    row_mean: torch.Tensor
-    row_deviation: torch.Tensor
-
     def __init__(self, width: int, *, kind: str, decay: float, length: float = 0.0, rows: torch.Tensor | None = None) -> None:
         super().__init__()
         self.kind, self.decay, self.length = kind, decay, length
         self.pending: list[torch.Tensor] = []  # statistics of this step, summed over the ranks by `update_codebooks_`
         if kind in ("standardize", "match", "sphere"):
-            self.register_buffer("mean", torch.zeros(width))
-            self.register_buffer("variance", torch.ones(width))
-            self.register_buffer("steps", torch.zeros(()))
+            self.mean, self.variance = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
+            self.steps = nn.Buffer(torch.zeros(()))
         if kind == "match":
             assert rows is not None
-            self.register_buffer("row_mean", rows.mean(0))
-            self.register_buffer("row_deviation", rows.std(0, correction=0))
+            self.row_mean, self.row_deviation = nn.Buffer(rows.mean(0)), nn.Buffer(rows.std(0, correction=0))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Map (B, n, E) latents to (B, n, E) float32; in training also accumulate their statistics."""
@@ -72,9 +64,9 @@ class LatentNorm(nn.Module):
         count, sums, squares = self.pending[0]
         shift = sums / count
         weight = (1 / (self.steps + 1)).clamp_min(1 - self.decay)
-        self.mean += weight * shift
+        self.mean.add_(weight * shift)
         self.variance.lerp_((squares / count - shift.square()).clamp_min(0), weight)
-        self.steps += 1
+        self.steps.add_(1)
         self.pending = []
 
 

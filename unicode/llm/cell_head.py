@@ -93,8 +93,6 @@ class CellHead(nn.Module):
     split by ZeRO-3. Raises ValueError: an order of ids in which a cell is no run.
     """
 
-    row_ids: Tensor  # (K,) int64, sorted
-
     def __init__(self, settings: CellSettings, *, hidden_size: int, table_width: int, layout: Layout, row_ids: Tensor) -> None:
         super().__init__()
         check_cells(layout)
@@ -105,7 +103,7 @@ class CellHead(nn.Module):
         self.steps = nn.Parameter(torch.empty(self.cell_length, width))
         self.layers = nn.ModuleList(_Layer(width, self.settings.heads) for _ in range(self.settings.layers))
         self.norm, self.to_row = nn.RMSNorm(width), nn.Linear(width, table_width, bias=False)
-        self.register_buffer("row_ids", row_ids.sort().values)  # their places are the classes of the logits
+        self.row_ids = nn.Buffer(row_ids.sort().values)  # (K,) int64; their places are the classes of the logits
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -188,9 +188,6 @@ class VisionModelTower(Tower):
     Raises FileNotFoundError: there is no such folder. Raises ValueError: it holds no vision model that opens, or has no such layer.
     """
 
-    mean: Tensor  # (3, 1, 1) of the colours, as `std`
-    std: Tensor
-
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         folder = Path(settings.path)
@@ -204,8 +201,9 @@ class VisionModelTower(Tower):
         self.num_features = self.num_patches + int(self.with_class)
         processor = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
         mean, std = (tuple(processor.get(f"image_{name}") or default) for name, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
-        for name, values in (("mean", mean), ("std", std)):  # on the device: a copy in each forward would make the host wait
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        colours = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        # on the device: a copy in each forward would make the host wait
+        self.mean, self.std = (nn.Buffer(values, persistent=False) for values in colours)
         fit = "pad" if settings.fit == "auto" else settings.fit
         self.transform = square_transform(self.image_size, fit=fit, colour=mean)
         self.fingerprint = digest_weights(self.model, repr((config.to_dict().get("model_type"), mean, std)))

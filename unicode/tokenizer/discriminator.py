@@ -95,10 +95,7 @@ class LeCam(nn.Module):
     def __init__(self, *, decay: float = 0.999) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("real_mean", torch.zeros(()))
-        self.register_buffer("fake_mean", torch.zeros(()))
-        self.real_mean: Tensor
-        self.fake_mean: Tensor
+        self.real_mean, self.fake_mean = nn.Buffer(torch.zeros(())), nn.Buffer(torch.zeros(()))
 
     @torch.no_grad()
     def update_(self, real: Tensor, fake: Tensor) -> None:

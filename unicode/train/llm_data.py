@@ -1,5 +1,6 @@
 """A language-model run's data: config -> conversations, their weights, and the images of the LLaVA baseline."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ class LlmData:
     weights: np.ndarray  # (n,) how often each training conversation occurs in an epoch
     max_length: int  # Longest sequence in tokens
     image_ids: torch.Tensor | None  # (K,) vocabulary ids of the rows of the image tokenizer, where it is named
-    codebooks: list[torch.Tensor]  # (K, E) rows of its levels, or of one codebook for all
+    codebooks: Sequence[torch.Tensor]  # (K, E) rows of its levels, or of one codebook for all
 
     @property
     def epoch_length(self) -> int:

@@ -109,16 +109,12 @@ class WordsTerm(nn.Module):
     subtracted from every caption, so that words that all have do not count.
     """
 
-    rows: Tensor  # (V, D) of the space
-    mean: Tensor  # (D,) of the captions so far
-    steps: Tensor  # () that had captions
-
     def __init__(self, options: WordsConfig, space: WordSpace, captions_of: Callable[[str], Sequence[str]], *, batch_size: int) -> None:
         super().__init__()
         self.options, self.space, self.captions_of = options, space, captions_of
-        self.register_buffer("rows", space.rows, persistent=False)
-        self.register_buffer("mean", torch.zeros(space.rows.shape[1]))
-        self.register_buffer("steps", torch.zeros(()))
+        self.rows = nn.Buffer(space.rows, persistent=False)  # (V, D)
+        self.mean = nn.Buffer(torch.zeros(space.rows.shape[1]))  # (D,) of the captions so far
+        self.steps = nn.Buffer(torch.zeros(()))  # () that had captions
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-math.log(batch_size)))  # a picture has one caption of so many
 
@@ -136,7 +132,7 @@ class WordsTerm(nn.Module):
         present = captions.any(1, keepdim=True)
         weight = (1 / (self.steps + 1)).clamp_min(1 - DECAY) * present.any()
         self.mean.lerp_(captions.sum(0) / present.sum().clamp_min(1), weight)
-        self.steps += present.any()
+        self.steps.add_(present.any())
         captions = torch.where(present, captions - self.mean, 0)
         places = torch.arange(len(chosen), device=captions.device) + rank() * len(chosen)
         return [Targets(step, captions, own) for own in places.split([len(batch.keys) for batch in micro])]
