@@ -214,6 +214,8 @@ class ImageTokenizer(nn.Module, HubMixin):
         Raises FileNotFoundError: a file is missing. Raises ValueError: a file is damaged or of another architecture.
         """
         folder = Path(path)
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; expected a folder that save_pretrained wrote")
         content = read_json(folder / CONFIG_FILE)
         if not isinstance(content, dict) or content.get("format") != FORMAT or "tokenizer" not in content:
             raise ValueError(f"{folder / CONFIG_FILE} does not describe a tokenizer of this project (format {FORMAT!r} expected)")

@@ -122,7 +122,7 @@ def read_deepspeed(path: str | Path, *, expected: dict[str, tuple[str, Any]]) ->
     if not Path(path).is_file():
         raise FileNotFoundError(f"no DeepSpeed config {path}; run.deepspeed takes {DEEPSPEED_FILES}")
     content = read_json(path)
-    values = flatten_dict(content)
+    values = flatten_dict(content) if isinstance(content, dict) else {}
     stage = values.get("zero_optimization.stage")
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3; take {DEEPSPEED_FILES}")
