@@ -46,7 +46,7 @@ def test_the_best_is_written_and_used(run, tmp_path, monkeypatch, given):
     assistant = load_model(run, device="cpu")
     assert np.array_equal(assistant.draw("a red circle", seed=1), assistant.draw("a red circle", seed=1, **sampling))
     assert ImageSampler(assistant.model).sampling == Sampling(**sampling)
-    assert ChatSampler(assistant.model).pictures == replace(Sampling(**sampling), guidance=1.0)
+    assert ChatSampler(assistant.model).sampling == replace(Sampling(**sampling), guidance=1.0)
     chat = Chat(assistant.model, GenerationConfig(top_k=3), out=tmp_path, num_tokens=9, word_temperature=0)
     assert chat.drawer.sampling == replace(Sampling(**sampling), top_k=3)
     assert generate(["--model", str(run), "--prompts", "shapes:val", "--out", str(tmp_path / "drawn"), "--device", "cpu", "limit=2"]) == 0

@@ -85,7 +85,7 @@ def test_steps_are_chosen_by_name(tmp_path, capsys):
     assert [step.name for step in choose_steps(steps, only=["c", "a"])] == ["a", "c"]
     with pytest.raises(ValueError, match="no step 'd'; the steps are: a, b, c"):
         choose_steps(steps, first="d")
-    assert main(["--dry-run", "--only", "train"]) == 2
+    assert main([str(tmp_path / "out"), "--dry-run", "--only", "train"]) == 2
     assert "there is no step 'train'; the steps are: data, base, codebook" in capsys.readouterr().err
 
 
