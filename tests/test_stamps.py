@@ -55,3 +55,14 @@ def test_a_user_is_told(stamps: Path, tmp_path: Path) -> None:
     assert run("--root", stamps, "--out", tmp_path / "out", "--size", 2).returncode == 2
     assert run("--root", stamps, "--out", tmp_path / "out", "--dry-run").returncode == 0
     assert not (tmp_path / "out").exists()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "a.txt").write_text("a cat")
+    broken = run("--root", tmp_path / "broken", "--out", tmp_path / "out")
+    assert broken.returncode == 2 and "none of 1 pictures can be read and has a caption" in broken.stderr
+    (tmp_path / "flat").mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
+        (tmp_path / "flat" / f"{number}.txt").write_text(f"thing {number}")
+    flat = run("--root", tmp_path / "flat", "--out", tmp_path / "out2", "--size", 16)
+    assert flat.returncode == 2 and "ask for the names of subfolders" in flat.stderr

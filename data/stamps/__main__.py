@@ -87,11 +87,11 @@ def prepare(argv: list[str] | None) -> int:
 
     Raises:
         FileNotFoundError: no stamps there.
-        ValueError: an impossible size or share.
+        ValueError: an impossible size or share, no picture that can be read and has a caption, no questions.
     """
     from unicode.annotations.captioned import get_folder_anno
     from unicode.annotations.exports import write_question_file
-    from unicode.common.files import lock_folder
+    from unicode.common.files import lock_folder, read_json
 
     args = build_parser().parse_args(argv)
     if not args.root.is_dir():
@@ -104,7 +104,13 @@ def prepare(argv: list[str] | None) -> int:
     images = args.out / "images"
     with lock_folder(args.out, "preparing stamps"):
         made, left_out = make_squares(args.root, images, size=args.size)
+        if not made:
+            remedy = "put NAME.txt beside each picture NAME"
+            raise ValueError(f"{args.root}: none of {left_out} pictures can be read and has a caption; {remedy}")
         get_folder_anno(images, args.out, seed=args.seed, val_share=args.val_share)
+        if not read_json(args.out / "images_questions_val.json"):
+            remedy = "sort the pictures into folders such as animals/birds, or raise --val-share"
+            raise ValueError(f"{args.root}: no held-out questions, which ask for the names of subfolders; {remedy}")
         asked = write_question_file(args.out / "images_questions_val.json", args.out / "questions_val.jsonl")
     print(f"{args.out}: {made} squares of {args.size} pixels, {left_out} pictures left out, {asked} held-out questions")
     return 0
