@@ -156,6 +156,15 @@ def test_folder_goes_before_the_paths(captioned: Captioned, tmp_path: Path, writ
         get_t2v_anno(root, images, tmp_path, anno="short.json@../x")
 
 
+def test_requests_in_words_of_ones_own(captioned: Captioned, tmp_path: Path) -> None:
+    root, images, ids = captioned
+    get_t2v_anno(root, images, tmp_path, parts=0, request="{caption}")
+    asked = {record["conversations"][0]["value"] for record in read(tmp_path, NAMES[1])}
+    assert asked == {f"a picture of {key[4:8]}" for key in ids}
+    with pytest.raises(ValueError, match=r"'draw' has no slot \{caption\}"):
+        get_t2v_anno(root, images, tmp_path, request="draw")
+
+
 def test_refusals(captioned: Captioned, tmp_path: Path, write: Any) -> None:
     root, images, _ = captioned
     with pytest.raises(FileNotFoundError, match="--anno"):

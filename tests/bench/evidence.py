@@ -92,7 +92,8 @@ def make_tokenizer(args: Namespace, folder: Path, mode: str, seed: int) -> dict[
     settings += [f"data.root={args.made}/anno/images"] if args.set == "emoji" else []
     if mode in TERMS:
         args.base = args.made / "base"
-        settings += ["data.crop=center", *semantic.supervision(args, mode, cache=args.out / "teacher.safetensors")]
+        cache = str(args.out / "teacher.safetensors") if args.set == "emoji" else ""  # few steps see a part of 58,800 pictures once
+        settings += ["data.crop=center", *semantic.supervision(args, mode, cache=cache)]
         settings += [f"data.captions={args.made}/anno/emoji_gallery.json"] if args.set == "emoji" else []
     settings += runs.one_core(folder / "run", seed=seed, steps=args.tokenizer_steps)
     (tokenizer, config), seconds = runs.train_tokenizer(f"hqvae_{args.set}", settings), round(time.process_time() - start, 1)
@@ -108,8 +109,8 @@ def make_tokenizer(args: Namespace, folder: Path, mode: str, seed: int) -> dict[
     own, root = OTHERS[args.set], args.made / "anno" if args.set == "emoji" else args.anno
     places, of_train = ["--root", root, "--out", folder / "anno", "--ids", *sorted(folder.glob("ids/*"))], f"{own['prefix']}_captions_train"
     made = [("t2v", of_train, own.get("requests", "")), ("uncond", of_train, own.get("free", "")), ("decompression", of_train, "")]
-    for kind, name, options in (*made, ("t2v", CAPTIONS[args.set], "--templates 1 --parts 0")):
-        runs.call("make_annotations", "--func", f"get_{kind}_anno", *places, "--anno", f"{name}.json", *options.split())
+    for kind, name, options in (*made, ("t2v", CAPTIONS[args.set], own.get("requests", "--parts 0"))):
+        runs.call("make_annotations", "--func", f"get_{kind}_anno", *places, "--anno", f"{name}.json", *options.format().split())
     found = {"PSNR dB": float(torch.cat([psnr for _, _, psnr in held]).mean()), "rows used": len(train.unique())}
     found["bits / picture"] = predict_ids(*parts, steps=args.bits_steps, seed=seed).bits_per_image
     return found | {"rows": len(row_ids), "tokenizer CPU seconds": seconds}

@@ -61,11 +61,11 @@ def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path)
     made += [f"data.limit={args.pictures}"]
     if args.set == "emoji":
         made += [f"data.root={EMOJI}/images", f"data.captions={EMOJI}/emoji_gallery.json"]
-    return made + supervision(args, variant, cache=Path(args.out) / f"{args.set}-teacher.safetensors")
+    return made + supervision(args, variant, cache=f"{args.out}/{args.set}-teacher.safetensors")
 
 
-def supervision(args: argparse.Namespace, variant: str, *, cache: Path) -> list[str]:
-    """Overrides that turn on the terms of a variant; `cache` keeps the features of the teacher."""
+def supervision(args: argparse.Namespace, variant: str, *, cache: str) -> list[str]:
+    """Overrides that turn on the terms of a variant; `cache` keeps the features of the teacher, "": computed in each step."""
     teacher = {"weight": args.teacher_weight, "path": args.teacher, "cache": cache, "image_size": args.teacher_side}
     terms = {"teacher": teacher, "words": {"weight": args.words_weight, "model": args.base}}
     return [f"objective.semantic.{term}.{key}={value}" for term in VARIANTS[variant] for key, value in terms[term].items()]

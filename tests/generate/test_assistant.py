@@ -1,12 +1,14 @@
 """The object for notebooks: answers and draws as the functions below it do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from unicode.generate.answers import AnswerConfig, answer_questions
-from unicode.generate.chat import load_model
-from unicode.generate.images import ImageSampler, caption_request
+from unicode.generate.chat import Assistant, load_model
+from unicode.generate.images import ImageSampler, caption_request, decode_pictures
 from unicode.generate.questions import AskedQuestion
 from unicode.generate.sampling import Sampling
 
@@ -43,6 +45,9 @@ def test_draws_as_the_batch_does(assistant):
     tokenizer = assistant.model.images
     ids = drawing.ids[None]
     assert set(ids[0].tolist()) <= set(tokenizer.row_ids.tolist())
+    asked = Assistant(replace(assistant.model, card=replace(assistant.model.card, request="{caption}")))
+    (bare,) = ImageSampler(assistant.model).draw([caption_request("a red circle", seed=1, template="{caption}")])
+    assert np.array_equal(asked.draw("a red circle", seed=1), decode_pictures(assistant.model, bare.ids[None])[0])
     assert not np.array_equal(picture, assistant.draw("a red circle", seed=2, guidance=2.0, top_k=5))
     with pytest.raises(ValueError, match="empty"):
         assistant.draw(" ")

@@ -34,12 +34,11 @@ def draw_share(seed: int, *keys: str) -> float:
     return (_hash(seed, keys) >> 11) * 2.0**-53
 
 
-def fill(task: str, seed: int, key: str, *, first: int = 0, **slots: str) -> str:
-    """A template of `task`, of its `first` so many (0: of all) drawn for the record `key`, filled in. ValueError for an unknown task."""
+def fill(task: str, seed: int, key: str, **slots: str) -> str:
+    """A template of `task`, drawn for the record `key`, filled in. ValueError for an unknown task."""
     if task not in TEMPLATES:
         raise ValueError(f"no templates for task '{task}'; there are: {', '.join(TEMPLATES)}")
-    templates = TEMPLATES[task][: first or None]
-    return templates[draw(len(templates), seed, task, key)].format(**slots)
+    return TEMPLATES[task][draw(len(TEMPLATES[task]), seed, task, key)].format(**slots)
 
 
 def _hash(seed: int, keys: tuple[str, ...]) -> int:

@@ -9,7 +9,6 @@ from unicode.annotations.templates import (
     DECOMPRESSION,
     FIRST_ROW,
     NEXT_ROW,
-    TEMPLATES,
     TEXT_TO_IMAGE,
     UNCONDITIONAL,
     draw,
@@ -29,7 +28,7 @@ def get_t2v_anno(
     seed: int = 0,
     anno: str | Path = f"{LAION}.json",
     parts: int = 1,
-    templates: int = 0,
+    request: str = "",
     dry_run: bool = False,
 ) -> Report:
     """Captioned images -> text-to-image conversations: the whole image, and parts of it row by row.
@@ -38,12 +37,12 @@ def get_t2v_anno(
     of coarse cells; each row is as likely as any other, the first (from nothing) and the last included. Writes three shuffled files,
     <name>_t2v.json (all), <name>_t2v_full.json and <name>_t2v_part.json. Records that are not one image with one answer are left out and
     counted. `parts`: part records per image, each of another row; at most as many as the image has rows.
-    `templates`: requests use the first so many of the task, of which the first is that of generation; 0: all. One suits captions that are
-    requests in many forms already.
+    `request`: words of every request, with the slot {caption}; "": those of the task's templates, of which the first is that of generation.
+    '{caption}' alone suits captions that are requests in many forms already; tune with the same words in model.request.
     """
     source, layout = find_source(root, anno), images.layout
-    if not 0 <= templates <= len(TEMPLATES[TEXT_TO_IMAGE]):
-        raise ValueError(f"templates is {templates}; choose 0 to {len(TEMPLATES[TEXT_TO_IMAGE])}")
+    if request and "{caption}" not in request:
+        raise ValueError(f"the request '{request}' has no slot {{caption}}")
     if not 0 <= parts <= layout.coarse_rows:
         raise ValueError(f"parts is {parts}; choose 0 to {layout.coarse_rows}, the rows of an image of {layout.describe()}")
 
@@ -51,7 +50,7 @@ def get_t2v_anno(
         conversation = read_record(record, form="llava")
         caption, name = conversation.caption, source.key(conversation.keys[0])
         key, ids = f"{conversation.id}\0{name}", images.get(name)
-        prompt = fill(TEXT_TO_IMAGE, seed, key, first=templates, caption=caption)
+        prompt = request.replace("{caption}", caption) if request else fill(TEXT_TO_IMAGE, seed, key, caption=caption)
         made = [(WHOLE, make_record(conversation.id, TEXT_TO_IMAGE, [prompt, write_run(ids)], **images.fields))]
         for row in draw_rows(layout.coarse_rows, parts, seed, key):
             before = write_run(ids[: layout.prefix(row)])  # the requests for the first row have no slot for it

@@ -52,7 +52,8 @@ class Chat:
             self.turns, self.contents = [], []
             return ""
         if line.startswith("/draw"):
-            request = caption_request(line.removeprefix("/draw").strip(), seed=self.config.seed + self.count, template=self.config.template)
+            template = self.config.template or self.model.card.request
+            request = caption_request(line.removeprefix("/draw").strip(), seed=self.config.seed + self.count, template=template)
             return self.save(ids_of(self.drawer.draw([request])[0]))
         words, paths = split_line(line)
         contents = [*self.contents, *(self.read(path) for path in paths)]
@@ -147,7 +148,7 @@ class Assistant(HubMixin):
         """
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         sampler = self._sampler(merge_sampling(self.model.card.sampling, given))
-        (drawing,) = sampler.draw([caption_request(caption, seed=seed)])
+        (drawing,) = sampler.draw([caption_request(caption, seed=seed, template=self.model.card.request)])
         return Image.fromarray(decode_pictures(self.model, ids_of(drawing)[None])[0])
 
     def save_pretrained(self, path: str | Path, *, base: str = "", image_tokenizer: str = "", license_name: str = "") -> None:

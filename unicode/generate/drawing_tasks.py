@@ -17,7 +17,7 @@ from unicode.common.distributed import is_main, rank, world_size
 from unicode.common.files import read_damaged_jsonl
 from unicode.common.json_lists import read_json_list
 from unicode.common.logging import get_logger
-from unicode.generate.images import CAPTION_TEMPLATE, FREE_QUESTION, Drawing, DrawRequest, caption_request, decode_pictures
+from unicode.generate.images import FREE_QUESTION, Drawing, DrawRequest, caption_request, decode_pictures
 from unicode.generate.jobs import OutputSlot, Record, ResultFile, save_picture
 from unicode.ids.store import check_key
 from unicode.ids.text import OPEN, write_run
@@ -44,7 +44,7 @@ class DrawPrompt:
     reference: str = ""  # Key of the scene or image that the words describe
     error: str = ""  # What is wrong with the line
 
-    def request(self, *, seed: int, sample: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
+    def request(self, *, seed: int, sample: int = 0, template: str = "") -> DrawRequest:
         """Return what to ask the model.
 
         `seed`: of the run; the picture's own is drawn from it, the id and the number of the sample, so that no other line matters.
@@ -176,7 +176,7 @@ class Job:
 class PromptTask:
     """Pictures of prompts, whose `ids` stand in their order."""
 
-    def __init__(self, prompts: Sequence[DrawPrompt], *, seed: int, template: str = CAPTION_TEMPLATE) -> None:
+    def __init__(self, prompts: Sequence[DrawPrompt], *, seed: int, template: str = "") -> None:
         self.ids = [prompt.id for prompt in prompts]
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._seed, self._template = seed, template
@@ -210,7 +210,7 @@ class ImageTask:
 
     def __init__(
         self, model: LanguageModel, dataset: ImageDataset, *, rows: int | None, caption: str = "", seed: int,
-        template: str = CAPTION_TEMPLATE,
+        template: str = "",
     ) -> None:  # fmt: skip
         assert model.layout is not None
         if rows is not None and not 0 <= rows < model.layout.coarse_rows:

@@ -45,15 +45,15 @@ class Drawing:
     error: str = ""  # Why there is none
 
 
-def caption_request(caption: str, *, seed: int = 0, template: str = CAPTION_TEMPLATE) -> DrawRequest:
-    """A request for a picture of some words, put into a template that has a slot {caption}.
+def caption_request(caption: str, *, seed: int = 0, template: str = "") -> DrawRequest:
+    """A request for a picture of some words, put into a template that has a slot {caption}; "": `CAPTION_TEMPLATE`.
 
     Raises ValueError: no words, or a template that has no such slot.
     """
     if not caption.strip():
         raise ValueError("the prompt is empty; say what is to be drawn")
     try:
-        question = template.format(caption=caption)
+        question = (template or CAPTION_TEMPLATE).format(caption=caption)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"template '{template}' cannot be filled in; its only slot is {{caption}}") from error
     return DrawRequest(question, seed=seed)
@@ -156,8 +156,9 @@ class GenerationConfig:
     """Prompts, sampling, and the pictures to compare with. Raises ValueError: a value out of range, or a template with an unknown slot."""
 
     prompts: str = ""  # A file (.txt, .jsonl, LLaVA .json), shapes:val, or unconditional:NUMBER
-    template: str = CAPTION_TEMPLATE
-    """What the user says about a description, which takes the place of {caption}; '{caption}' alone leaves it as it is."""
+    template: str = ""
+    """What the user says about a description, which takes the place of {caption}; '{caption}' alone leaves it as it is. Left out: as the
+    model was trained, else 'Draw a picture of "{caption}".'"""
     samples: int = 1  # Pictures per prompt, each with a seed of its own
     limit: int = 0  # The first so many prompts only; 0: all
     seed: int = 0  # Of the sampling; a picture's own seed is drawn from it and the id of the prompt

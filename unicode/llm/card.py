@@ -30,6 +30,7 @@ class Card:
     base: str  # Path of the base model as it was given
     base_fingerprint: str  # `fingerprint_base` of it
     template: str  # Name of the template of the conversations
+    request: str = ""  # What a request for a picture says, with the description in place of {caption}; "": the project's usual words
     input_mode: str = "ids"  # How images in questions are read
     layout: Layout | None = None  # Grid and order of the ids; None for a model without image ids
     image_tokenizer: dict[str, str] | None = None  # {"path": ..., "fingerprint": ...} of the tokenizer that made the ids

@@ -24,7 +24,8 @@ def share_right(sampler: Any, prompts: list[Any], config: Any, gallery: Gallery 
     from unicode.generate.chat import ids_of
     from unicode.generate.images import decode_pictures
 
-    requests = [prompt.request(seed=config.seed, template=config.template) for prompt in prompts]
+    template = config.template or sampler.model.card.request
+    requests = [prompt.request(seed=config.seed, template=template) for prompt in prompts]
     batches = [requests[start : start + config.batch_size] for start in range(0, len(requests), config.batch_size)]
     pixels = [decode_pictures(sampler.model, np.stack([ids_of(one) for one in sampler.draw(batch)])) for batch in batches]
     side = pixels[0].shape[1]

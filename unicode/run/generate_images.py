@@ -113,12 +113,13 @@ def main(argv: list[str] | None = None) -> int:
         return hold_conversations(model, args, config)
     from unicode.generate.drawing_tasks import Sampler, run_task
     from unicode.generate.engine import CachedDecoder
-    from unicode.generate.images import ImageSampler, check_can_draw
+    from unicode.generate.images import CAPTION_TEMPLATE, ImageSampler, check_can_draw
     from unicode.generate.jobs import RESULTS, ResultFile, output_slots
     from unicode.metrics.reconstruction import psnr
     from unicode.serve.engines import EngineSampler
 
     check_can_draw(model)
+    config = replace(config, template=config.template or model.card.request or CAPTION_TEMPLATE)
     sampling = config.sampling({"temperature": 0.0} if args.decompress else model.card.sampling, guided=engine is None)
     task = build_task(model, args, config)
     slots = output_slots(task.ids, samples=config.samples)

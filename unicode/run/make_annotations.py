@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "anno": {"metavar": ANNO, "help": "annotation file @ folder of the image root where its paths start; default: '%(default)s'"},
     "annos": {"flag": "--anno", "nargs": "+", "metavar": ANNO, "help": "several such files; concat_uni_anno takes FILE*WEIGHT too"},
     "weights": {"nargs": "+", "type": float, "metavar": "W", "help": "how often a record of each file occurs on average; default: 1"},
-    "templates": {"type": int, "help": "requests use the first so many templates; default: %(default)s, all"},
+    "request": {"metavar": "WORDS", "help": "words of every request, with {caption} in them; default: those of the templates"},
     "parts": {"type": int, "help": "part records per image; default: %(default)s"},
     "share": {"type": float, "help": "share of the images; default: %(default)s"},
     "val_share": {"type": float, "help": "share of the val part; default: %(default)s"},

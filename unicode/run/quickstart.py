@@ -148,7 +148,7 @@ OTHERS = {
         "prefix": "emoji", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "tokenizer_settings": "data.root={out}/anno/images",
         "base_settings": "--text {out}/anno/base_text.txt --vocab-size 2048 --lowercase --tokenizer-lines 14000 "
         "--width 192 --hidden 512 --heads 6 --batch-size 8 --steps 300",
-        "rows": "--last 1024", "requests": "--templates 1 --parts 0", "free": "--share 1",
+        "rows": "--last 1024", "requests": "--request {{caption}} --parts 0", "free": "--share 1",
         "held_out": "{anno}_captions_unseen_seen.json --root {out}/anno/images", "prompts": "{anno}_captions_unseen_seen.json",
         "sampling": "", "drawn": "limit=500", "gallery": "--gallery {anno}_gallery.json",
         "reader": "{out}/both", "drawer": "{out}/both", "forms": "",

@@ -291,7 +291,8 @@ class Server:
         if body.compressed:
             question = TEMPLATES[DECOMPRESSION][0].format(ids=write_run(self.check_ids(body.compressed)))
         else:
-            question = FREE_QUESTION if body.given and not body.prompt else caption_request(body.prompt).question
+            free = body.given and not body.prompt
+            question = FREE_QUESTION if free else caption_request(body.prompt, template=self.model.card.request).question
         given, compressed = self.check_ids(body.given, rows=True) if body.given else NOTHING, bool(body.compressed)
         return [DrawRequest(question, body.seed + number, given, compressed) for number in range(body.n)]
 

@@ -167,6 +167,9 @@ class ModelConfig:
     """Folder of the image tokenizer, kept in unicode.json for inference and checked against the ids; training needs it for cells and soft
     targets alone."""
     template: str = "vicuna_v1"  # Prompt template: vicuna_v1, llama_2, llava_llama_2, llava_v1, plain, or chat (the model's own)
+    request: str = ""
+    """What a request for a picture says, with the description in place of {caption}, as in the training data (get_t2v_anno --request); kept
+    in unicode.json for drawing. Left out: the first of the project's own words."""
     input_mode: str = "ids"  # `ids` (one position per id) or `sum` (one position per coarse cell: the sum of the rows of its ids)
     output_mode: str = "ids"
     """How images in answers are written: `ids` (one position per id) or `cells` (one per coarse cell, whose ids a small transformer writes
@@ -180,6 +183,8 @@ class ModelConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
+        if self.request and "{caption}" not in self.request:
+            raise ValueError(f"model.request '{self.request}' has no slot {{caption}} for the description")
         _check_word("model.attention", self.attention, ATTENTIONS)
         _check_word("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_word("model.quantize", self.quantize, ("none", "nf4", "int8"))

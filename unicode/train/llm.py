@@ -206,6 +206,7 @@ class LlmTraining:
             base=config.model.path,
             base_fingerprint=fingerprint_base(config.model.path),
             template=config.model.template,
+            request=config.model.request,
             input_mode=config.model.input_mode,
             layout=train.layout,
             image_tokenizer=image_tokenizer if any(image_tokenizer.values()) else None,
