@@ -89,7 +89,7 @@ def make_tokenizer(args: Namespace, folder: Path, mode: str, seed: int) -> dict[
     row_ids = load_table(table).select_ids(ROWS[args.set])
     settings = [f"model.codebook.table={table}", "train.val_images=8", "train.num_workers=0"]
     settings += runs.codebook_modes(len(row_ids))[DEFAULT[0] if mode in TERMS else mode]
-    settings += [f"data.root={args.made}/anno/images"] if args.set == "emoji" else []
+    settings += [semantic.WITHOUT, *([f"data.root={args.made}/anno/images"] if args.set == "emoji" else [])]
     if mode in TERMS:
         args.base = args.made / "base"
         cache = str(args.out / "teacher.safetensors") if args.set == "emoji" else ""  # few steps see a part of 58,800 pictures once

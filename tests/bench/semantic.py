@@ -23,6 +23,7 @@ from typing import Any
 from runs import ROOT, answer, call, coded, one_core, print_means, read_results, start_missing, train_tokenizer, tune
 
 EMOJI, FASHION = "datasets/emoji", "/usr/share/datasets/fashion-mnist"
+WITHOUT = "objective.semantic.words.weight=0"  # which a config may have on
 VARIANTS = {"without": (), "teacher": ("teacher",), "words": ("words",), "both": ("teacher", "words")}
 PARTS = {"emoji": ("train", ("choose", "unseen", "new")), "fashion": ("train", ("test",))}
 
@@ -58,7 +59,7 @@ def convert_teacher(weights: Path, out: Path) -> None:
 def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> list[str]:
     """Overrides of the set's config for one run."""
     made = [f"model.codebook.table={args.base}/table.safetensors", "data.crop=center", *one_core(folder, seed=seed, steps=args.steps)]
-    made += [f"data.limit={args.pictures}"]
+    made += [f"data.limit={args.pictures}", WITHOUT]
     if args.set == "emoji":
         made += [f"data.root={EMOJI}/images", f"data.captions={EMOJI}/emoji_gallery.json"]
     return made + supervision(args, variant, cache=f"{args.out}/{args.set}-teacher.safetensors")
