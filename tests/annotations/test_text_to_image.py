@@ -161,8 +161,9 @@ def test_requests_in_words_of_ones_own(captioned: Captioned, tmp_path: Path) -> 
     get_t2v_anno(root, images, tmp_path, parts=0, request="{caption}")
     asked = {record["conversations"][0]["value"] for record in read(tmp_path, NAMES[1])}
     assert asked == {f"a picture of {key[4:8]}" for key in ids}
-    with pytest.raises(ValueError, match=r"'draw' has no slot \{caption\}"):
-        get_t2v_anno(root, images, tmp_path, request="draw")
+    for wrong in ("draw", "{caption} {size}", "{"):
+        with pytest.raises(ValueError, match=r"only slot is \{caption\}"):
+            get_t2v_anno(root, images, tmp_path, request=wrong)
 
 
 def test_refusals(captioned: Captioned, tmp_path: Path, write: Any) -> None:

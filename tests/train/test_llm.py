@@ -261,7 +261,7 @@ def test_preview_shows_what_is_learned(llm_overrides: list[str], capsys: pytest.
         (["model.quantize=nf4", "lora.enabled=false"], r"needs lora\.enabled=true"),
         (["model.attention=flash_attention_2"], "flash-attn"),
         (["model.template=vicuna"], "vicuna_v1"),
-        (["model.request=draw"], r"model\.request 'draw' has no slot"),
+        (["model.request=draw"], r"template 'draw' cannot be filled in"),
         (["train.batch_size=9", "train.micro_batch_size=2"], "multiple of 2"),
         (["train.step=3"], r"did you mean 'train\.steps'"),
         (["run.deepspeed=zero9.json"], r"no DeepSpeed config zero9\.json; run\.deepspeed takes configs/deepspeed"),

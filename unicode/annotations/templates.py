@@ -41,6 +41,16 @@ def fill(task: str, seed: int, key: str, **slots: str) -> str:
     return TEMPLATES[task][draw(len(TEMPLATES[task]), seed, task, key)].format(**slots)
 
 
+def fill_caption(request: str, caption: str) -> str:
+    """Put a description into the words of a request. ValueError: words without the slot {caption}, or with another."""
+    try:
+        if "{caption}" in request:
+            return request.format(caption=caption)
+    except (KeyError, IndexError, ValueError):
+        pass
+    raise ValueError(f"template '{request}' cannot be filled in; its only slot is {{caption}}")
+
+
 def _hash(seed: int, keys: tuple[str, ...]) -> int:
     message = "\0".join((str(seed), *keys)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(message, digest_size=8).digest(), "big")

@@ -14,6 +14,7 @@ from unicode.annotations.templates import (
     draw,
     draw_share,
     fill,
+    fill_caption,
 )
 from unicode.ids.text import write_run
 
@@ -41,8 +42,8 @@ def get_t2v_anno(
     '{caption}' alone suits captions that are requests in many forms already; tune with the same words in model.request.
     """
     source, layout = find_source(root, anno), images.layout
-    if request and "{caption}" not in request:
-        raise ValueError(f"the request '{request}' has no slot {{caption}}")
+    if request:
+        fill_caption(request, "words")  # one without the slot ends here
     if not 0 <= parts <= layout.coarse_rows:
         raise ValueError(f"parts is {parts}; choose 0 to {layout.coarse_rows}, the rows of an image of {layout.describe()}")
 
@@ -50,7 +51,7 @@ def get_t2v_anno(
         conversation = read_record(record, form="llava")
         caption, name = conversation.caption, source.key(conversation.keys[0])
         key, ids = f"{conversation.id}\0{name}", images.get(name)
-        prompt = request.replace("{caption}", caption) if request else fill(TEXT_TO_IMAGE, seed, key, caption=caption)
+        prompt = fill_caption(request, caption) if request else fill(TEXT_TO_IMAGE, seed, key, caption=caption)
         made = [(WHOLE, make_record(conversation.id, TEXT_TO_IMAGE, [prompt, write_run(ids)], **images.fields))]
         for row in draw_rows(layout.coarse_rows, parts, seed, key):
             before = write_run(ids[: layout.prefix(row)])  # the requests for the first row have no slot for it

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL
+from unicode.annotations.templates import TEMPLATES, TEXT_TO_IMAGE, UNCONDITIONAL, fill_caption
 from unicode.generate.engine import CachedDecoder, ImageHead, sample_image_tokens
 from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.images.dataset import DataConfig
@@ -52,11 +52,7 @@ def caption_request(caption: str, *, seed: int = 0, template: str = "") -> DrawR
     """
     if not caption.strip():
         raise ValueError("the prompt is empty; say what is to be drawn")
-    try:
-        question = (template or CAPTION_TEMPLATE).format(caption=caption)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"template '{template}' cannot be filled in; its only slot is {{caption}}") from error
-    return DrawRequest(question, seed=seed)
+    return DrawRequest(fill_caption(template or CAPTION_TEMPLATE, caption), seed=seed)
 
 
 def check_can_draw(model: LanguageModel) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from unicode.annotations.records import TASKS
+from unicode.annotations.templates import fill_caption
 from unicode.images.dataset import DataConfig
 from unicode.llm.card import OUTPUT_MODES
 from unicode.llm.cell_head import CellSettings
@@ -183,8 +184,8 @@ class ModelConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        if self.request and "{caption}" not in self.request:
-            raise ValueError(f"model.request '{self.request}' has no slot {{caption}} for the description")
+        if self.request:
+            fill_caption(self.request, "words")  # one that cannot be drawn with later ends here
         _check_word("model.attention", self.attention, ATTENTIONS)
         _check_word("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_word("model.quantize", self.quantize, ("none", "nf4", "int8"))
