@@ -63,6 +63,9 @@ def test_a_user_is_told(stamps: Path, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / "flat" / f"{number}.png")
-        (tmp_path / "flat" / f"{number}.txt").write_text(f"thing {number}")
+        (tmp_path / "flat" / f"{number}.txt").write_text("a thing")
     flat = run("--root", tmp_path / "flat", "--out", tmp_path / "out2", "--size", 16)
-    assert flat.returncode == 2 and "ask for the names of subfolders" in flat.stderr
+    assert flat.returncode == 2 and "no held-out questions; raise --val-share" in flat.stderr
+    (tmp_path / "flat" / "2.txt").write_text("another thing")
+    assert run("--root", tmp_path / "flat", "--out", tmp_path / "out2", "--size", 16, "--val-share", 0.5).returncode == 0
+    assert "describe the picture" in (tmp_path / "out2" / "questions_val.jsonl").read_text()

@@ -4,7 +4,7 @@
 
 OUT/images/animals/birds/owl.png, owl.txt    squares on white, with the caption in English
 OUT/images_captions_{train,val}.json         "Describe it." and the caption
-OUT/images_questions_{train,val}.json        questions for the subject and the group, from the tree of folders
+OUT/images_questions_{train,val}.json        questions for the subject and the group, from the tree of folders, or for the caption
 OUT/questions_val.jsonl                      the held-out questions one by one, with the right answers
 """
 
@@ -109,8 +109,7 @@ def prepare(argv: list[str] | None) -> int:
             raise ValueError(f"{args.root}: none of {left_out} pictures can be read and has a caption; {remedy}")
         get_folder_anno(images, args.out, seed=args.seed, val_share=args.val_share)
         if not read_json(args.out / "images_questions_val.json"):
-            remedy = "sort the pictures into folders such as animals/birds, or raise --val-share"
-            raise ValueError(f"{args.root}: no held-out questions, which ask for the names of subfolders; {remedy}")
+            raise ValueError(f"{args.root}: no held-out questions; raise --val-share, or add pictures whose captions differ")
         asked = write_question_file(args.out / "images_questions_val.json", args.out / "questions_val.jsonl")
     print(f"{args.out}: {made} squares of {args.size} pixels, {left_out} pictures left out, {asked} held-out questions")
     return 0

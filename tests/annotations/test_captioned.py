@@ -133,13 +133,25 @@ def test_val_is_what_the_tokenizer_never_saw(tmp_path: Path) -> None:
         assert 5 < len(read(tmp_path / "out", "photos_questions_val")) < 25
 
 
-def test_a_flat_folder_has_captions_only(tmp_path: Path) -> None:
+def test_a_flat_folder_is_asked_which_caption_fits(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "photos/a.png")
-    (tmp_path / "photos/a.txt").write_text("A thing.")
+    texts = {"a": "A thing.", "b": "A thing.", "c": "Another thing.", "d": ""}
+    for name, text in texts.items():
+        Image.new("RGB", (8, 8)).save(tmp_path / f"photos/{name}.png")
+        (tmp_path / f"photos/{name}.txt").write_text(text)
     report = get_folder_anno(tmp_path / "photos", tmp_path / "out", val_share=0)
-    assert "captions only" in report.notes[0]
-    assert len(read(tmp_path / "out", "photos_captions_train")) == 1 and read(tmp_path / "out", "photos_questions_train") == []
+    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"no caption": 1}
+    for record in read(tmp_path / "out", "photos_questions_train"):
+        own = texts[record["image"][0]]
+        other = "Another thing." if own == "A thing." else "A thing."
+        asked = {tag_free(question): answer for question, answer in pairs(record)}
+        assert asked.pop(f'Does "{own}" describe the picture?') == "yes" and asked.pop(f'Does "{other}" describe the picture?') == "no"
+        ((choice, answer),) = asked.items()
+        assert choice in {f'Which caption fits the picture: "{x}" or "{y}"?' for x, y in ((own, other), (other, own))} and answer == own
+    assert len(read(tmp_path / "out", "photos_questions_train")) == 3
+    (tmp_path / "photos/c.txt").unlink()
+    get_folder_anno(tmp_path / "photos", tmp_path / "out", val_share=0)
+    assert read(tmp_path / "out", "photos_questions_train") == []  # all captions are the same
 
 
 def test_the_seed_fixes_everything(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ Of the shapes world there are <name>_{captions,questions}_val_held.json too: the
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +24,7 @@ from unicode.images.shapes_text import SceneQuestion, scene_questions, typed_cap
 
 SHORT = "Answer the question using a single word or phrase."
 """What stands after the first question of a conversation in LLaVA's mix, and after every question of the benchmarks."""
-NUM_CHOICES = 4
+NUM_CHOICES, OTHERS = 4, 8  # answers to choose from; pictures among which another caption is looked for
 Conversation = list[dict[str, Any]]  # Turns as a data set has them
 Words = tuple[int, str, Sequence[SceneQuestion] | Conversation]  # Of one picture: place of its split, caption ("": none), questions
 Groups = dict[str, list[str]]  # Folder of a tree ("" for its root) -> names of the folders in it that hold pictures
@@ -65,7 +66,7 @@ def get_folder_anno(
     """Captions and questions of a folder of captioned pictures: animals/birds/owl.png with animals/birds/owl.txt.
 
     The caption is the first line of the text; the questions ask for the subject (animals) and the group (birds), taken from the tree
-    of folders. Writes <name>_captions_{train,val}.json and <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
+    of folders, or of a picture in none, which of two captions is its own. Writes <name>_captions_{train,val}.json and <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
 
     Args:
         root: the folder of pictures, from which the paths in the output start.
@@ -76,11 +77,15 @@ def get_folder_anno(
 
     def describe(key: str, rng: Random) -> Words:
         caption = read_caption((Path(root) / key).with_suffix(".txt"))
-        return int(is_held_out(key, val_share)), caption, subject_questions(key, groups, rng)
+        asked = subject_questions(key, groups, rng) or caption_questions(caption, others(rng), rng)
+        return int(is_held_out(key, val_share)), caption, asked
+
+    def others(rng: Random) -> Iterator[str]:
+        for key in rng.sample(keys, min(OTHERS, len(keys))):
+            with suppress(RefusedError):
+                yield read_caption((Path(root) / key).with_suffix(".txt"))
 
     report = Report("get_folder_anno", seed, inputs=[str(root)])
-    if not groups.get(""):
-        report.note(f"the pictures of {root} are not in folders of subjects: captions only, no questions")
     return build_words(report, Path(root).resolve().name, keys, describe, Path(out), questions=questions, dry_run=dry_run)
 
 
@@ -163,6 +168,17 @@ def subject_questions(key: str, groups: Groups, rng: Random) -> list[SceneQuesti
             found.append(SceneQuestion(f"Does the picture belong to the subject {_plain(rng.choice(others))}?", "no", "yesno"))
         else:
             found.append(SceneQuestion(f"Within {_plain(folders[0])}, which group fits best: {choice}?", _plain(name), "group"))
+    return rng.sample(found, len(found))
+
+
+def caption_questions(caption: str, others: Iterable[str], rng: Random) -> list[SceneQuestion]:
+    """Questions about a caption and the first of others that differs, in random order; none where there is no such one."""
+    other = next((other for other in others if other != caption), None)
+    if other is None:
+        return []
+    first, second = rng.sample((caption, other), 2)
+    found = [SceneQuestion(f'Which caption fits the picture: "{first}" or "{second}"?', caption, "caption")]
+    found += [SceneQuestion(f'Does "{text}" describe the picture?', said, "yesno") for text, said in ((caption, "yes"), (other, "no"))]
     return rng.sample(found, len(found))
 
 

@@ -297,7 +297,7 @@ def smollm2() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m unicode.run.quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", default="outputs/quickstart", help="folder of everything (default: %(default)s)")
-    pictures = f"{', '.join(DATA)}, or a folder of pictures in subfolders, a .txt beside each (default: %(default)s)"
+    pictures = f"{', '.join(DATA)}, or a folder of pictures, a .txt beside each (default: %(default)s)"
     parser.add_argument("--data", default=DATA[0], metavar="PICTURES", help=pictures)
     parser.add_argument("--llm", default="", metavar="MODEL", help="smollm2, a Hugging Face folder or a .gguf file (default: made, small)")
     parser.add_argument("--from", dest="first", default="", metavar="STEP", help="begin with this step")
