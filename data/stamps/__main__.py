@@ -58,9 +58,9 @@ def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
             inside = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS, reducing_gap=3)
             square = Image.new("RGB", (size, size), "white")
             square.paste(inside, ((size - inside.width) // 2, (size - inside.height) // 2))
-            write_list(path.with_suffix(".txt"), [caption])
             with atomic_write(path, "wb") as file:
                 square.save(file, format="PNG")
+        write_list(path.with_suffix(".txt"), [caption])
         made += 1
     return made, left_out
 

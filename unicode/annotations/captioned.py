@@ -66,7 +66,8 @@ def get_folder_anno(
     """Captions and questions of a folder of captioned pictures: animals/birds/owl.png with animals/birds/owl.txt.
 
     The caption is the first line of the text; the questions ask for the subject (animals) and the group (birds), taken from the tree
-    of folders, or of a picture in none, which of two captions is its own. Writes <name>_captions_{train,val}.json and <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
+    of folders, or of a picture in none, which of two captions is its own. Writes <name>_captions_{train,val}.json and
+    <name>_questions_{train,val}.json, shuffled; <name> is the folder's.
 
     Args:
         root: the folder of pictures, from which the paths in the output start.
