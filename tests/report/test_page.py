@@ -48,7 +48,7 @@ def read(page: str) -> Reader:
 
 
 def arguments(runs) -> list[str]:
-    words = ["--reconstruction", runs.reconstruction, "--tokenizer", runs.tokenizer, "--llm", runs.llm, f"second={runs.llm}"]
+    words = ["--reconstruction", runs.reconstruction, f"before={runs.reconstruction}", "--tokenizer", runs.tokenizer, "--llm", runs.llm, f"second={runs.llm}"]
     words += ["--questions", runs.questions, "--answers", runs.answers, f"blind={runs.blind}", "--images", runs.questions.parent]
     words += ["--generation", runs.generation, "--decompression", runs.decompression, "--steps", runs.steps]
     words += ["--benchmarks", runs.benchmarks]
@@ -78,7 +78,8 @@ def test_the_page_says_what_the_runs_reached(page):
     text = page.read_text(encoding="utf-8")
     assert "from a prompt, greedily, with guidance 2, 0.25 s each" in text
     figures = ("35.5 dB", "75.0 %", "blind 33.3 %", "95.0 %", "83 %", "shuffled prompts 4.5 %", "15.5 min")
-    for shown in (*figures, "adversarial.f1", "blind, grey", "second", "give --inception FILE", "nearest words: red, crimson"):
+    words = ("nearest words after: red, crimson", "nearest words before: red, crimson")
+    for shown in (*figures, *words, "adversarial.f1", "blind, grey", "second", "give --inception FILE"):
         assert shown in text, shown
 
 

@@ -89,10 +89,18 @@ def read_grid(path: str | Path, side: int) -> np.ndarray:
     return pixels.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)[:, :, :side, :side]
 
 
-def reconstruction_section(folder: str | Path | None) -> page.Section:
-    """Return the section on the reconstructions in the folder of metrics.json and grid.png."""
+def nearest_words(reports: Mapping[str, Mapping[str, Any]], place: int) -> list[str]:
+    """Return a line for each report that has words of the picture at `place` of the first one."""
+    words = {name: {one["key"]: ", ".join(map(str, one["nearest"])) for one in report.get("words", [])} for name, report in reports.items()}
+    keys = [*next(iter(words.values()))][place : place + 1]
+    return [f"nearest words{f' {name}' * (len(words) > 1)}: {known[key]}" for key in keys for name, known in words.items() if key in known]
+
+
+def reconstruction_section(folders: Mapping[str, str | Path]) -> page.Section:
+    """Return the section on the reconstructions in the first folder of metrics.json and grid.png, and the nearest words of all."""
     title, name = "Images and their reconstructions", "Reconstruction"
-    report = read_object(Path(folder) / "metrics.json") if folder else {}
+    reports = {each: read_object(Path(folder) / "metrics.json") for each, folder in folders.items()}
+    folder, report = next(iter(folders.values()), None), next(iter(reports.values()), {})
     if folder is None or not report:
         return page.Section(title, name, [page.missing("The reconstructions were not measured. They come from", EVALUATE)])
     protocol, levels, metrics = report.get("protocol", {}), report.get("codes", {}).get("levels", []), report.get("metrics", {})
@@ -103,9 +111,8 @@ def reconstruction_section(folder: str | Path | None) -> page.Section:
     if side and (Path(folder) / "grid.png").is_file():
         examples = read_grid(Path(folder) / "grid.png", int(side)).swapaxes(0, 1)[:NUM_RECONSTRUCTED]
         rows = [zip(GRID_ROWS, example, strict=False) for example in examples]
-        words = [f"nearest words: {', '.join(map(str, one['nearest']))}" for one in report.get("words", [])]
         pairs = [[(page.picture(pixels, f"example {at}: {row}"), row) for row, pixels in example] for at, example in enumerate(rows, 1)]
-        cards = [page.Card(pair, lines=words[at : at + 1]) for at, pair in enumerate(pairs)]
+        cards = [page.Card(pair, lines=nearest_words(reports, at)) for at, pair in enumerate(pairs)]
         blocks.append(page.gallery(cards, "pairs"))
     else:
         blocks.append(page.missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))

@@ -159,7 +159,7 @@ OTHERS = {
     "fashion": {
         "prefix": "fashionmnist", "stores": "{out}/ids/train {out}/ids/test", "pictures": f"{TEST.replace(':test', ':train')} {TEST}",
         "base_settings": "--text {anno}_text.txt", "tokenizer_settings": "objective.semantic.words.model={base}",
-        "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true", "compressed": TEST,
+        "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true --probe --base {{base}}", "compressed": TEST,
         "prompts": "{anno}_captions_test.json", "questions": "{anno}_questions_test.json", "asked": "--kinds what what_held",
         "sampling": "temperature=0.8 guidance=2", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
         "others": "", "scores": "",

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, type=Path, metavar="FILE", help="the page, a .html file")
     add("--title", default="UniCode", help="(default: %(default)s)")
     add("--tokenizer", type=Path, metavar="RUN", help="run folder of train_tokenizer; its ids/ are counted")
-    add("--reconstruction", type=Path, metavar="DIR", help="folder of eval_tokenizer's metrics.json and grid.png")
+    measured = "folders of eval_tokenizer's metrics.json and grid.png; of later ones, as before=DIR, the nearest words are shown beside"
+    add("--reconstruction", nargs="+", default=[], metavar=NAMED, help=measured)
     add("--base", type=Path, metavar="DIR", help="language model whose words the ids are")
     add("--ids", nargs="+", default=[], metavar="STORE", help="stores of ids (default: those in ids/ of the tokenizer)")
     add("--images", nargs="+", default=[], metavar="PLACE", help="where pictures are found by name: folders, shapes:SPLIT")
@@ -67,17 +68,17 @@ def page_sections(args: argparse.Namespace, own_command: str) -> list[Section]:
     from unicode.report import sections
     from unicode.report.words import words_section
 
-    answers, drawings = named(args.answers), named(args.generation)
+    answers, drawings, rebuilt = named(args.answers), named(args.generation), named(args.reconstruction, "after")
     places = args.images
-    if args.reconstruction and not places:
-        measured = sections.read_object(args.reconstruction / "metrics.json").get("protocol", {}).get("image_set", "")
+    if rebuilt and not places:
+        measured = sections.read_object(Path(next(iter(rebuilt.values()))) / "metrics.json").get("protocol", {}).get("image_set", "")
         places = [measured] if is_world(measured) else []
     images = ImageLookup(places, world=args.world)
     runs = ({"tokenizer": args.tokenizer} if args.tokenizer else {}) | named(args.llm, "language model")
     first = drawings.pop(next(iter(drawings), ""), None)
     steps = sections.read_steps(args.steps)
     return [
-        sections.reconstruction_section(args.reconstruction),
+        sections.reconstruction_section(rebuilt),
         words_section(args.ids, images, tokenizer=args.tokenizer, base=args.base, about=args.about),
         sections.answers_section(args.questions, answers, images),
         sections.generation_section(first, baselines=drawings, each=sections.nearest_cards(args.one_by_one, images)),
