@@ -48,7 +48,8 @@ def read(page: str) -> Reader:
 
 
 def arguments(runs) -> list[str]:
-    words = ["--reconstruction", runs.reconstruction, f"before={runs.reconstruction}", "--tokenizer", runs.tokenizer, "--llm", runs.llm, f"second={runs.llm}"]
+    words = ["--reconstruction", runs.reconstruction, f"before={runs.reconstruction}"]
+    words += ["--tokenizer", runs.tokenizer, "--llm", runs.llm, f"second={runs.llm}"]
     words += ["--questions", runs.questions, "--answers", runs.answers, f"blind={runs.blind}", "--images", runs.questions.parent]
     words += ["--generation", runs.generation, "--decompression", runs.decompression, "--steps", runs.steps]
     words += ["--benchmarks", runs.benchmarks]
