@@ -122,7 +122,7 @@ DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
 LEARNED = {  # by the one model that reads and draws, with shares
     "emoji": ("questions_train.json*0.5", "captions_train_t2v_full.json", "captions_train_uncond.json*0.5"),
     "fashion": (
-        "questions_train.json", "captions_train_t2v_full.json*0.4", "captions_train_decompression.json*0.1", "captions_train_uncond.json",
+        "questions_train.json", "captions_train_t2v_full.json*0.6", "captions_train_decompression.json*0.1", "captions_train_uncond.json*0.3",
     ),
 }  # fmt: skip
 TEST = f"torchvision:FashionMNIST:test@{FASHION}"
@@ -161,7 +161,7 @@ OTHERS = {
         "base_settings": "--text {anno}_text.txt", "tokenizer_settings": "objective.semantic.words.model={base}",
         "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true --probe --base {{base}}", "compressed": TEST,
         "prompts": "{anno}_captions_test.json", "questions": "{anno}_questions_test.json", "asked": "--kinds what what_held",
-        "sampling": "temperature=0.8 guidance=2", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
+        "sampling": "temperature=0.5 guidance=3", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
         "others": "", "scores": "",
     },
 }  # fmt: skip
