@@ -51,7 +51,7 @@ ids_test: ids/test/manifest.json if fashion
 ids_all: ids/all/manifest.json if stamps|emoji
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images {out}/anno/images --out {out}/ids/all
 reconstruction: reconstruction/metrics.json
-    python -m unicode.run.eval_tokenizer --ckpt {out}/hqvae --images {held_out} --out {out}/reconstruction/metrics.json --limit 1000
+    python -m unicode.run.eval_tokenizer --ckpt {out}/hqvae --images {held_out} --out {out}/reconstruction/metrics.json --limit 1000 {probe}
 text_to_image: anno/{prefix}_captions_train_t2v_full.json
     python -m unicode.run.make_annotations --func get_t2v_anno {captions_and_ids} {requests}
 decompression: anno/{prefix}_captions_train_decompression.json if shapes|stamps|fashion
@@ -134,7 +134,7 @@ WORLD = {
     "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
     "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
     "others": "unguided={out}/drawings_unguided", "scores": "--benchmarks {out}/scores",
-    "gallery": "", "decompressed": "--decompression {out}/decompressed", "about": "",
+    "gallery": "", "probe": "", "decompressed": "--decompression {out}/decompressed", "about": "",
 }  # fmt: skip
 OTHERS = {
     "shapes": {},
@@ -159,7 +159,7 @@ OTHERS = {
     "fashion": {
         "prefix": "fashionmnist", "stores": "{out}/ids/train {out}/ids/test", "pictures": f"{TEST.replace(':test', ':train')} {TEST}",
         "base_settings": "--text {anno}_text.txt", "tokenizer_settings": "objective.semantic.words.model={base}",
-        "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true --probe --base {{base}}", "compressed": TEST,
+        "picture_root": "data.pad=true", "held_out": f"{TEST} pad=true", "probe": "--probe --base {base}", "compressed": TEST,
         "prompts": "{anno}_captions_test.json", "questions": "{anno}_questions_test.json", "asked": "--kinds what what_held",
         "sampling": "temperature=0.5 guidance=3", "drawn": "limit=1000", "reader": "{out}/both", "drawer": "{out}/both", "forms": "",
         "others": "", "scores": "",
