@@ -57,6 +57,15 @@ def test_a_folder_of_version_0_1_is_finished(data, tmp_path, monkeypatch, capsys
     assert f"out holds a quickstart of {data}; add --data {data}, or name another folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", ["avx512_bf16", "avx512_bf16 amx_bf16", None])
+def test_precision_is_what_the_cpu_is_fast_with(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "CPU", tmp_path / "cpuinfo")
+    if flags:
+        quickstart.CPU.write_text(f"flags: {flags}\n")
+    lines = [step.line() for step in plan(Path("out"), data="emoji") if step.name in ("tokenizer", "both")]
+    assert ["run.precision=bf16" in line for line in lines] == ["amx" in (flags or "")] * 2
+
+
 def test_a_folder_with_a_space_in_its_name_stays_one_word():
     words = [word for step in plan(Path("my out"), data="stamps") for word in step.command]
     assert "my out/base" in words and "run.dir=my out/vqa" in words and "my" not in words

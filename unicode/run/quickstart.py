@@ -20,6 +20,7 @@ from unicode.run.command import command
 
 RECORD = "steps.jsonl"
 DATA = ("emoji", "shapes", "stamps", "fashion")
+CPU = Path("/proc/cpuinfo")  # says whether the CPU has AMX, without which it multiplies faster in float32 than in bf16
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 
 # Each step: its name, the file or folder that it makes, for which data ("made": where a base model is made), and its command.
@@ -39,7 +40,7 @@ data: anno/images_questions_val.json if stamps
     python data/stamps --out {out}/anno --size 64 {captioned}
 tokenizer: hqvae/checkpoints
     sh scripts/vae_train/train_hqvae.sh configs/tokenizer/hqvae_{data}.yaml model.codebook.table={out}/table.safetensors
-        run.dir={out}/hqvae {tokenizer_settings}
+        run.dir={out}/hqvae {tokenizer_settings} {fast}
 ids_train: ids/train/manifest.json if shapes
     python -m unicode.run.encode_images --ckpt {out}/hqvae --images shapes:train --out {out}/ids/train
 ids_val: ids/val/manifest.json if shapes
@@ -63,7 +64,7 @@ questions: anno/questions.jsonl if shapes|stamps|fashion
 export_benchmarks: benchmarks/shapes_forms_train.json if shapes
     python -m unicode.run.export_benchmarks --out {out}/benchmarks --train 4000 pope sqa
 both: both/summary.json if emoji|fashion
-    bash scripts/finetune.sh configs/llm/unicode_{data}.yaml {training} data.files=[{both_files}] run.dir={out}/both
+    bash scripts/finetune.sh configs/llm/unicode_{data}.yaml {training} data.files=[{both_files}] run.dir={out}/both {fast}
 vqa: vqa/summary.json if shapes|stamps
     bash scripts/finetune_lora.sh configs/llm/unicode_lora_{data}.yaml {training}
         data.files=[{anno}_questions_train.json{forms}] run.dir={out}/vqa {longer}
@@ -130,7 +131,7 @@ TEST = f"torchvision:FashionMNIST:test@{FASHION}"
 # values of STEPS that depend on the data: those of the generated world, and what others have instead
 WORLD = {
     "prefix": "shapes", "stores": "{out}/ids/train {out}/ids/val", "pictures": "shapes", "picture_root": "",
-    "base_settings": "", "captioned": "", "rows": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "",
+    "base_settings": "", "captioned": "", "rows": "", "tokenizer_settings": "", "longer": "", "requests": "", "free": "", "fast": "",
     "held_out": "shapes:val", "prompts": "shapes:val", "compressed": "shapes:val",
     "questions": "{anno}_questions_val.json", "asked": "--limit 1000", "sampling": "temperature=0", "drawn": "limit=200 guidance=2",
     "reader": "{out}/vqa", "drawer": "{out}/draw", "forms": ",{out}/benchmarks/shapes_forms_train.json*0.4",
@@ -192,6 +193,8 @@ def plan(out: Path, *, data: str = DATA[0], llm: str = "") -> list[Step]:
     table = WORLD | OTHERS[data] | ({"captioned": "--root {folder}"} if folder else {})
     plain = {"out": out, "data": data, "folder": folder, "fashion": FASHION}
     plain |= {"base": llm or f"{out}/base", "anno": f"{out}/anno/{table['prefix']}"}
+    if data in LEARNED and CPU.is_file() and "amx_bf16" in CPU.read_text(errors="replace"):
+        table |= {"fast": "run.precision=bf16"}
     if data == "stamps" and not llm:
         table |= {"tokenizer_settings": f"{table['tokenizer_settings']} model.codebook.num_rows=0", "longer": LONGER}
     stores = table["stores"].split()

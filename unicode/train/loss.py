@@ -216,7 +216,7 @@ def _cross_entropy(
             return F.cross_entropy(part.float(), ids, reduction="none")
         near, shares = soft.of(ids, levels, in_vocabulary=in_vocabulary)
         part = part.float()
-        return part.logsumexp(1) - (part.gather(1, near) * shares).sum(1)
+        return part.logsumexp(1) - ((part if near is None else part.gather(1, near)) * shares).sum(1)
 
     if rows.numel() <= CHUNK:
         return chunk(rows, ids, levels)

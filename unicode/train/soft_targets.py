@@ -18,26 +18,26 @@ HALVINGS = 100  # of the interval of log t
 
 @dataclass
 class SoftTargets:
-    """Shares of the targets of C codebooks of K rows, spread over k rows each."""
+    """Shares of the targets of C codebooks of K rows, spread over k rows each, after one whose targets keep all of their own."""
 
     row_ids: torch.Tensor  # (K,) int64 vocabulary ids, sorted; a place is an index into them
-    books: torch.Tensor  # (levels + 1,) int64 codebook of each level, counted from 1
-    near: torch.Tensor | None  # (C, K, k) int64 places of the rows that share a target; None: all, k = K
-    shares: torch.Tensor  # (C, K, k) float32, with sum 1
+    books: torch.Tensor  # (levels + 1,) int64 codebook of each level: 0 of level 0, which is text
+    near: torch.Tensor | None  # (1 + C, K, k) int64 places of the rows that share a target; None: all, k = K
+    shares: torch.Tensor  # (1 + C, K, k) float32, with sum 1
 
-    def of(self, targets: torch.Tensor, levels: torch.Tensor, *, in_vocabulary: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the classes (n, k) that share each target, and their shares (n, k); a target of level 0 keeps all of its own.
+    def of(self, targets: torch.Tensor, levels: torch.Tensor, *, in_vocabulary: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return the classes (n, k) that share each target, None where these are all places in order, and their shares (n, k).
 
-        `targets`: (n,) vocabulary ids, or places where `in_vocabulary` is false; classes are counted alike. `levels`: (n,) from 1.
+        `targets`: (n,) vocabulary ids, or places where `in_vocabulary` is false; classes are counted alike. `levels`: (n,) from 1; a target
+        of level 0 keeps all of its own.
         """
         places = torch.searchsorted(self.row_ids, targets).clamp_max(len(self.row_ids) - 1) if in_vocabulary else targets
-        book, soft = self.books[levels], (levels > 0)[:, None]
-        shares = self.shares[book, places]
-        near = torch.arange(len(self.row_ids), device=places.device).expand_as(shares) if self.near is None else self.near[book, places]
+        book = self.books[levels]
+        shares, near = self.shares[book, places], None if self.near is None else self.near[book, places]
         if in_vocabulary:
-            near = self.row_ids[near]
-        alone = torch.zeros_like(shares[:1]).index_fill_(1, self.books[:1], 1.0)  # books[0] is 0: the first of the k columns
-        return torch.where(soft, near, targets[:, None]), torch.where(soft, shares, alone)
+            near = self.row_ids.expand_as(shares) if near is None else self.row_ids[near]
+            near = torch.where((levels > 0)[:, None], near, targets[:, None])
+        return near, shares
 
 
 def spread_targets(
@@ -50,9 +50,12 @@ def spread_targets(
     """
     order = row_ids.argsort()
     pairs = [_spread(rows.to(device)[order.to(device)].double(), smoothing) for rows in codebooks]
-    books = torch.arange(-1, levels).clamp(0, len(codebooks) - 1)
-    near = None if len(row_ids) <= LIMIT else torch.stack([near for near, _ in pairs])
-    return SoftTargets(row_ids[order].to(device), books.to(device), near, torch.stack([shares for _, shares in pairs]).float())
+    books = torch.arange(levels + 1).clamp_max(len(codebooks))
+    places, shares = torch.stack([near for near, _ in pairs]), torch.stack([shares for _, shares in pairs]).float()
+    all_rows = len(row_ids) <= LIMIT
+    alone = torch.eye(len(row_ids) if all_rows else 1, shares.shape[2], device=device).expand(1, len(row_ids), -1)
+    near = None if all_rows else torch.cat((places[:1], places))
+    return SoftTargets(row_ids[order].to(device), books.to(device), near, torch.cat((alone, shares)))
 
 
 def _spread(rows: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
