@@ -23,7 +23,8 @@ Names: Unicode CLDR through the package emoji; groups: the package emoji-data-py
 FONT_ATTRIBUTION = "Second style: rendered with the font {style}; its own licence applies (Noto: SIL Open Font License 1.1).\n"
 TEXT_LINES = 4  # of text for the base model, a picture
 CONVERSATIONS = 6  # with questions about a training picture
-TURNS = 2  # of a conversation: what it is, and a question of another kind
+FIRST = ("what", "tone")  # kinds that every conversation has, where they apply
+TURNS = 3  # of a conversation, the others of any kind
 TRAIN_ASKED = 250  # training pictures in questions_train.jsonl
 
 
@@ -187,7 +188,7 @@ def question_records(one: Any, asker: Any, rng: Random, styles: Sequence[str]) -
 
     name = one.key.removesuffix(".png")
     for place in range(CONVERSATIONS):
-        asked = sorted(asker.ask(one, rng, styles=styles), key=lambda each: each.kind != "what")[:TURNS]
+        asked = sorted(asker.ask(one, rng, styles=styles), key=lambda each: (*FIRST, each.kind).index(each.kind))[:TURNS]
         rng.shuffle(asked)
         turns = [text for each in asked for text in (each.text, each.answer)]
         turns[0] = f"{IMAGE_TAG}\n{turns[0]}"

@@ -84,6 +84,13 @@ def test_the_page_says_what_the_runs_reached(page):
         assert shown in text, shown
 
 
+def test_a_second_tokenizer_without_nearest_words_is_named(runs, tmp_path):
+    words = ["--out", tmp_path / "page.html", "--reconstruction", runs.reconstruction, f"before={tmp_path / 'empty'}"]
+    assert main([*map(str, words)]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"There are no nearest words in {tmp_path / 'empty'}" in text and "--probe --base BASE" in text
+
+
 def test_the_page_opens_with_a_wall_and_shows_drawings_one_by_one(runs, tmp_path):
     drawn, pictures = tmp_path / "drawn", tmp_path / "anno" / "images"
     shutil.copytree(runs.generation, drawn)

@@ -116,6 +116,9 @@ def reconstruction_section(folders: Mapping[str, str | Path]) -> page.Section:
         blocks.append(page.gallery(cards, "pairs"))
     else:
         blocks.append(page.missing(f"There is no {Path(folder) / 'grid.png'}. It comes from", EVALUATE))
+    silent = [str(folders[each]) for each in [*reports][1:] if not reports[each].get("words")]
+    if silent:
+        blocks.append(page.missing(f"There are no nearest words in {', '.join(silent)}. They come from", f"{EVALUATE} --probe --base BASE"))
     known = {key: one for key, one in metrics.items() if one.get("value") is not None}
     if known:
         values = [(key, one["value"], one.get("unit", ""), str(one.get("protocol", ""))) for key, one in known.items()]
