@@ -1,8 +1,8 @@
-"""Optimizer steps of Muon, made by every rank and divided among ranks, by turns on the same gradients -> milliseconds of each.
+"""Optimizer steps of Muon, by every rank and divided among ranks, with products in bf16 and in float32, by turns on the same gradients.
 
     torchrun --nproc_per_node 2 tests/bench/muon_step.py
 
-The matrices are those of the emoji model: four layers of width 192 and a cell head of width 96. One thread a rank.
+The matrices are those of the emoji model: four layers and the two of the cell head, all of width 192. One thread a rank.
 """
 
 import time
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from unicode.train.llm import MUON, MuonAdamW
 
-LAYER, HEAD_LAYER = [(192, 192)] * 4 + [(512, 192)] * 2 + [(192, 512)], [(288, 96), (96, 96), (384, 96), (96, 384)]
+LAYER, HEAD_LAYER = [(192, 192)] * 4 + [(512, 192)] * 2 + [(192, 512)], [(576, 192), (192, 192), (768, 192), (192, 768)]
 SHAPES, STEPS = LAYER * 4 + HEAD_LAYER * 2, 40
 
 
@@ -31,18 +31,23 @@ def main() -> None:
     dist.init_process_group("gloo")
     matrices = [torch.nn.Parameter(0.05 * torch.randn(shape)) for shape in SHAPES]
     gradients = [torch.randn(shape) for shape in SHAPES]
-    optimizers = {kind: kind([{"params": matrices, "by": MUON, "lr": 0.02, "weight_decay": 0.0}]) for kind in (Undivided, MuonAdamW)}
-    spent: dict[type, list[tuple[float, float]]] = {kind: [] for kind in optimizers}
+    kinds = {"by every rank": Undivided, "divided": MuonAdamW}
+    optimizers = {
+        f"{name}, {'bf16' if bf16 else 'float32'}": kind([{"params": matrices, "by": MUON, "lr": 0.02, "weight_decay": 0.0}], bf16=bf16)
+        for name, kind in kinds.items()
+        for bf16 in (True, False)
+    }
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for _ in range(STEPS):
-        for kind, optimizer in optimizers.items():
+        for name, optimizer in optimizers.items():
             for matrix, gradient in zip(matrices, gradients, strict=True):
                 matrix.grad = gradient.clone()
             dist.barrier()
             cpu, wall = time.process_time(), time.perf_counter()
             optimizer.step()
-            spent[kind].append((time.process_time() - cpu, time.perf_counter() - wall))
-    for kind, name in ((Undivided, "by every rank"), (MuonAdamW, "divided")) if dist.get_rank() == 0 else ():
-        cpu, wall = (1000 * median(values) for values in zip(*spent[kind], strict=True))
+            spent[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    for name, times in spent.items() if dist.get_rank() == 0 else ():
+        cpu, wall = (1000 * median(values) for values in zip(*times, strict=True))
         print(f"{name}: {cpu:.1f} ms of CPU time a rank, {wall:.1f} ms")
     dist.destroy_process_group()
 

@@ -74,6 +74,11 @@ def test_grouping_leaves_little_padding_and_keeps_modalities_apart() -> None:
     assert sum(len(set(modalities[batch])) > 1 for batch in batches) <= 1
 
 
+def test_micro_batches_of_mixed_batches_are_sorted() -> None:
+    whole, parts = (list(sampler(group_by="none", batch_size=64, accumulation=count, stop_step=15)) for count in (1, 8))
+    assert padding_share(LENGTHS, parts) < padding_share(LENGTHS, whole) / 2
+
+
 def test_micro_batches_at_the_same_time_are_alike() -> None:
     parts = [list(sampler(group_by="length", batch_size=32, rank=rank, world_size=2, accumulation=4, stop_step=20)) for rank in range(2)]
     gaps = [abs(int(LENGTHS[first].max()) - int(LENGTHS[second].max())) for first, second in zip(*parts, strict=True)]

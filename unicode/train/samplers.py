@@ -85,7 +85,8 @@ class ConversationSampler(StepSampler[int]):
 
     In an epoch a record of weight w occurs w times on average, always floor(w) or ceil(w) times. With grouping, the stream is cut into
     windows of `WINDOW` batches; each window is sorted (by modality, then length), cut into batches, and the batches are shuffled. Inside
-    a batch, micro-batches of equal length go to the ranks at the same time.
+    a batch, micro-batches of equal length go to the ranks at the same time. Without grouping, each batch is drawn at random and sorted by
+    length, so that small micro-batches have little padding all the same.
 
     `lengths`: tokens of each record. `weights`: how often each occurs in an epoch; None: once. `modalities`: a number per record, equal for
     records that may share a batch; None: all alike. `group_by`: "none", "length" or "modality". `options`: as `StepSampler`.
@@ -114,7 +115,8 @@ class ConversationSampler(StepSampler[int]):
 
     def batch(self, step: int) -> list[int]:
         if self.group_by == "none":
-            return self._draw(step * self.batch_size, self.batch_size).tolist()
+            drawn = self._draw(step * self.batch_size, self.batch_size)
+            return drawn[np.argsort(self.lengths[drawn], kind="stable")].tolist()
         window, place = divmod(step, WINDOW)
         return self._batches(window)[place].tolist()
 
