@@ -168,7 +168,7 @@ def test_resumed_with_muon_it_ends_with_the_same_bits(
 ) -> None:
     """Muon trains the matrices inside the layers, AdamW the rest, if there is any, in one optimizer with one state."""
     caplog.set_level("INFO")
-    settings = [*llm_overrides, tuned, "optimizer.muon_lr=0.02", "train.save_every=6"]
+    settings = [*llm_overrides, tuned, "optimizer.muon_lr=0.02", "model.dropout=0.1", "train.save_every=6"]
     whole, weights = train(settings, f"run.dir={tmp_path / 'whole'}"), "model.safetensors" if "enabled" in tuned else ADAPTER
     shutil.copytree(whole / "checkpoint-6", tmp_path / "llm" / "checkpoint-6")
     shutil.copy(whole / "config.yaml", tmp_path / "llm")
@@ -177,6 +177,15 @@ def test_resumed_with_muon_it_ends_with_the_same_bits(
     for impossible in (["run.deepspeed=zero2.json"], ["vision.enabled=true", "vision.path=tower", "vision.projector_only=true"]):
         with pytest.raises(ValueError, match="muon_lr"):
             build(settings, "lora.enabled=false", *impossible)
+
+
+def test_dropout_is_for_training_alone(llm_overrides: list[str]) -> None:
+    model, ids = build([*llm_overrides, "model.dropout=0.5"]).model, torch.arange(8)[None]
+    first, second = (model.train()(input_ids=ids).logits for _ in range(2))
+    assert (first - second).abs().max() > 0.01
+    assert torch.equal(*(model.eval()(input_ids=ids).logits for _ in range(2)))
+    with pytest.raises(ValueError, match=r"model\.dropout 1\.0 is a share"):
+        build([*llm_overrides, "model.dropout=1"])
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_checkpoint(llm_overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -182,8 +182,11 @@ class ModelConfig:
     quantize: str = "none"  # `none`, or `nf4` / `int8`: frozen weights in 4 or 8 bits under LoRA; needs a GPU and the package bitsandbytes
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    dropout: float = 0.0  # Dropout on what attention and MLP of each layer add, in the language model and in the cell head
 
     def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout {self.dropout} is a share, from 0 to below 1")
         if self.request:
             fill_caption(self.request, "words")  # one that cannot be drawn with later ends here
         _check_word("model.attention", self.attention, ATTENTIONS)

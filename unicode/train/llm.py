@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -43,6 +44,8 @@ SUMMARY = "summary.json"
 FIXED = ("model.path", "model.template", "model.input_mode", "model.output_mode", "cells.", "lora.", "vision.")
 """Settings that a run folder keeps: what its weights mean."""
 HEAD = "cell_head."  # Before the names of its weights
+LAST = (".o_proj", ".down_proj", ".out", ".down")
+"""Ends of the names of the last matrix in attention and MLP, of LLaMA and of the cell head."""
 MUON = "muon"  # Value of "by" in the groups of parameters that it trains
 logger = get_logger(__name__)
 
@@ -98,6 +101,9 @@ class LlmTraining:
             freeze_table_(base, self._learning_rows(base))
         if model.output_mode == "cells":
             base.cell_head = self._build_cell_head(base)
+        for name, module in base.named_modules() if model.dropout else ():
+            if name.endswith(LAST):
+                module.register_forward_hook(lambda module, _, output: F.dropout(output, model.dropout, module.training))
         prepare_forward_(base, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
         return self.vision.wrap(base) if self.vision else base
 
