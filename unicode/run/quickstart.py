@@ -121,7 +121,7 @@ DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
     "typed": "tests/data/typed_prompts.txt",
 }
 LEARNED = {  # by the one model that reads and draws, with shares
-    "emoji": ("questions_train.json*0.5", "captions_train_t2v_full.json", "captions_train_uncond.json*0.5"),
+    "emoji": ("questions_train.json*0.35", "captions_train_t2v_full.json", "captions_train_uncond.json*0.5"),
     "fashion": (
         "questions_train.json", "captions_train_t2v_full.json*0.6", "captions_train_decompression.json*0.1",
         "captions_train_uncond.json*0.3",
