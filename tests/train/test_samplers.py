@@ -77,6 +77,14 @@ def test_grouping_leaves_little_padding_and_keeps_modalities_apart() -> None:
 def test_micro_batches_of_mixed_batches_are_sorted() -> None:
     whole, parts = (list(sampler(group_by="none", batch_size=64, accumulation=count, stop_step=15)) for count in (1, 8))
     assert padding_share(LENGTHS, parts) < padding_share(LENGTHS, whole) / 2
+    tokens = np.array([LENGTHS[part].sum() for part in parts]).reshape(len(whole), 8)
+    assert (tokens.max(axis=1) < 1.5 * tokens.min(axis=1)).all()
+
+
+def test_micro_batches_of_mixed_batches_are_never_empty() -> None:
+    lengths = np.r_[np.ones(16, np.int64), 10**6]
+    parts = list(ConversationSampler(lengths, batch_size=16, stop_step=17, seed=3, group_by="none", accumulation=16))
+    assert [len(part) for part in parts] == [1] * 16 * 17
 
 
 def test_micro_batches_at_the_same_time_are_alike() -> None:

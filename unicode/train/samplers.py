@@ -41,12 +41,13 @@ class StepSampler(ABC, Generic[Item]):
         """Return the B items of one step."""
 
     def __iter__(self) -> Iterator[list[Item]]:
-        micro = self.batch_size // (self.world_size * self.accumulation)
         for step in range(self.start_step, self.stop_step):
-            batch = self.batch(step)
-            for index in range(self.accumulation):
-                begin = (index * self.world_size + self.rank) * micro
-                yield batch[begin : begin + micro]
+            yield from self._divide(self.batch(step))[self.rank :: self.world_size]
+
+    def _divide(self, batch: list[Item]) -> list[list[Item]]:
+        """Return the micro-batches of a step, those of one forward pass side by side."""
+        micro = self.batch_size // (self.world_size * self.accumulation)
+        return [batch[begin : begin + micro] for begin in range(0, self.batch_size, micro)]
 
     def __len__(self) -> int:
         return (self.stop_step - self.start_step) * self.accumulation
@@ -85,8 +86,8 @@ class ConversationSampler(StepSampler[int]):
 
     In an epoch a record of weight w occurs w times on average, always floor(w) or ceil(w) times. With grouping, the stream is cut into
     windows of `WINDOW` batches; each window is sorted (by modality, then length), cut into batches, and the batches are shuffled. Inside
-    a batch, micro-batches of equal length go to the ranks at the same time. Without grouping, each batch is drawn at random and sorted by
-    length, so that small micro-batches have little padding all the same.
+    a batch, micro-batches of equal length go to the ranks at the same time. Without grouping, each batch is drawn at random, sorted by
+    length and cut into micro-batches of about as many tokens, not conversations: so they have little padding, and no rank waits for long.
 
     `lengths`: tokens of each record. `weights`: how often each occurs in an epoch; None: once. `modalities`: a number per record, equal for
     records that may share a batch; None: all alike. `group_by`: "none", "length" or "modality". `options`: as `StepSampler`.
@@ -119,6 +120,15 @@ class ConversationSampler(StepSampler[int]):
             return drawn[np.argsort(self.lengths[drawn], kind="stable")].tolist()
         window, place = divmod(step, WINDOW)
         return self._batches(window)[place].tolist()
+
+    def _divide(self, batch: list[int]) -> list[list[int]]:
+        if self.group_by != "none":
+            return super()._divide(batch)
+        places = np.arange(1, self.world_size * self.accumulation)
+        tokens = np.cumsum(self.lengths[batch])
+        ends = np.searchsorted(tokens, tokens[-1] * places / (len(places) + 1)).clip(1)
+        ends = np.minimum(np.maximum.accumulate(ends - places) + places, len(batch) - places[::-1])  # none is empty
+        return [part.tolist() for part in np.split(np.asarray(batch), ends)]
 
     def _sort_window(self, window: int) -> np.ndarray:
         first = window * WINDOW
