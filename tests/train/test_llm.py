@@ -20,7 +20,7 @@ from warm import run_ranks, start
 from unicode.common.checkpoint import newest_checkpoint
 from unicode.llm.card import read_card
 from unicode.llm.load import open_model
-from unicode.train.llm import LlmTrainer
+from unicode.train.llm import MUON, LlmTrainer, MuonAdamW
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,6 +177,15 @@ def test_resumed_with_muon_it_ends_with_the_same_bits(
     for impossible in (["run.deepspeed=zero2.json"], ["vision.enabled=true", "vision.path=tower", "vision.projector_only=true"]):
         with pytest.raises(ValueError, match="muon_lr"):
             build(settings, "lora.enabled=false", *impossible)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_products_of_muon_are_in_the_precision_of_the_run(bf16: bool) -> None:
+    matrix = torch.nn.Parameter(torch.zeros(8, 8))
+    matrix.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    MuonAdamW([{"params": [matrix], "by": MUON, "lr": 1.0, "weight_decay": 0.0}], bf16=bf16).step()
+    assert torch.linalg.svdvals(matrix.detach()).sub(1).abs().max() < 0.5
+    assert torch.equal(matrix.bfloat16().float(), matrix) == bf16
 
 
 def test_dropout_is_for_training_alone(llm_overrides: list[str]) -> None:
