@@ -1,4 +1,4 @@
-"""Optimizer steps of Muon, by every rank and divided among ranks, with products in bf16 and in float32, by turns on the same gradients.
+"""Optimizer steps of Muon, by every rank and divided among ranks, with products in bf16 and in float32, by turns -> milliseconds of each.
 
     torchrun --nproc_per_node 2 tests/bench/muon_step.py
 

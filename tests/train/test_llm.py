@@ -188,13 +188,16 @@ def test_the_products_of_muon_are_in_the_precision_of_the_run(bf16: bool) -> Non
     assert torch.equal(matrix.bfloat16().float(), matrix) == bf16
 
 
-def test_dropout_is_for_training_alone(llm_overrides: list[str]) -> None:
+def test_dropout_is_for_training_alone(llm_overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = build([*llm_overrides, "model.dropout=0.5"]).model, torch.arange(8)[None]
     first, second = (model.train()(input_ids=ids).logits for _ in range(2))
     assert (first - second).abs().max() > 0.01
     assert torch.equal(*(model.eval()(input_ids=ids).logits for _ in range(2)))
     with pytest.raises(ValueError, match=r"model\.dropout 1\.0 is a share"):
         build([*llm_overrides, "model.dropout=1"])
+    monkeypatch.setattr("unicode.train.llm.LAST", (".dense",))
+    with pytest.raises(ValueError, match=r"model\.dropout: no module .* ends in \.dense"):
+        build([*llm_overrides, "model.dropout=0.5"])
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_checkpoint(llm_overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:

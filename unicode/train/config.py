@@ -261,8 +261,8 @@ class LlmLoopConfig(StepsConfig):
 
     epochs: float = 1.0  # Passes over the weighted data, when `steps` is 0
     group_by: str = "length"
-    """What the conversations of a batch have in common: `length`, `modality` (images or none, then length), or `none`, with which a model
-    that learns several tasks learns them in every step; `micro_batch_size` then keeps padding small."""
+    """What the conversations of a batch have in common: `length`, `modality` (images or none, then length), or `none`: all
+    tasks in every step. Micro-batches then have about as many tokens each, and `micro_batch_size` conversations on average."""
     log_every: int = 10
     eval_every: int = 0
     eval_batch_size: int = 0  # Conversations per forward pass and rank of a measurement; 0: as micro_batch_size

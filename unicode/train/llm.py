@@ -101,8 +101,11 @@ class LlmTraining:
             freeze_table_(base, self._learning_rows(base))
         if model.output_mode == "cells":
             base.cell_head = self._build_cell_head(base)
-        for name, module in base.named_modules() if model.dropout else ():
-            if name.endswith(LAST):
+        if model.dropout:
+            last = [module for name, module in base.named_modules() if name.endswith(LAST)]
+            if not last:
+                raise ValueError(f"model.dropout: no module of {model.path} ends in {', '.join(LAST)}, as those of LLaMA do; set it to 0")
+            for module in last:
                 module.register_forward_hook(lambda module, _, output: F.dropout(output, model.dropout, module.training))
         prepare_forward_(base, mask_dtype=torch.bfloat16 if self.runtime.bf16 else torch.float32)
         return self.vision.wrap(base) if self.vision else base
