@@ -136,6 +136,17 @@ def test_what_is_missing_or_was_made_otherwise_is_made_again(tmp_path):
     assert (tmp_path / "a").read_text() == "xx"
 
 
+def test_what_follows_a_step_that_ran_again_is_made_again(tmp_path):
+    steps = [make("first", tmp_path / "a"), make("second", tmp_path / "b"), make("third", tmp_path / "c")]
+    run_steps(steps, tmp_path, environment={})
+    (tmp_path / "b").unlink()
+    broken = make("third", tmp_path / "c", code=3)
+    assert run_steps([*steps[:2], broken], tmp_path, environment={}) == 3
+    assert run_steps(steps, tmp_path, environment={}) == 0, "the third is made of what the second made now"
+    assert run_steps(steps, tmp_path, environment={}) == 0
+    assert [(tmp_path / name).read_text() for name in "abc"] == ["x", "x", "xxx"], "made, made in vain, made again; then done before"
+
+
 def test_a_failure_ends_the_run_and_the_same_command_resumes(tmp_path, capsys):
     later = make("later", tmp_path / "b")
     assert run_steps([make("first", tmp_path / "a", code=3), later], tmp_path, environment={}) == 3

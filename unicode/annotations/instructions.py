@@ -68,8 +68,7 @@ def concat_llava_anno(
         read_record(record, form="llava")
         return [(0, {**record, "split": splits[source]})]
 
-    main = output_path(out, "llava_v1_5_concat.json", sources)
-    return build(Report("concat_llava_anno", seed), sources, convert, main, dry_run=dry_run)
+    return build(Report("concat_llava_anno", seed), sources, convert, output_path(out, "llava_v1_5_concat.json", sources), dry_run=dry_run)
 
 
 def concat_uni_anno(

@@ -70,8 +70,7 @@ class Chat:
 
     def show(self, answer: str) -> str:
         """Return a printable answer with the names of the saved pictures in place of their ids."""
-        parts = answer_parts(answer, self.model)
-        return printable("".join(part if isinstance(part, str) else f"[{self.save(part)}]" for part in parts))
+        return printable("".join(part if isinstance(part, str) else f"[{self.save(part)}]" for part in answer_parts(answer, self.model)))
 
     def save(self, ids: np.ndarray) -> str:
         """Write a picture under the next free number and return its path; a file of another process is never replaced."""

@@ -75,8 +75,7 @@ class ImageLookup:
 
     def caption(self, key: str) -> str:
         """Return the caption of a scene of the world, or the first line of the .txt file beside a picture; "" where there is none."""
-        captions = (source.caption(key) for source in self._sources)
-        return next((caption for caption in captions if caption), "")
+        return next(filter(None, (source.caption(key) for source in self._sources)), "")
 
     def check(self, keys: Iterable[str], *, setting: str) -> None:
         """Raise FileNotFoundError where none of some keys is found; warn where some are missing.

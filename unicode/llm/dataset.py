@@ -4,12 +4,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ log = get_logger(__name__)
 FORMAT = 2  # Increases when the content of a cached index changes
 ROW = np.dtype([("start", "i8"), ("end", "i8"), ("length", "i4"), ("rounds", "i2"), ("task", "i1"), ("images", "i2")])
 """What the index keeps of a record: its bytes in the file, tokens, rounds kept, index of its task in TASKS, number of images."""
-PARALLEL_BYTES = 1 << 24  # Files from this size on are read by several processes
+PARALLEL_BYTES = 1 << 25  # Files from this size on are read by several processes
 MAX_PROCESSES = 16
 CHUNK_RECORDS = 256
 CACHE = "UNICODE_CACHE"  # Environment variable: folder of the indexes; without it ~/.cache/unicode. Empty: nothing is kept
@@ -130,19 +132,12 @@ _pool_jobs: list[tuple[Path, Measure]] = []  # in a process of the pool: the fil
 
 
 def _scan(path: Path, measure: Measure, *, readers: int = 1) -> RecordIndex:
-    """Read the whole file; a large one with several forks of this process. `readers`: ranks that do so on this machine at once."""
-    processes = min(MAX_PROCESSES, max(1, len(os.sched_getaffinity(0)) // readers)) if "fork" in get_all_start_methods() else 1
-    spans = enumerate(locate_json_list(path))
-    chunks = iter(lambda: list(islice(spans, CHUNK_RECORDS)), [])
-    if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
-        return _join(path, (_index_chunk(path, measure, chunk) for chunk in chunks))
-    with get_context("fork").Pool(processes, initializer=_pool_jobs.append, initargs=((path, measure),)) as pool:
-        return _join(path, pool.imap(_index_chunk_in_pool, chunks))
-
-
-def _join(path: Path, chunks: Iterable[RecordIndex]) -> RecordIndex:
+    """Read the whole file. `readers`: ranks that do so on this machine at once."""
     rows, intake, named = [np.empty(0, ROW)], Intake(), ("", "", "")
-    with tqdm(desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main()) as bar:
+    with (
+        closing(_index_chunks(path, measure, readers)) as chunks,
+        tqdm(desc=f"reading {path.name}", unit=" records", mininterval=5, delay=10, disable=not is_main()) as bar,
+    ):
         for chunk in chunks:
             rows.append(chunk.rows)
             intake.add(chunk.intake)
@@ -153,6 +148,25 @@ def _join(path: Path, chunks: Iterable[RecordIndex]) -> RecordIndex:
                 raise ValueError(f"{chunk.named[2]}: {reason}; ids of two tokenizers or orders do not mix")
             bar.update(chunk.intake.records)
     return RecordIndex(np.concatenate(rows), intake, named)
+
+
+def _index_chunks(path: Path, measure: Measure, readers: int) -> Generator[RecordIndex]:
+    processes = min(MAX_PROCESSES, max(1, len(os.sched_getaffinity(0)) // readers))
+    spans = enumerate(locate_json_list(path))
+    chunks = iter(lambda: list(islice(spans, CHUNK_RECORDS)), [])
+    if processes == 1 or path.stat().st_size < PARALLEL_BYTES:
+        yield from (_index_chunk(path, measure, chunk) for chunk in chunks)
+        return
+    context = get_context("forkserver")  # forking a process that has threads or a GPU may hang
+    context.set_forkserver_preload([__name__])
+    waiting: deque[Future[RecordIndex]] = deque()
+    # Not a multiprocessing.Pool, whose end in an error hangs where it kills a process that holds the lock of the results
+    with ProcessPoolExecutor(processes, context, _begin, ((path, measure),)) as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(_index_chunk_in_pool, chunk))
+            if len(waiting) > 4 * processes:
+                yield waiting.popleft().result()
+        yield from (one.result() for one in waiting)
 
 
 def _index_chunk(path: Path, measure: Measure, chunk: list[Span]) -> RecordIndex:
@@ -176,6 +190,10 @@ def _index_chunk(path: Path, measure: Measure, chunk: list[Span]) -> RecordIndex
             if not named[2] and (record.get("layout") or record.get("tokenizer")):
                 named = record.get("layout") or "", record.get("tokenizer") or "", place
     return RecordIndex(np.array(rows, ROW), intake, named)
+
+
+def _begin(job: tuple[Path, Measure]) -> None:
+    _pool_jobs.append(job)
 
 
 def _index_chunk_in_pool(chunk: list[Span]) -> RecordIndex:

@@ -341,8 +341,7 @@ class LlavaModel(nn.Module):
         assert image_at is not None, "pixels without image_at"
         features = self.project(tower(pixels)).flatten(0, 1)
         assert len(image_at) in (0, len(features)), f"{len(image_at)} placeholders for {len(features)} features"
-        used = features[: len(image_at)].to(embeddings.dtype)
-        return embeddings.flatten(0, 1).index_copy(0, image_at, used).view_as(embeddings)
+        return embeddings.flatten(0, 1).index_copy(0, image_at, features[: len(image_at)].to(embeddings.dtype)).view_as(embeddings)
 
     def project(self, features: Tensor) -> Tensor:
         """(m, n, width) -> (m, n, D) through the projector, in its own dtype."""

@@ -121,8 +121,7 @@ class ClipScore:
         pixels = self.processor.image_processor(list(images.cpu()), return_tensors="pt")["pixel_values"]
         text = self.processor.tokenizer(list(prompts), return_tensors="pt", padding=True, truncation=True, max_length=limit)
         out = self.model(pixel_values=pixels.to(self.model.device), **{name: part.to(self.model.device) for name, part in text.items()})
-        cosine = torch.cosine_similarity(out.image_embeds.float(), out.text_embeds.float())
-        return 100 * cosine.clamp_min(0)
+        return 100 * torch.cosine_similarity(out.image_embeds.float(), out.text_embeds.float()).clamp_min(0)
 
 
 def open_pretrained(path: str | Path, model: str, processor: str, *, what: str, option: str, device: torch.device | str) -> tuple[Any, Any]:

@@ -234,11 +234,13 @@ def choose_steps(steps: Sequence[Step], *, first: str = "", only: Sequence[str] 
 
 
 def finished_steps(record: Path) -> dict[str, str]:
-    """Return name -> command of the steps that ended well, from the record of a pipeline; ValueError for a line that is no step."""
-    done = {}
+    """Return name -> command of the steps that ended well and still stand, from a record; ValueError for a line that is no step."""
+    done: dict[str, str] = {}
     for line in read_jsonl(record) if record.is_file() else ():
         if not isinstance(line, dict) or not {"step", "command"} <= line.keys():
             raise ValueError(f'{record} has a line without "step" and "command": {str(line)[:80]}; delete it, that step is then done again')
+        if line["step"] in done:  # made again: what came after it was made of what is gone
+            done = {name: done[name] for name in list(done)[: list(done).index(line["step"])]}
         done[line["step"]] = line["command"]
     return done
 
@@ -246,9 +248,9 @@ def finished_steps(record: Path) -> dict[str, str]:
 def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str], again: bool = False) -> int:
     """Run steps one after another and append the time and memory of each to OUT/steps.jsonl.
 
-    A step is skipped, unless `again`, if its last run had this command and ended well, and what it makes is there. An interrupted step
-    resumes by itself. `environment` has variables for the commands. Returns 0, or the exit code of the step that failed and ended the run.
-    Raises ValueError: `out` is a file, another process runs steps in it, or its record has a line that describes no step.
+    A step is skipped, unless `again`, if its last run had this command and ended well, what it makes is there and no step before it ran
+    after it. An interrupted step resumes by itself. `environment` has variables for the commands. Returns 0, or the exit code of a step
+    that failed and ended the run. Raises ValueError: `out` is a file, another process runs steps in it, or a line describes no step.
     """
     if out.is_file():
         raise ValueError(f"{out} is a file; name a folder, it is made if it is not there")
@@ -265,6 +267,7 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
             code = _run_step(step, record, environment)
             if code:
                 return code
+            done = finished_steps(record)
     return 0
 
 

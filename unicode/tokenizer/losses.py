@@ -245,5 +245,4 @@ def _gradient_at_(pixels: Tensor, loss: Tensor) -> Tensor:
 
 def image_psnr(made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Return (B,) the PSNR in dB of (B, 3, H, W) images in [-1, 1] against their originals, after clamping to that range."""
-    error = (made.float().clamp(-1, 1) - images).square().flatten(1).mean(1)
-    return 10 * torch.log10(4.0 / error.clamp_min(1e-12))
+    return 10 * torch.log10(4.0 / (made.float().clamp(-1, 1) - images).square().flatten(1).mean(1).clamp_min(1e-12))

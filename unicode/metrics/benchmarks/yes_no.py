@@ -14,8 +14,7 @@ PRINTED = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 def llava_answer(text: str) -> str:
     """Read "no" if the text before the first full stop has a word `No`, `not` or `no`, else "yes": nothing is unparsable."""
-    words = text.split(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "not", "no"} & set(words) else "yes"
+    return "no" if {"No", "not", "no"} & set(text.split(".")[0].replace(",", "").split(" ")) else "yes"
 
 
 def strict_answer(text: str) -> str | None:
