@@ -144,7 +144,9 @@ def test_what_follows_a_step_that_ran_again_is_made_again(tmp_path):
     assert run_steps([*steps[:2], broken], tmp_path, environment={}) == 3
     assert run_steps(steps, tmp_path, environment={}) == 0, "the third is made of what the second made now"
     assert run_steps(steps, tmp_path, environment={}) == 0
-    assert [(tmp_path / name).read_text() for name in "abc"] == ["x", "x", "xxx"], "made, made in vain, made again; then done before"
+    assert run_steps(steps[:1], tmp_path, environment={}, again=True) == 0
+    assert run_steps(steps, tmp_path, environment={}) == 0, "asked for once more, the first made nothing new"
+    assert [(tmp_path / name).read_text() for name in "abc"] == ["xx", "x", "xxx"], "the third: made, made in vain, made again"
 
 
 def test_a_failure_ends_the_run_and_the_same_command_resumes(tmp_path, capsys):

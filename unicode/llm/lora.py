@@ -89,8 +89,7 @@ def _forward_rows(layer: Any, inputs: torch.Tensor, active: Sequence[str]) -> to
     found: torch.Tensor = base(inputs)
     if isinstance(base, nn.Linear):
         bias = None if base.bias is None else base.bias[ids]
-        columns = nn.functional.linear(inputs, rows.to(base.weight.dtype), bias)
-        return found.index_copy_(-1, ids, columns.to(found.dtype))
+        return found.index_copy_(-1, ids, nn.functional.linear(inputs, rows.to(base.weight.dtype), bias).to(found.dtype))
     hits = inputs[..., None] == ids
     scale = layer._get_embed_scale()
     own = nn.functional.embedding(hits.int().argmax(dim=-1), rows if scale is None else rows * scale.to(rows.dtype))

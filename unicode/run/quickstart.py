@@ -239,7 +239,7 @@ def finished_steps(record: Path) -> dict[str, str]:
     for line in read_jsonl(record) if record.is_file() else ():
         if not isinstance(line, dict) or not {"step", "command"} <= line.keys():
             raise ValueError(f'{record} has a line without "step" and "command": {str(line)[:80]}; delete it, that step is then done again')
-        if line["step"] in done:  # made again: what came after it was made of what is gone
+        if line["step"] in done and not line.get("skipped"):  # made again: what came after it was made of what is gone
             done = {name: done[name] for name in list(done)[: list(done).index(line["step"])]}
         done[line["step"]] = line["command"]
     return done
@@ -260,19 +260,20 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
         done = finished_steps(record)
         for number, step in enumerate(steps, 1):
             print(f"\n== {number}/{len(steps)} {step.name}", end="")
-            if not again and done.get(step.name) == step.line() and step.made.exists():
+            known = done.get(step.name) == step.line() and step.made.exists()
+            if known and not again:
                 print(f": done before\n   {step.line()}", flush=True)
                 continue
             print(f"\n   {step.line()}", flush=True)
-            code = _run_step(step, record, environment)
+            code = _run_step(step, record, environment, known)
             if code:
                 return code
             done = finished_steps(record)
     return 0
 
 
-def _run_step(step: Step, record: Path, environment: Mapping[str, str]) -> int:
-    """Run one step and add it to the record if it ended well; returns its exit code, 1 if it did not make what it should."""
+def _run_step(step: Step, record: Path, environment: Mapping[str, str], known: bool) -> int:
+    """Run one step and add it to the record if it ended well, as skipped if `known`; returns its exit code, 1 if it made nothing."""
     start = time.monotonic()
     process = subprocess.Popen(step.command, env={**os.environ, **environment})
     try:
@@ -287,7 +288,7 @@ def _run_step(step: Step, record: Path, environment: Mapping[str, str]) -> int:
         return max(code, 1)
     line = {"step": step.name, "command": step.line(), "seconds": round(time.monotonic() - start, 1)}
     with name_errors(record), open_append(record) as file:
-        file.write(json.dumps({**line, "peak_mib": usage.ru_maxrss // 1024, "skipped": False}) + "\n")
+        file.write(json.dumps({**line, "peak_mib": usage.ru_maxrss // 1024, "skipped": known}) + "\n")
     return 0
 
 
