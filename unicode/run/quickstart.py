@@ -250,7 +250,7 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
 
     A step is skipped, unless `again`, if its last run had this command and ended well, what it makes is there and no step before it ran
     after it. An interrupted step resumes by itself. `environment` has variables for the commands. Returns 0, or the exit code of a step
-    that failed and ended the run. Raises ValueError: `out` is a file, another process runs steps in it, or a line describes no step.
+    that failed and ended the run. Raises ValueError: `out` is a file, another process runs steps in it, or a line of its record is none.
     """
     if out.is_file():
         raise ValueError(f"{out} is a file; name a folder, it is made if it is not there")
