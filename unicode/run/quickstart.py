@@ -78,7 +78,7 @@ answers_blind: answers/blind.jsonl
     python -m unicode.run.answer --model {reader} --merge --questions {out}/anno/questions.jsonl
         --answers {out}/answers/blind.jsonl --blank-images grey {places} --batch-size 64 --max-new-tokens 16
 sampling: draw/unicode.json if shapes
-    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts shapes:val --last 100
+    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts shapes:val --last 300
 sampling: both/unicode.json if emoji
     python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts {anno}_captions_choose_seen.json {gallery}
 drawings: drawings/contact_sheet.png
@@ -115,11 +115,9 @@ report: report.html
 LONGER = "lora.r=64 lora.alpha=128 train.steps=600 train.batch_size=16 train.log_every=25 train.eval_every=300"
 CAPTIONED = ("_t2v_full.json", "_t2v_part.json*0.1", "_decompression.json*0.4", "_uncond.json*0.4", ".json*0.05")  # with their shares
 DRAWN = {  # of emoji, beside unseen combinations: folder -> captions
-    "name": "{anno}_captions_unseen_name.json",
-    "held": "{anno}_captions_unseen_held.json",
-    "train": "{anno}_captions_train_name.json",
-    "typed": "tests/data/typed_prompts.txt",
-}
+    "name": "{anno}_captions_unseen_name.json", "held": "{anno}_captions_unseen_held.json",
+    "train": "{anno}_captions_train_name.json", "typed": "tests/data/typed_prompts.txt",
+}  # fmt: skip
 LEARNED = {  # by the one model that reads and draws, with shares
     "emoji": ("questions_train.json*0.35", "captions_train_t2v_full.json", "captions_train_uncond.json*0.5"),
     "fashion": (
@@ -139,7 +137,7 @@ WORLD = {
     "gallery": "", "probe": "", "decompressed": "--decompression {out}/decompressed", "about": "",
 }  # fmt: skip
 OTHERS = {
-    "shapes": {},
+    "shapes": {"base_settings": "--lowercase", "requests": "--request {{caption}}"},
     "stamps": {
         "prefix": "images", "stores": "{out}/ids/all", "pictures": "{out}/anno/images", "picture_root": "data.root={out}/anno/images",
         "tokenizer_settings": "data.root={out}/anno/images model.image_size=64",
@@ -182,15 +180,15 @@ class Step:
         return shlex.join(self.command)
 
 
-def plan(out: Path, *, data: str = DATA[0], llm: str = "") -> list[Step]:
+def plan(out: Path, *, data: str = DATA[0], llm: str = "", old: bool = False) -> list[Step]:
     """Return the steps in order; each reads only what earlier steps made in `out`.
 
     `data`: one of `DATA`: emoji with their names, the generated world, Tux Paint's stamps with their captions and subjects, or
     Fashion-MNIST; or a folder of pictures with a .txt beside each, which is taken as the stamps are. `llm`: folder or GGUF file of the
-    language model; "": a small one is made.
+    language model; "": a small one is made. `old`: the base model of the generated world is that of version 0.1, which knows capitals.
     """
     folder, data = ("", data) if data in DATA else (data, "stamps")
-    table = WORLD | OTHERS[data] | ({"captioned": "--root {folder}"} if folder else {})
+    table = WORLD | ({} if old else OTHERS[data]) | ({"captioned": "--root {folder}"} if folder else {})
     plain = {"out": out, "data": data, "folder": folder, "fashion": FASHION}
     plain |= {"base": llm or f"{out}/base", "anno": f"{out}/anno/{table['prefix']}"}
     if data in LEARNED and CPU.is_file() and "amx_bf16" in CPU.read_text(errors="replace"):
@@ -318,10 +316,12 @@ def main(argv: list[str] | None = None) -> int:
         require(library, extra="emoji")
     if args.data not in DATA and not Path(args.data).is_dir():
         raise ValueError(f"--data {args.data} is no folder; name one with pictures and a .txt beside each, or one of {', '.join(DATA)}")
-    before = re.search(r"hqvae_(\w+)\.yaml", finished_steps(out / RECORD).get("tokenizer", ""))
+    done = finished_steps(out / RECORD)
+    before = re.search(r"hqvae_(\w+)\.yaml", done.get("tokenizer", ""))
     if before and before[1] != (args.data if args.data in DATA else "stamps"):
         raise ValueError(f"{out} holds a quickstart of {before[1]}; add --data {before[1]}, or name another folder")
-    steps = choose_steps(plan(out, data=args.data, llm=llm), first=args.first, only=args.only)
+    old = args.data == "shapes" and "base" in done and "--lowercase" not in done["base"]
+    steps = choose_steps(plan(out, data=args.data, llm=llm, old=old), first=args.first, only=args.only)
     if args.dry_run:
         for step in steps:
             print(f"{step.name}: {step.line()}")
