@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -374,7 +373,7 @@ class LlavaModel(nn.Module):
         `state_dict`: weights of this module, gathered over the ranks (ZeRO-3); None: its own. `kwargs`: for `lm.save_pretrained`.
         """
         state = self.state_dict() if state_dict is None else state_dict
-        if isinstance(self.lm, PeftModel) or any(parameter.requires_grad for parameter in self.lm.parameters()):
+        if hasattr(self.lm, "peft_config") or any(parameter.requires_grad for parameter in self.lm.parameters()):
             self.lm.save_pretrained(folder, state_dict=part_of(state, "lm."), **kwargs)  # type: ignore[operator]
         save_projector(folder, part_of(state, "projector."))
 
@@ -384,8 +383,9 @@ class LlavaModel(nn.Module):
         Raises FileNotFoundError, ValueError: there is no projector, or one that does not fit.
         """
         load_projector_(self.projector, folder)
-        if isinstance(self.lm, PeftModel):
-            self.lm.load_adapter(str(folder), self.lm.active_adapters[0], is_trainable=True)
+        lm: Any = self.lm
+        if hasattr(lm, "peft_config"):
+            lm.load_adapter(str(folder), lm.active_adapters[0], is_trainable=True)
         for file in sorted(Path(folder).glob("model*.safetensors")):
             self.lm.load_state_dict(load_file(file), strict=False)
 
