@@ -69,7 +69,8 @@ def test_precision_is_what_the_cpu_is_fast_with(flags, tmp_path, monkeypatch):
 def test_a_folder_with_a_space_in_its_name_stays_one_word():
     words = [word for step in plan(Path("my out"), data="stamps") for word in step.command]
     assert "my out/base" in words and "run.dir=my out/vqa" in words and "my" not in words
-    assert "my out/base" in shlex.split(plan(Path("my out"), data="shapes")[0].line())
+    base = shlex.split(plan(Path("my out"), data="shapes")[0].line())
+    assert base[base.index("--out") + 1 :] == ["my out/base", "--lowercase"]
 
 
 def test_a_folder_of_pictures_with_captions_is_taken_as_the_stamps_are(tmp_path, capsys):

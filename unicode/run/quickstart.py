@@ -185,7 +185,7 @@ def plan(out: Path, *, data: str = DATA[0], llm: str = "", old: bool = False) ->
 
     `data`: one of `DATA`: emoji with their names, the generated world, Tux Paint's stamps with their captions and subjects, or
     Fashion-MNIST; or a folder of pictures with a .txt beside each, which is taken as the stamps are. `llm`: folder or GGUF file of the
-    language model; "": a small one is made. `old`: the base model of the generated world is that of version 0.1, which knows capitals.
+    language model; "": a small one is made. `old`: as version 0.1 made the generated world, capitals and templates included.
     """
     folder, data = ("", data) if data in DATA else (data, "stamps")
     table = WORLD | ({} if old else OTHERS[data]) | ({"captioned": "--root {folder}"} if folder else {})
