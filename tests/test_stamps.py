@@ -1,8 +1,11 @@
 """data/stamps: any folder of captioned pictures -> squares on white, conversations and held-out questions."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,7 @@ def test_stamps_become_files_of_llava(stamps: Path, tmp_path: Path) -> None:
     outcome = run("--root", stamps, "--out", tmp_path, "--size", 32, "--val-share", 0.3)
     assert outcome.returncode == 0, outcome.stderr
     assert "19 squares of 32 pixels, 1 pictures left out" in outcome.stdout
+    assert "7.png is left out (no caption: no 7.txt beside the picture)" in outcome.stderr
     with Image.open(tmp_path / "images" / "food" / "one" / "1.png") as square:
         assert square.mode == "RGB" and square.size == (32, 32)
         assert square.getpixel((16, 16)) == (200, 0, 0) and square.getpixel((16, 2)) == (255, 255, 255)
@@ -47,6 +51,24 @@ def test_stamps_become_files_of_llava(stamps: Path, tmp_path: Path) -> None:
     assert (tmp_path / "images" / "food" / "one" / "1.png").stat().st_mtime_ns == before
     assert run("--root", stamps, "--out", tmp_path, "--size", 16, "--val-share", 0.3).returncode == 0
     assert Image.open(tmp_path / "images" / "food" / "one" / "1.png").size == (16, 16)
+
+
+def test_squares_follow_their_pictures(stamps: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "mine", tmp_path / "out"
+    shutil.copytree(stamps, root)
+    Image.new("RGB", (8, 8)).save(root / "food" / "one" / "1.jpg")  # reads 1.txt too
+    words = "--root", root, "--out", out, "--size", 16, "--val-share", 0.3
+    twice = run(*words)
+    assert "19 squares of 16 pixels, 2 pictures left out" in twice.stdout and "same name: 1.png is of another picture" in twice.stderr
+    (root / "food" / "one" / "1.jpg").unlink()
+    Image.new("RGB", (8, 8), "blue").save(root / "food" / "one" / "1.png")
+    os.utime(root / "food" / "one" / "1.png", (time.time() + 9,) * 2)
+    assert run(*words).returncode == 0
+    with Image.open(out / "images" / "food" / "one" / "1.png") as changed:
+        assert changed.getpixel((8, 8)) == (0, 0, 255)
+    (root / "food" / "one" / "3.png").unlink()
+    strange = run(*words)
+    assert strange.returncode == 2 and f"one/3.png is of no picture in {root}; delete {out}/images, or name another" in strange.stderr
 
 
 def test_a_user_is_told(stamps: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
+WARNINGS = 5  # pictures that are left out by name
 INSTALL = "Debian and Ubuntu have them as a package: apt-get install tuxpaint-stamps-default; or name another folder with --root"
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -34,24 +35,36 @@ def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
     """Write every picture below `root` as an RGB square on white, whole, with its caption beside it; those of this size stay.
 
     Returns:
-        How many squares there are, and how many pictures have no caption or cannot be read.
+        How many squares there are, and how many pictures have no caption, cannot be read or have the name of one before them.
+
+    Raises:
+        ValueError: `out` has squares of other pictures.
     """
     from PIL import Image
 
     from unicode.annotations.captioned import read_caption
     from unicode.annotations.records import RefusedError
     from unicode.common.files import atomic_write, write_list
+    from unicode.common.logging import get_logger
     from unicode.images.decode import decode_image
     from unicode.images.listing import UnreadableImageError, list_folder, read_bytes
 
-    made = left_out = 0
-    for key in list_folder(root).keys:
-        path = (out / key).with_suffix(".png")
+    keys, made, left_out = list_folder(root).keys, set[Path](), 0
+    squares = {(out / key).with_suffix(".png") for key in keys}
+    if strange := sorted({*out.rglob("*.png")} - squares):
+        raise ValueError(f"{strange[0]} is of no picture in {root}; delete {out}, or name another folder with --out")
+    for key in keys:
+        path, source = (out / key).with_suffix(".png"), root / key
         try:
-            caption = read_caption((root / key).with_suffix(".txt"))
-            picture = None if has_size(path, size) else decode_image(read_bytes(root / key))
-        except (RefusedError, UnreadableImageError):
+            if path in made:
+                raise RefusedError("same name", f"{path.name} is of another picture")
+            caption = read_caption(source.with_suffix(".txt"))
+            kept = has_size(path, size) and path.stat().st_mtime >= source.stat().st_mtime
+            picture = None if kept else decode_image(read_bytes(source))
+        except (RefusedError, UnreadableImageError) as error:
             left_out += 1
+            if left_out <= WARNINGS:
+                get_logger(__name__).warning("%s is left out (%s)", source, error)
             continue
         if picture is not None:
             scale = size / max(picture.size)
@@ -61,8 +74,8 @@ def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
             with atomic_write(path, "wb") as file:
                 square.save(file, format="PNG")
         write_list(path.with_suffix(".txt"), [caption])
-        made += 1
-    return made, left_out
+        made.add(path)
+    return len(made), left_out
 
 
 def has_size(path: Path, size: int) -> bool:

@@ -82,6 +82,26 @@ def test_a_folder_of_pictures_with_captions_is_taken_as_the_stamps_are(tmp_path,
     assert "is no folder; name one with pictures and a .txt beside each" in capsys.readouterr().err
 
 
+def test_a_folder_made_of_other_pictures_is_refused(tmp_path, capsys):
+    for name in ("my pictures", "others", "out"):
+        (tmp_path / name).mkdir()
+    mine, out = str(tmp_path / "my pictures"), tmp_path / "out"
+    data = next(step for step in plan(out, data=mine) if step.name == "data")
+    (out / "steps.jsonl").write_text(json.dumps({"step": "data", "command": data.line()}) + "\n")
+    assert main([str(out), "--data", mine, "--dry-run"]) == main([str(out), "--data", mine + "/", "--dry-run"]) == 0
+    for other in ("stamps", str(tmp_path / "others")):
+        assert main([str(out), "--data", other, "--dry-run"]) == 2
+        assert f"{out} holds a quickstart of {mine}; add --data {mine}, or name another folder" in capsys.readouterr().err
+
+
+def test_scenes_of_version_0_1_keep_their_commands_with_another_language_model(tmp_path, capsys):
+    lines = dict(line.split(": ", 1) for line in (GOLDEN / "shapes.txt").read_text().splitlines())
+    lines.pop("base")
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps({"step": name, "command": line}) + "\n" for name, line in lines.items()))
+    assert main([str(tmp_path), "--data", "shapes", "--llm", "models/other", "--dry-run"]) == 0
+    assert "{caption}" not in capsys.readouterr().out
+
+
 def test_a_dry_run_prints_commands_and_runs_none(tmp_path, capsys):
     assert main([str(tmp_path / "out"), "--data", "shapes", "--dry-run", "--from", "vqa"]) == 0
     lines = capsys.readouterr().out.splitlines()

