@@ -14,7 +14,7 @@ from unicode.images.listing import PackedStrings, UnreadableImageError
 
 PREFIX = "torchvision"
 FASHION = "FashionMNIST"
-DEBIAN = f"apt-get install dataset-fashion-mnist and {FASHION} in /usr/share/datasets/fashion-mnist"
+DEBIAN = "; Debian has it: apt-get install dataset-fashion-mnist, and it is in /usr/share/datasets/fashion-mnist"
 PARTS = ("train", "val", "test")
 LABELS = ("targets", "labels", "_labels", "y")  # attributes in which torchvision's classes keep the labels of all pictures
 
@@ -132,8 +132,8 @@ def _open(kind: Any, part: str, root: str, *, download: bool = False) -> tuple[s
         except (RuntimeError, OSError) as error:
             if download:
                 raise OSError(f"{kind.__name__} could not be downloaded to {root}: {error}") from error
-            debian = f"; Debian has it: {DEBIAN}" if kind.__name__ == FASHION else ""
-            remedy = f"data.download=true lets torchvision download it there{debian}"
+            code = f'python -c "from torchvision.datasets import {kind.__name__} as Set; Set({root!r}, download=True)"'
+            remedy = f"a training gets it with data.download=true, or now: {code}{DEBIAN if kind.__name__ == FASHION else ''}"
             raise FileNotFoundError(f"{kind.__name__} is not in {root} ({str(error).split('.')[0]}); {remedy}") from error
     raise ValueError(f"{kind.__name__} cannot be opened with data.split={part}: {problem}") from problem
 
