@@ -1,11 +1,21 @@
 """Pictures drawn from requests: the right prompt, exact given rows, the same picture in every batch, guidance, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from unicode.generate.engine import CachedDecoder
-from unicode.generate.images import FREE_QUESTION, DrawRequest, ImageSampler, caption_request, decode_pictures
+from unicode.generate.images import (
+    FREE_QUESTION,
+    SEEDS_APART,
+    DrawRequest,
+    ImageSampler,
+    caption_request,
+    decode_pictures,
+    most_typical,
+)  # fmt: skip
 from unicode.generate.sampling import Sampling
 from unicode.ids.text import write_run
 from unicode.llm.examples import ExampleBuilder
@@ -28,7 +38,10 @@ def test_the_prompt_is_what_training_shows(drawing_model):
     assert sampler.prompt(begun).is_image.sum() == 10
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, 3.0), Sampling(temperature=0)], ids=["plain", "guided", "greedy"])
+SAMPLINGS = {"plain": Sampling(), "guided": Sampling(0.8, 12, 0.9, 3.0), "greedy": Sampling(0.0), "typical": Sampling(0.9, candidates=3)}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_a_picture_does_not_depend_on_its_batch(drawing_model, sampling):
     sampler = ImageSampler(drawing_model, sampling=sampling)
     together, alone = sampler.draw(requests(6)), [sampler.draw([request])[0] for request in requests(6)]
@@ -61,6 +74,28 @@ def test_guidance_one_is_none_and_more_changes_the_picture(drawing_model):
         ImageSampler(drawing_model, sampling=Sampling(guidance=guidance)).draw(requests(2)) for guidance in (1.0, 1.000001, 3.0)
     )
     assert np.array_equal(plain[1].ids, one[1].ids) and not np.array_equal(plain[1].ids, three[1].ids)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_candidate_most_like_the_others_is_kept(drawing_model, guidance):
+    asked, number = [*requests(3), DrawRequest("Draw a ring.", seed=5, given=drawing_model.images.row_ids[5:15].numpy())], 5
+    kept = ImageSampler(drawing_model, sampling=Sampling(guidance=guidance, candidates=number)).draw(asked)
+    one_by_one, differ = ImageSampler(drawing_model, sampling=Sampling(guidance=guidance)), 0
+    for request, drawing in zip(asked, kept, strict=True):
+        seeds = (torch.tensor(request.seed) + torch.arange(number) * SEEDS_APART).tolist()
+        ids = np.stack([one.ids for one in one_by_one.draw([replace(request, seed=seed) for seed in seeds])])
+        pictures = decode_pictures(drawing_model, ids).reshape(number, -1).astype(float)
+        sums = ((pictures[:, None] - pictures[None]) ** 2).sum((1, 2))
+        assert np.array_equal(drawing.ids, ids[sums.argmin()])
+        differ += int(sums.argmin() != 0)
+    assert differ, "not always the first"
+    greedy = [ImageSampler(drawing_model, sampling=Sampling(0, candidates=some)).draw(asked)[0].ids for some in (1, 4)]
+    assert np.array_equal(*greedy)
+
+
+def test_the_most_typical_picture():
+    grey = np.full((4, 2, 2, 3), [[[[10]]], [[[250]]], [[[90]]], [[[60]]]], dtype=np.uint8)
+    assert most_typical(grey) == 2 and most_typical(grey[:1]) == 0 and most_typical(grey[[1, 1]]) == 0
 
 
 def test_compressed_questions(drawing_model):

@@ -60,9 +60,10 @@ def test_a_private_picture_stays_private(eager, tmp_path):
     assert all("outside the image folders" in one.error and not one.turns for one in found)
 
 
-def test_guidance_is_for_single_pictures(eager):
-    with pytest.raises(ValueError, match="only a picture drawn by itself can be guided"):
-        ChatSampler(eager, pictures=Sampling(guidance=2.0)).answer([["Draw."]], [[]], seeds=[0])
+@pytest.mark.parametrize("given", [{"guidance": 2.0}, {"candidates": 2}])
+def test_guidance_and_candidates_are_for_single_pictures(eager, given):
+    with pytest.raises(ValueError, match="both are for a picture drawn by itself, not in an answer; set them to 1"):
+        ChatSampler(eager, pictures=Sampling(**given)).answer([["Draw."]], [[]], seeds=[0])
 
 
 def test_pages(drawing_model, tmp_path):

@@ -61,7 +61,8 @@ def test_guidance_goes_beyond():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("guidance", -2), ("temperature", float("nan"))]
+    ("name", "value"),
+    [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("guidance", -2), ("candidates", 0), ("temperature", float("nan"))]
 )
 def test_bad_values_are_named(name, value):
     with pytest.raises(ValueError, match=name):

@@ -86,7 +86,7 @@ def make_drawings(folder: Path, *, decompressed: bool) -> Path:
     if not decompressed:
         metrics = {"all": {"value": 83.0, "unit": "%"}, "shuffled_all": {"value": 4.5, "unit": "%"}}
         (folder / "metrics.json").write_text(json.dumps({"metrics": metrics}))
-        (folder / "settings.json").write_text(json.dumps({"sampling": {"temperature": 0.0, "guidance": 2.0}}))
+        (folder / "settings.json").write_text(json.dumps({"sampling": {"temperature": 0.5, "guidance": 2.0, "candidates": 16}}))
     return folder
 
 

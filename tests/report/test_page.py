@@ -77,7 +77,7 @@ def test_the_page_stands_alone_and_every_picture_is_described(page):
 
 def test_the_page_says_what_the_runs_reached(page):
     text = page.read_text(encoding="utf-8")
-    assert "from a prompt, greedily, with guidance 2, 0.25 s each" in text
+    assert "from a prompt, at temperature 0.5, with guidance 2, the most typical of 16, 0.25 s each" in text
     figures = ("35.5 dB", "75.0 %", "blind 33.3 %", "95.0 %", "83 %", "shuffled prompts 4.5 %", "15.5 min")
     words = ("nearest words after: red, crimson", "nearest words before: red, crimson")
     for shown in (*figures, *words, "adversarial.f1", "blind, grey", "second", "give --inception FILE"):

@@ -30,23 +30,25 @@ def test_a_given_value_wins():
     assert merge_sampling(None) == merge_sampling({}) == Sampling()
     assert merge_sampling(STORED, {"temperature": 0.5, "top_k": None}) == Sampling(0.5, guidance=1.5)
     assert merge_sampling(STORED, {"guidance": 2.0}, guided=False) == Sampling(0.0, guidance=2.0)
-    assert merge_sampling(STORED, guided=False) == Sampling(0.0)
+    assert merge_sampling({**STORED, "candidates": 4}, guided=False) == Sampling(0.0)
+    assert merge_sampling({**STORED, "candidates": 4}) == Sampling(0.0, guidance=1.5, candidates=4)
+    assert Sampling(0.0, guidance=1.5).values() == STORED and Sampling(candidates=4).values()["candidates"] == 4
 
 
-@pytest.mark.parametrize("given", [{}, {"guidance": 2.0}, {"guidance": 2.0, "temperature": 0.7}])
+@pytest.mark.parametrize("given", [{}, {"guidance": 2.0}, {"guidance": 2.0, "temperature": 0.7}, {"guidance": 2.0, "candidates": 3}])
 def test_the_best_is_written_and_used(run, tmp_path, monkeypatch, given):
     """The measure is replaced: the models of the tests draw nothing that is right."""
-    settings = iter(range(12))
+    settings, tried = iter(range(12)), 12 // (4 if "guidance" in given else 1) // (3 if "temperature" in given else 1)
     monkeypatch.setattr(choose_sampling, "share_right", lambda *_: 100.0 - abs(next(settings) - 3 * (not given)))
     words = ["--model", str(run), "--prompts", "shapes:val", "--last", "2", "--device", "cpu"]
     assert main([*words, *(f"{name}={value}" for name, value in given.items())]) == 0
     card, sampling = read_card(run), {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "guidance": 1.5, **given}
     assert card.sampling == sampling and card.config["sampling"]["number"] == 2
-    assert len(card.config["sampling"]["tried"]) == 12 // {0: 1, 1: 4, 2: 12}[len(given)]
+    assert len(card.config["sampling"]["tried"]) == tried
     assistant = load_model(run, device="cpu")
     assert np.array_equal(assistant.draw("a red circle", seed=1), assistant.draw("a red circle", seed=1, **sampling))
     assert ImageSampler(assistant.model).sampling == Sampling(**sampling)
-    assert ChatSampler(assistant.model).sampling == replace(Sampling(**sampling), guidance=1.0)
+    assert ChatSampler(assistant.model).sampling == replace(Sampling(**sampling), guidance=1.0, candidates=1)
     chat = Chat(assistant.model, GenerationConfig(top_k=3), out=tmp_path, num_tokens=9, word_temperature=0)
     assert chat.drawer.sampling == replace(Sampling(**sampling), top_k=3)
     assert generate(["--model", str(run), "--prompts", "shapes:val", "--out", str(tmp_path / "drawn"), "--device", "cpu", "limit=2"]) == 0
@@ -60,7 +62,7 @@ def test_a_merged_model_and_an_old_card(run, tmp_path):
     assert read_card(run).sampling is None
     write_card(run, replace(read_card(run), sampling=STORED))
     assert merge([str(run), str(tmp_path / "merged")]) == 0 and read_card(tmp_path / "merged").sampling == STORED
-    with pytest.raises(ValueError, match=r"sampling has .'heat'.; known: temperature, top_k, top_p, guidance"):
+    with pytest.raises(ValueError, match=r"sampling has .'heat'.; known: temperature, top_k, top_p, guidance, candidates"):
         replace(read_card(run), sampling={"heat": 1.0})
 
 

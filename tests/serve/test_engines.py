@@ -164,6 +164,8 @@ def test_an_engine_of_another_model_is_refused_at_the_start(vllm, llama, describ
 def test_what_an_engine_cannot_do_names_one_that_can(over_http, make_tuned):
     with pytest.raises(ValueError, match=r"guidance 2.0 needs .* only our own engine can; leave out --engine, or set it to 1"):
         over_http.draw(DrawRequest("a circle"), Sampling(guidance=2.0))
+    with pytest.raises(ValueError, match=r"4 candidates are compared as pictures; only our own engine can; .* or set it to 1"):
+        over_http.draw(DrawRequest("a circle"), Sampling(candidates=4))
     with pytest.raises(ValueError, match=r"a compressed image is read by cells; only our own engine can"):
         over_http.draw(DrawRequest("a circle", compressed=True), GREEDY)
     with pytest.raises(ValueError, match=r"the prompt has \d+ tokens, the context 512; shorten it"):

@@ -112,10 +112,11 @@ def test_conversations_keep_pictures_by_their_ids(client, local):
 
 
 def test_pictures_are_drawn_as_by_the_model(client, raw, assistant):
-    drawn = client.images.generate(prompt="a red circle", n=2, extra_body={"seed": 4, "guidance": 1.5})
-    for number, one in enumerate(drawn.data):
-        found = Image.open(io.BytesIO(base64.b64decode(one.b64_json)))
-        assert found.tobytes() == assistant.draw("a red circle", seed=4 + number, guidance=1.5).tobytes()
+    for given in ({"guidance": 1.5}, {"candidates": 3}):
+        drawn = client.images.generate(prompt="a red circle", n=2, extra_body={"seed": 4, **given})
+        for number, one in enumerate(drawn.data):
+            found = Image.open(io.BytesIO(base64.b64decode(one.b64_json)))
+            assert found.tobytes() == assistant.draw("a red circle", seed=4 + number, **given).tobytes()
     ids = raw.post("/v1/tokenize_image", json={"url": url(png(2))}).json()["ids"]
     assert ids == assistant.model.read_pictures(assistant.model.picture(png(2))[None])[0].tolist()
     picture = base64.b64decode(raw.post("/v1/decode_ids", json={"ids": ids}).json()["b64_json"])

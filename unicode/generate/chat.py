@@ -40,7 +40,7 @@ class Chat:
         self.model, self.config, self.out = model, config, out
         decoder = CachedDecoder(model.causal)
         self.drawer = ImageSampler(model, sampling=config.sampling(model.card.sampling), decoder=decoder)
-        plain, words = replace(self.drawer.sampling, guidance=1.0), Sampling(word_temperature)
+        plain, words = replace(self.drawer.sampling, guidance=1.0, candidates=1), Sampling(word_temperature)
         self.sampler = ChatSampler(model, words=words, pictures=plain, num_tokens=num_tokens, decoder=decoder)
         self.turns: list[str] = []
         self.contents: list[Content] = []
@@ -118,14 +118,11 @@ class Assistant(HubMixin):
     ) -> str:
         """Answer one question; `unicode.generate.answers.answer_questions` answers many in batches.
 
-        Args:
-            text: the question, with an <image> tag where each image stands, or without any: then they stand in front.
-            images: pictures, paths of them, contents of image files, or arrays of vocabulary ids; one or several.
-            history: earlier turns: question, answer, question, answer.
-            temperature: 0 takes the likeliest token each time.
-
-        Returns the words of the answer; pictures in it as <vistok>...</vistok>. Raises ValueError: an image that cannot be read, tags that
-        do not fit the images, or a prompt longer than the context.
+        `text`: the question, with an <image> tag where each image stands, or without any: then they stand in front. `images`: pictures,
+        paths of them, contents of image files, or arrays of vocabulary ids; one or several. `history`: earlier turns: question, answer,
+        question, answer. `temperature`: 0 takes the likeliest token each time. Returns the words of the answer; pictures in it as
+        <vistok>...</vistok>. Raises ValueError: an image that cannot be read, tags that do not fit the images, or a prompt longer than the
+        context.
         """
         shown = [Path(one) if isinstance(one, str) else one for one in (images if isinstance(images, list | tuple) else [images])]
         config = AnswerConfig(1, max_new_tokens, temperature, top_p, seed)
@@ -137,15 +134,16 @@ class Assistant(HubMixin):
 
     def draw(
         self, caption: str, *, seed: int = 0, guidance: float | None = None, temperature: float | None = None,
-        top_k: int | None = None, top_p: float | None = None,
+        top_k: int | None = None, top_p: float | None = None, candidates: int | None = None,
     ) -> Image.Image:  # fmt: skip
         """Draw one image for a caption; `unicode.generate.images.ImageSampler` draws in batches.
 
-        The same seed and caption give the same picture. With `guidance` above 1 the caption counts for more, at twice the work. What is
-        left out is as the model's card has it, else as in `Sampling`. Raises ValueError: an empty caption or one longer than the context,
-        or a model that writes no image ids. Raises FileNotFoundError: the image tokenizer is not where the training had it.
+        The same seed and caption give the same picture. With `guidance` above 1 the caption counts for more, at twice the work; of several
+        `candidates` the most typical is kept. What is left out is as the model's card has it, else as in `Sampling`. Raises ValueError: an
+        empty caption or one longer than the context, or a model that writes no image ids. Raises FileNotFoundError: the image tokenizer is
+        not where the training had it.
         """
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "candidates": candidates}
         sampler = self._sampler(merge_sampling(self.model.card.sampling, given))
         (drawing,) = sampler.draw([caption_request(caption, seed=seed, template=self.model.card.request)])
         return Image.fromarray(decode_pictures(self.model, ids_of(drawing)[None])[0])

@@ -62,14 +62,9 @@ class DrawPrompt:
 def read_prompts(source: str, *, world: ShapesConfig | None = None, limit: int = 0) -> list[DrawPrompt]:
     """Read all prompts of a source.
 
-    Args:
-        source: a .txt file (one prompt a line; what it describes may follow after a tab, as a key), a .jsonl file, a LLaVA .json file,
-            shapes:SPLIT, or unconditional:NUMBER.
-        world: settings of the shapes world.
-        limit: the first so many only; 0: all.
-
-    Raises FileNotFoundError: there is no such file. Raises ValueError: an unknown kind of source, a file that is no JSON list, or nothing
-    in it.
+    `source`: a .txt file (one prompt a line; what it describes may follow after a tab, as a key), a .jsonl file, a LLaVA .json file,
+    shapes:SPLIT, or unconditional:NUMBER. `world`: settings of the shapes world. `limit`: the first so many only; 0: all. Raises
+    FileNotFoundError: there is no such file. Raises ValueError: an unknown kind of source, a file that is no JSON list, or nothing in it.
     """
     kind, _, rest = source.partition(":")
     if kind == "shapes" and not Path(source).exists():
@@ -198,13 +193,8 @@ class PromptTask:
 class ImageTask:
     """Pictures continued from the first rows of given ones, or written out from their compressed form.
 
-    Args:
-        model: to encode the pictures with.
-        dataset: the pictures; `ids` are their keys, in order.
-        rows: how many rows of coarse cells to keep; None: decompress.
-        caption: words about every picture, for completion; "": those of the shapes world, else none.
-        seed: as of prompts.
-
+    `model` encodes the pictures of `dataset`; `ids` are their keys, in order. `rows`: how many rows of coarse cells to keep; None:
+    decompress. `caption`: words about every picture, for completion; "": those of the shapes world, else none. `seed`: as of prompts.
     Raises ValueError: more rows than leave something to draw.
     """
 

@@ -158,7 +158,7 @@ class CachedDecoder:
     def select(self, rows: Tensor, keep: Tensor) -> None:
         """Copy rows of the cache, (R',) int64, into a batch of R' rows; what a row has read is hidden where `keep` (R',) is False."""
         assert not self._static, "the rows of a static cache stay where they are"
-        self._batch = len(rows)
+        self._batch, self._positions = len(rows), self._positions[rows]
         self._cache.batch_select_indices(rows)
         self._visible = self._visible[rows] * keep[:, None]
         self._additive = self._additive[rows].masked_fill_(~keep[:, None, None, None], torch.finfo(self.causal.dtype).min)
@@ -440,10 +440,11 @@ def decode_answers(
             come, all sampled as words, and no cells.
         has_stopped: tokens so far (B, n), of a cell its first id -> (B,) bool, which rows end without an end token, unless inside an image.
 
-    Raises ValueError: guidance was asked for.
+    Raises ValueError: guidance or candidates were asked for.
     """
-    if words.guided or images.guided:
-        raise ValueError(f"guidance {images.guidance} was asked for, but only a picture drawn by itself can be guided; set it to 1")
+    if words.guided or images.guided or images.candidates > 1:
+        asked = f"guidance {images.guidance}, candidates {images.candidates}"
+        raise ValueError(f"{asked}: both are for a picture drawn by itself, not in an answer; set them to 1")
     everything = torch.arange(decoder.vocab_size, device=features.device)
     longest, ends, row_seeds = (torch.tensor(list(values), device=features.device) for values in (limits, end_ids, seeds))
     constraint = None

@@ -13,12 +13,14 @@ from unicode.generate.engine import CachedDecoder, ImageHead, sample_image_token
 from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.images.dataset import DataConfig
 from unicode.images.decode import to_uint8
+from unicode.llm.card import SAMPLED
 from unicode.llm.examples import Example, ExampleBuilder
 from unicode.llm.load import LanguageModel, Prompt
 from unicode.tokenizer.model import inference_precision
 
 NOTHING = np.empty(0, dtype=np.int64)
 CAPTION_TEMPLATE = TEMPLATES[TEXT_TO_IMAGE][0]
+SEEDS_APART = 0x9E3779B97F4A7C15 - 2**64  # between the candidates of a picture
 FREE_QUESTION = TEMPLATES[UNCONDITIONAL][0]  # The prompt of the unconditional branch of guidance
 
 
@@ -121,15 +123,24 @@ class ImageSampler:
         told = None if tell is None else lambda number: tell(len(requests[0].given) + number * self.head.position_ids)
         if self.sampling.guided:
             examples = examples + [self._open_answer(replace(request, question=FREE_QUESTION)) for request in requests]
-        features = self.decoder.start(**self.model.inputs([Prompt(example) for example in examples]), max_new=count)
-        places = torch.full((len(requests),), self.head.num_positions - count, device=features.device)
-        seeds = torch.tensor([request.seed for request in requests], device=features.device)
+        number = self.sampling.candidates if self.sampling.temperature else 1  # of the likeliest there is one
+        read = 1 if self.decoder.can_select else number  # times that each prompt is read
+        features = self.decoder.start(**self.model.inputs([Prompt(one) for one in examples for _ in range(read)]), max_new=count)
+        if number > read:
+            rows = torch.arange(len(features), device=features.device).repeat_interleave(number)
+            self.decoder.select(rows, torch.ones_like(rows, dtype=torch.bool))
+            features = features[rows]
+        places = torch.full((len(requests) * number,), self.head.num_positions - count, device=features.device)
+        seeds = torch.tensor([[request.seed] for request in requests], device=features.device)
+        seeds = (seeds + torch.arange(number, device=features.device) * SEEDS_APART).flatten()
         ids = sample_image_tokens(
             self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0, tell=told
         )
-        rows = ids.cpu().numpy()
+        rows = ids.cpu().numpy().reshape(len(requests), number, -1)
+        drawn = [np.stack([np.concatenate([request.given, row]) for row in some]) for request, some in zip(requests, rows, strict=True)]
+        kept = [some[most_typical(decode_pictures(self.model, some)) if number > 1 else 0] for some in drawn]
         seconds = (time.perf_counter() - start) / len(requests)
-        return [Drawing(np.concatenate([request.given, row]), seconds) for request, row in zip(requests, rows, strict=True)]
+        return [Drawing(ids, seconds) for ids in kept]
 
     def _positions(self, request: DrawRequest) -> int:
         """How many positions are to be written."""
@@ -138,6 +149,12 @@ class ImageSampler:
     def _open_answer(self, request: DrawRequest) -> Example:
         mode = "sum" if request.compressed else self.model.card.input_mode
         return self._builder.build([request.question], [request.given], input_mode=mode, open_image=True)
+
+
+def most_typical(pictures: np.ndarray) -> int:
+    """The place of the picture, of (N, H, W, 3) uint8, with the least sum of squared distances to all of them; the first of equal ones."""
+    flat = pictures.reshape(len(pictures), -1).astype(np.float64)
+    return int(((flat - flat.mean(0)) ** 2).sum(1).argmin())  # that sum is N |p - mean|^2, and what is the same for all
 
 
 def decode_pictures(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
@@ -165,6 +182,8 @@ class GenerationConfig:
     top_p: float | None = None  # Draw each id among the likeliest that together have this probability; 1: all, which is the default
     guidance: float | None = None
     """Classifier-free guidance; 1: none, which is the default. Above 1 the model must have been trained with unconditional pictures too."""
+    candidates: int | None = None
+    """Pictures drawn of each prompt, of which the one most like the others is kept; 1 by default. Above 1 it needs a temperature."""
     cache: str = "auto"
     """Key-value cache: "dynamic", "static", or "auto": static and compiled on a GPU for 8 batches and more, else dynamic."""
     compiled: bool = False  # Compile the decoding step (with the static cache; worth it for many pictures on a GPU)
@@ -182,5 +201,4 @@ class GenerationConfig:
 
     def sampling(self, stored: Mapping[str, Any] | None = None, *, guided: bool = True) -> Sampling:
         """How ids are drawn by a model whose card has `stored`; arguments and errors as `merge_sampling`."""
-        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "guidance": self.guidance}
-        return merge_sampling(stored, given, guided=guided)
+        return merge_sampling(stored, {name: getattr(self, name) for name in SAMPLED}, guided=guided)

@@ -30,15 +30,10 @@ from unicode.tokenizer.decode import write_picture
 class ChatSampler(ImageSampler):
     """Answers in words and pictures.
 
-    Args:
-        model: one that writes image ids.
-        words: how words are sampled.
-        pictures: how image ids are sampled, unguided; None: as the model's card has it.
-        num_tokens: longest answer in positions; a picture takes one for each id, or for each cell, and two for its markers.
-        max_pictures: how many pictures an answer may hold.
-        decoder: of the model; None makes one.
-
-    Raises ValueError: the model writes no image ids. Raises FileNotFoundError: the image tokenizer is not there.
+    `words`: how words are sampled. `pictures`: how image ids are, unguided; None: as the model's card has it. `num_tokens`: longest answer
+    in positions; a picture takes one for each id, or for each cell, and two for its markers. An answer holds up to `max_pictures`.
+    `decoder`: of the model; None makes one. Raises ValueError: the model writes no image ids. Raises FileNotFoundError: the image tokenizer
+    is not there.
     """
 
     def __init__(
@@ -58,7 +53,7 @@ class ChatSampler(ImageSampler):
         """Answer the last questions of a batch of conversations. `seeds`: one for each.
 
         `turns`: of each conversation question, answer, ..., question. `contents`: of each what is read for its <image> tags. Raises
-        ValueError: a prompt that leaves no room for an answer, or guidance was asked for.
+        ValueError: a prompt that leaves no room for an answer, or guidance or candidates were asked for.
         """
         model = self.model
         prompts = [model.prompt(list(one), list(seen)) for one, seen in zip(turns, contents, strict=True)]

@@ -63,14 +63,10 @@ class ResultFile(AbstractContextManager["ResultFile"]):
     Every rank opens it with the same arguments, puts results of its share, and calls `finish()`: opening and finishing wait for all
     ranks. While it is open no other process can open it. `missing` lists the places of the keys that have no result yet.
 
-    Args:
-        path: the file.
-        keys: in the order that the results are to have; all different.
-        made_by: what the results depend on besides the keys, such as fingerprints and settings, as plain values.
-        drawings: whether the lines belong to pictures in the folder of `path`. They are described by SETTINGS in that folder; lines of
-            answers instead carry the digest of `made_by`.
-
-    Raises ValueError: the file holds results of other settings or other keys, or another process fills it.
+    `keys`: in the order that the results are to have; all different. `made_by`: what the results depend on besides the keys, such as
+    fingerprints and settings, as plain values. `drawings`: whether the lines belong to pictures in the folder of `path`; they are described
+    by SETTINGS in that folder, lines of answers instead carry the digest of `made_by`. Raises ValueError: the file holds results of other
+    settings or other keys, or another process fills it.
     """
 
     def __init__(self, path: str | Path, keys: Sequence[Key], *, made_by: Mapping[str, Any], drawings: bool = False) -> None:

@@ -100,13 +100,9 @@ class ImageError(ValueError):
 class ImageReader(AbstractContextManager["ImageReader"]):
     """Looks images up, decodes them ahead and has the model read them in batches. A context manager: it owns threads.
 
-    Args:
-        stores: stores of ids that keys are looked up in, in this order.
-        pictures: where keys are looked up after the stores; None: below the working folder.
-        blank: empty, or a key of BLANKS: what stands in place of every image.
-        batch_size: pictures that the model reads at a time.
-
-    Raises ValueError: a store of another tokenizer or order, or an unknown `blank`.
+    Keys are looked up in `stores` of ids, in this order, then in `pictures`; None: below the working folder. `blank`: "", or a key of
+    BLANKS: what stands in place of every image. `batch_size`: pictures that the model reads at a time. Raises ValueError: a store of
+    another tokenizer or order, or an unknown `blank`.
     """
 
     def __init__(

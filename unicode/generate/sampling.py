@@ -5,7 +5,7 @@ picture is therefore the same in every batch, for every choice of computed head 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class Sampling:
     top_p: float = 1.0  # Draw among the likeliest that together have this probability, the one that crosses it included; 1: all
     guidance: float = 1.0
     """How far to go from the scores without the prompt to those with it, and beyond (classifier-free guidance); 1: none."""
+    candidates: int = 1
+    """Pictures drawn for each request; the one most like the others is kept (minimum Bayes risk). Words, and pictures in them, have one."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -33,11 +35,17 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (no limit)")
         if not self.guidance >= 0:
             raise ValueError(f"guidance is {self.guidance}; it must be 1 (none) or more; below 1 the prompt counts less")
+        if self.candidates < 1:
+            raise ValueError(f"candidates is {self.candidates}; it must be 1 or more")
 
     @property
     def guided(self) -> bool:
         """Whether scores without the prompt are needed."""
         return self.guidance != 1.0
+
+    def values(self) -> dict[str, float]:
+        """Return what a card or a folder of drawings keeps; without the candidates where there is one, as older ones have none."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("candidates", 1)}
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -46,9 +54,9 @@ GREEDY = Sampling(temperature=0.0)
 def merge_sampling(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None, *, guided: bool = True) -> Sampling:
     """Return the sampling of `given` values; one that is None is taken from `stored` (of a card), else from `Sampling`.
 
-    `guided`: whether the stored guidance counts. Raises ValueError: a value out of range.
+    `guided`: whether the stored guidance and candidates count. Raises ValueError: a value out of range.
     """
-    own = {name: value for name, value in (stored or {}).items() if guided or name != "guidance"}
+    own = {name: value for name, value in (stored or {}).items() if guided or name not in ("guidance", "candidates")}
     return Sampling(**own | {name: value for name, value in (given or {}).items() if value is not None})
 
 
@@ -59,15 +67,10 @@ def guide(scores: Tensor, guidance: float) -> Tensor:
 
 
 def choose(scores: Tensor, ids: Tensor, sampling: Sampling, *, seeds: Tensor, step: int) -> Tensor:
-    """Draw one token per row.
+    """Draw one token per row: (B,) int64 vocabulary ids.
 
-    Args:
-        scores: (B, K) float32, guided already; -inf for what may not come, but not for all of a row.
-        ids: (K,) the vocabulary id of each column.
-        seeds: (B,) int64, the seed of each row.
-        step: number of the token in the answer.
-
-    Returns (B,) int64 vocabulary ids.
+    `scores`: (B, K) float32, guided already; -inf for what may not come, but not for all of a row. `ids`: (K,) the vocabulary id of each
+    column. `seeds`: (B,) int64, the seed of each row. `step`: number of the token in the answer.
     """
     if sampling.temperature == 0 or sampling.top_k == 1:
         return ids[scores.argmax(-1)]

@@ -17,7 +17,7 @@ FILE = "unicode.json"
 FORMAT = "unicode-llm-1"
 KINDS = ("lora", "full", "llava")
 OUTPUT_MODES = ("ids", "cells")
-SAMPLED = ("temperature", "top_k", "top_p", "guidance")  # what `Card.sampling` may hold
+SAMPLED = ("temperature", "top_k", "top_p", "guidance", "candidates")  # what `Card.sampling` may hold
 # keys of config.json that depend on who wrote it, not on the model
 _VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "use_cache", "_attn_implementation"}
 

@@ -25,11 +25,8 @@ INCEPTION_CLASSES = 1008
 class GenerationMetrics:
     """Sums over drawn images and over those to compare them with.
 
-    Args:
-        inception: (B, 3, H, W) uint8 -> (B, 2048) features, or why there is none. The same kind on every rank.
-        clip: the CLIP model of `load_clip`, or why there is none.
-        splits: groups of the inception score.
-        device: of the sums; with NCCL the rank's GPU.
+    `inception`: (B, 3, H, W) uint8 -> (B, 2048) features, or why there is none. The same kind on every rank. `clip`: the CLIP model of
+    `load_clip`, or why there is none. `splits`: groups of the inception score. `device`: of the sums; with NCCL the rank's GPU.
     """
 
     def __init__(

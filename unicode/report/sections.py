@@ -361,7 +361,8 @@ def _sampling(settings: Path) -> str:
     if not isinstance(temperature, int | float) or not isinstance(guidance, int | float):
         return ""
     drawn = "greedily" if temperature == 0 else f"at temperature {page.number(temperature)}"
-    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {page.number(guidance)}'}"
+    kept = f", the most typical of {number}" if temperature and isinstance(number := sampling.get("candidates"), int) else ""
+    return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {page.number(guidance)}'}{kept}"
 
 
 def _read_scores(folder: str | Path) -> dict[str, page.Cell]:

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         sampling = replace(config.sampling(), guidance=guidance, temperature=temperature)
         right = share_right(ImageSampler(model, sampling=sampling, decoder=decoder), prompts, config, gallery)
         log.info("temperature %g, guidance %g: %.1f %% of %d pictures right", temperature, guidance, right, len(prompts))
-        tried.append({**asdict(sampling), "right": right})
+        tried.append({**sampling.values(), "right": right})
     best = {name: value for name, value in max(tried, key=lambda one: one["right"]).items() if name != "right"}
     about = {"prompts": args.prompts, "number": len(prompts), "gallery": args.gallery, "tried": tried}
     with lock_folder(folder, "choosing the sampling"):

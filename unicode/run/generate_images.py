@@ -61,7 +61,7 @@ def describe(
         "items": hashlib.sha256("\0".join(ids).encode("utf-8", "surrogateescape")).hexdigest()[:16],
         "model": {"name": Path(args.model).resolve().name, "fingerprint": model.fingerprint, "image_tokenizer": model.images.fingerprint},
         "dtype": str(model.lm.dtype).removeprefix("torch."),
-        "sampling": asdict(sampling),
+        "sampling": sampling.values(),
         "seed": config.seed,
         "samples": config.samples,
     }

@@ -378,6 +378,8 @@ class HttpEngine:
     def _picture(self, prompt: tuple[int, ...], count: int, sampling: Sampling, seed: int, emit: Emit | None) -> list[int]:
         if sampling.guided:
             raise ValueError(f"guidance {sampling.guidance} needs the scores of two prompts at each step; {ONLY_LOCAL}, or set it to 1")
+        if sampling.candidates > 1:
+            raise ValueError(f"{sampling.candidates} candidates are compared as pictures; {ONLY_LOCAL}, or set it to 1")
         allowed = tuple(self.model.images.row_ids.tolist())
         drawn = self.complete(IdRequest(prompt, count, (), allowed, (), sampling, seed), emit)
         if len(drawn) != count or not set(drawn) <= set(allowed):

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from threading import BoundedSemaphore, Event, Lock
@@ -37,6 +37,7 @@ from unicode.generate.interleaved import answer_parts
 from unicode.generate.sampling import Sampling, merge_sampling
 from unicode.ids.text import CLOSE, RUN, write_run
 from unicode.images.listing import UnreadableImageError
+from unicode.llm.card import SAMPLED
 from unicode.llm.load import Content
 from unicode.llm.template import text_encoder
 from unicode.serve.engines import Emit, Engine, EngineError, WriteOptions, Written, room_for
@@ -122,6 +123,7 @@ class DrawingRequest(Sampled):
     size: str | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     guidance: Temperature | None = None
+    candidates: int | None = Field(None, ge=1, le=64)
     temperature: Temperature | None = None
     top_k: int | None = Field(None, ge=0)
     top_p: Share | None = None
@@ -150,7 +152,7 @@ class Server:
         Gauge("unicode_requests_in_work", "Requests in work or waiting", registry=self.registry).set_function(lambda: self._busy)
         self.tokens = Counter("unicode_tokens", "Tokens written", registry=self.registry)
         guided = "local" in engine.kinds
-        self.sampling = asdict(merge_sampling(self.model.card.sampling, guided=guided))  # Of pictures, where a request leaves it out
+        self.sampling = merge_sampling(self.model.card.sampling, guided=guided).values()  # Of pictures, where a request leaves it out
         self.why_not = ""  # Why the model cannot draw
         try:
             check_can_draw(self.model)
@@ -571,7 +573,7 @@ def build_app(server: Server, *, key: str = "") -> FastAPI:
     @app.post("/v1/images/generations")
     async def draw(body: DrawingRequest, request: Request) -> Any:
         server.check_model(body.model)
-        asked, given = server.requests(body), body.model_dump(include={"temperature", "top_k", "top_p", "guidance"})
+        asked, given = server.requests(body), body.model_dump(include=set(SAMPLED))
         stored = {"temperature": 0.0} if body.compressed else server.sampling
         events = draw_pictures(server, request, asked, merge_sampling(stored, given))
         if body.stream:
