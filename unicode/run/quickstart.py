@@ -80,7 +80,8 @@ answers_blind: answers/blind.jsonl
 sampling: draw/unicode.json if shapes
     python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts shapes:val --last 300
 sampling: both/unicode.json if emoji
-    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 --prompts {anno}_captions_choose_seen.json {gallery}
+    python -m unicode.run.choose_sampling --model {drawer} --merge batch_size=50 temperature=0.5 candidates=16
+        --prompts {anno}_captions_choose_seen.json {gallery}
 drawings: drawings/contact_sheet.png
     python -m unicode.run.generate_images --model {drawer} --merge batch_size=50 {sampling} --prompts {prompts}
         --out {out}/drawings {drawn}
