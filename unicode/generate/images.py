@@ -131,13 +131,12 @@ class ImageSampler:
             self.decoder.select(rows, torch.ones_like(rows, dtype=torch.bool))
             features = features[rows]
         places = torch.full((len(requests) * number,), self.head.num_positions - count, device=features.device)
-        seeds = torch.tensor([[request.seed] for request in requests], device=features.device)
-        seeds = (seeds + torch.arange(number, device=features.device) * SEEDS_APART).flatten()
+        seeds = (torch.tensor([[one.seed] for one in requests]) + torch.arange(number) * SEEDS_APART).flatten().to(features.device)
         ids = sample_image_tokens(
             self.decoder, features, self.head, places=places, count=count, sampling=self.sampling, seeds=seeds, step=0, tell=told
         )
-        rows = ids.cpu().numpy().reshape(len(requests), number, -1)
-        drawn = [np.stack([np.concatenate([request.given, row]) for row in some]) for request, some in zip(requests, rows, strict=True)]
+        written = ids.cpu().numpy().reshape(len(requests), number, -1)
+        drawn = [np.stack([np.concatenate([one.given, row]) for row in some]) for one, some in zip(requests, written, strict=True)]
         kept = [some[most_typical(decode_pictures(self.model, some)) if number > 1 else 0] for some in drawn]
         seconds = (time.perf_counter() - start) / len(requests)
         return [Drawing(ids, seconds) for ids in kept]

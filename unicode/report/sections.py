@@ -357,11 +357,12 @@ def decompression_section(folder: str | Path | None, images: ImageLookup) -> pag
 def _sampling(settings: Path) -> str:
     """How ids were sampled, as text that follows "from a prompt"; "" if unknown."""
     sampling = read_object(settings).get("sampling")
-    temperature, guidance = (sampling.get(name) if isinstance(sampling, dict) else None for name in ("temperature", "guidance"))
+    known = sampling if isinstance(sampling, dict) else {}
+    temperature, guidance, number = (known.get(name) for name in ("temperature", "guidance", "candidates"))
     if not isinstance(temperature, int | float) or not isinstance(guidance, int | float):
         return ""
     drawn = "greedily" if temperature == 0 else f"at temperature {page.number(temperature)}"
-    kept = f", the most typical of {number}" if temperature and isinstance(number := sampling.get("candidates"), int) else ""
+    kept = f", the most typical of {number}" if temperature and isinstance(number, int) else ""
     return f", {drawn}, {'without guidance' if guidance == 1 else f'with guidance {page.number(guidance)}'}{kept}"
 
 
