@@ -70,9 +70,9 @@ def check_can_draw(model: LanguageModel) -> None:
 class ImageSampler:
     """Draws with one language model; keeps the rows of its head that belong to images, so make it once.
 
-    `sampling`: of ids, None: the one in the model's card; `guidance` other than 1 doubles the batch. `decoder`: of the model; None makes
-    one. Raises ValueError: the model writes no image ids, or its image tokenizer is another one than it was trained with. Raises
-    FileNotFoundError: its image tokenizer is not there.
+    `sampling`: of ids, None: the one in the model's card; `guidance` other than 1 doubles the batch, `candidates` multiply it. `decoder`:
+    of the model; None makes one. Raises ValueError: the model writes no image ids, or its image tokenizer is another one than it was
+    trained with. Raises FileNotFoundError: its image tokenizer is not there.
     """
 
     def __init__(self, model: LanguageModel, *, sampling: Sampling | None = None, decoder: CachedDecoder | None = None) -> None:
@@ -174,7 +174,7 @@ class GenerationConfig:
     samples: int = 1  # Pictures per prompt, each with a seed of its own
     limit: int = 0  # The first so many prompts only; 0: all
     seed: int = 0  # Of the sampling; a picture's own seed is drawn from it and the id of the prompt
-    batch_size: int = 16  # Pictures drawn at a time; guidance doubles the rows
+    batch_size: int = 16  # Pictures drawn at a time; guidance doubles the rows, candidates multiply them
     temperature: float | None = None
     """Of the image ids; 0 takes the likeliest. Left out, as the next three: the value in the model's card, else 1; decompression: 0."""
     top_k: int | None = None  # Draw each id among so many of the likeliest; 0: all, which is the default

@@ -123,7 +123,7 @@ class DrawingRequest(Sampled):
     size: str | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     guidance: Temperature | None = None
-    candidates: int | None = Field(None, ge=1, le=64)
+    candidates: int | None = Field(None, ge=1, le=64)  # Each takes rows of the batch
     temperature: Temperature | None = None
     top_k: int | None = Field(None, ge=0)
     top_p: Share | None = None
