@@ -66,6 +66,9 @@ def test_squares_follow_their_pictures(stamps: Path, tmp_path: Path) -> None:
     assert run(*words).returncode == 0
     with Image.open(out / "images" / "food" / "one" / "1.png") as changed:
         assert changed.getpixel((8, 8)) == (0, 0, 255)
+    (root / "food" / "one" / "5.txt").unlink()
+    fewer = run(*words)
+    assert "18 squares of 16 pixels, 2 pictures left out" in fewer.stdout and "18 records read" in fewer.stderr
     (root / "food" / "one" / "3.png").unlink()
     strange = run(*words)
     assert strange.returncode == 2 and f"one/3.png is of no picture in {root}; delete {out}/images, or name another" in strange.stderr

@@ -63,6 +63,8 @@ def make_squares(root: Path, out: Path, *, size: int) -> tuple[int, int]:
             picture = None if kept else decode_image(read_bytes(source))
         except (RefusedError, UnreadableImageError) as error:
             left_out += 1
+            if path not in made:  # a square of before, of a picture that was good then
+                path.unlink(missing_ok=True)
             if left_out <= WARNINGS:
                 get_logger(__name__).warning("%s is left out (%s)", source, error)
             continue
