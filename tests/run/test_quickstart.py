@@ -1,7 +1,9 @@
 """The quickstart: its steps read what earlier ones make, run once, resume after a failure, and what they cost is written down."""
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -224,3 +226,23 @@ def test_a_second_start_leaves_with_one_sentence(tmp_path, capsys):
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1 and "running the quickstart" in message
     assert not (tmp_path / "steps.jsonl").exists()
+
+
+def test_a_program_of_ours_runs_as_a_copy_where_there_is_no_gpu(tmp_path):
+    anno, made = tmp_path / "anno.json", tmp_path / "questions.jsonl"
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a cat"}]
+    anno.write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns, "kinds": ["what"]}]))
+    words = ["python", "-m", "unicode.run.export_questions", "--anno", str(anno), "--out", str(made)]
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from unicode.run import quickstart
+        quickstart.IMPORTED = ("colorsys",)
+        right, wrong = [quickstart.Step(name, (*{words!r}, "--kinds", name), Path({str(made)!r})) for name in ("what", "none")]
+        codes = [quickstart.run_steps([step], Path({str(tmp_path)!r}), environment=dict(CUDA="")) for step in (right, wrong)]
+        print(codes, "colorsys" in sys.modules, "unicode.run.export_questions" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.stdout.splitlines()[-1] == "[0, 2] True False", done
+    assert json.loads(made.read_text())["question_id"] == 0 and "error: " in done.stderr
+    assert [line["peak_mib"] > 1 for line in read_jsonl(tmp_path / "steps.jsonl")] == [True]

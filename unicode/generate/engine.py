@@ -83,12 +83,9 @@ class HeadRows:
 class CachedDecoder:
     """A causal language model of transformers, bare or wrapped by peft, and the cache of one batch.
 
-    Args:
-        lm: the model, in evaluation mode.
-        cache: "dynamic" (attention sees what is filled), "static" (attention covers the whole room; what compiling needs), or "auto":
-            static and compiled on a GPU if there is enough to do and the model allows it, else dynamic.
-        compiled: compile the step; needs the static cache. The first batch then takes long.
-        num_batches: how many batches will follow, for "auto".
+    `lm`: the model, in evaluation mode. `cache`: "dynamic" (attention sees what is filled), "static" (attention covers the whole room; what
+    compiling needs), or "auto": static and compiled on a GPU if there is enough to do and the model allows it, else dynamic. `compiled`:
+    compile the step; needs the static cache; the first batch then takes long. `num_batches`: how many batches will follow, for "auto".
 
     `can_select` is whether `select` may be used: not with a static cache, nor with a sliding window, which padding between positions
     would fill. Raises ValueError: an unknown cache, compiling without the static one, or a static one for a model with a sliding window.
@@ -254,11 +251,8 @@ class CachedDecoder:
 class ImageHead:
     """The ids that may stand in an image: their rows of the output head and which of them each position may take.
 
-    Args:
-        row_ids: (K,) ids that may stand in an image, or one such tensor for each level of `layout`.
-        layout: grid and order of the ids of one image.
-        markers: ids of the marker tokens.
-        cells: what writes the ids of a cell at one position; None: every id takes a position.
+    `row_ids`: (K,) ids that may stand in an image, or one such tensor for each level of `layout`, which is grid and order of the ids of one
+    image. `markers`: ids of the marker tokens. `cells`: what writes the ids of a cell at one position; None: every id takes a position.
 
     `position_ids` ids are written at each of the `num_positions` positions of an image. Raises ValueError: ids outside the vocabulary, a
     marker among the image ids, a number of sets that is not the number of levels, or a cell head of other ids or another layout.
@@ -333,14 +327,10 @@ def sample_image_tokens(
     """Sample the next ids of images that every row is inside of: (B, count * head.position_ids) int64; the last position is not in the
     cache yet.
 
-    Args:
-        decoder: with the prompts in its cache; twice as many rows where `sampling` is guided, the unconditional ones below.
-        features: (R, D) of the last token.
-        places: (B,) number of the next position within its image.
-        count: how many positions to write for each row.
-        seeds: (B,) int64.
-        step: number of the first of these positions for the noise; of an id it is that of its position times `head.position_ids`, and on.
-        tell: called with the number of positions so far, after each.
+    `decoder`: with the prompts in its cache; twice as many rows where `sampling` is guided, the unconditional ones below. `features`:
+    (R, D) of the last token. `places`: (B,) number of the next position within its image. `count`: how many positions to write for each
+    row. `seeds`: (B,) int64. `step`: number of the first of these positions for the noise; of an id it is that of its position times
+    `head.position_ids`, and on. `tell`: called with the number of positions so far, after each.
     """
     sampled: list[Tensor] = []
     for number in range(count):

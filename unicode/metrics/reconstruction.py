@@ -74,14 +74,10 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 class ReconstructionMetrics:
     """Sums over the images seen so far.
 
-    Args:
-        image_size: side of the square images.
-        num_rows: rows K of the codebook; codes are in [0, K).
-        num_levels: levels of codes per image.
-        coarse: whether `update` is given coarse-only reconstructions.
-        lpips: name of the trunk -> distance function, or why there is none. The same names and kinds on every rank.
-        inception: a module (B, 3, H, W) uint8 -> (B, `num_features`), or why there is none. The same on every rank.
-        device: where images and sums live; with NCCL it has to be the rank's GPU.
+    `image_size`: side of the square images. `num_rows`: rows K of the codebook; codes are in [0, K). `num_levels`: levels of codes per
+    image. `coarse`: whether `update` is given coarse-only reconstructions. `lpips`: name of the trunk -> distance function, or why there is
+    none; the same names and kinds on every rank. `inception`: a module (B, 3, H, W) uint8 -> (B, `num_features`), or why there is none; the
+    same on every rank. `device`: where images and sums live; with NCCL it has to be the rank's GPU.
     """
 
     def __init__(
@@ -103,13 +99,9 @@ class ReconstructionMetrics:
 
     @torch.no_grad()
     def update(self, originals: Tensor, reconstructions: Tensor, codes: Sequence[Tensor], *, coarse: Tensor | None = None) -> None:
-        """Add a batch.
+        """Add a batch: originals (B, 3, H, W) in [-1, 1] and their reconstructions, about [-1, 1].
 
-        Args:
-            originals: (B, 3, H, W) in [-1, 1].
-            reconstructions: the same shape, about [-1, 1].
-            codes: one int64 tensor per level, any shape, all codes of the batch.
-            coarse: reconstructions from the coarsest level alone.
+        `codes`: one int64 tensor per level, any shape, all codes of the batch. `coarse`: reconstructions from the coarsest level alone.
         """
         assert originals.shape == reconstructions.shape, (originals.shape, reconstructions.shape)
         assert len(codes) == len(self._counts), (len(codes), len(self._counts))

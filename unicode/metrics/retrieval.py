@@ -56,14 +56,10 @@ def retrieval_metrics(
 ) -> dict[str, Any]:
     """Return name -> entry: the share of images nearest to the right picture, and to one that has its value of each property.
 
-    As a baseline ("shuffled_nearest") each image is compared with the right picture of another.
-
-    Args:
-        found: for each drawn image the row of the nearest picture.
-        wanted: for each the row of the right one.
-        attributes: of every picture of the gallery. A property counts for those images whose right picture has it.
-        name: what the distance is between, as "pixels"; it begins the names of the entries.
-        how: the protocol in words.
+    As a baseline ("shuffled_nearest") each image is compared with the right picture of another. `found`, `wanted`: for each drawn image the
+    row of the nearest picture and that of the right one. `attributes`: of every picture of the gallery; a property counts for those images
+    whose right picture has it. `name`: what the distance is between, as "pixels"; it begins the names of the entries. `how`: the protocol
+    in words.
     """
     assert len(found) == len(wanted) > 0, (len(found), len(wanted))
     names = [key for key in dict.fromkeys(key for one in attributes for key in one) if len({one.get(key) for one in attributes}) > 1]

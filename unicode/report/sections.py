@@ -215,10 +215,8 @@ def count_right(asked: Sequence[Asked]) -> dict[str, tuple[int, int]]:
 def answers_section(questions: str | Path | None, answers: Mapping[str, str | Path], images: ImageLookup) -> page.Section:
     """Return the section on questions about images.
 
-    Args:
-        questions: file of questions; None if there is none.
-        answers: name of a model -> file of its answers, the model itself first, then its baselines.
-        images: finds the pictures of the questions.
+    `questions`: their file; None if there is none. `answers`: name of a model -> file of its answers, the model itself first, then its
+    baselines. `images`: finds the pictures of the questions.
     """
     title, name = "Questions about images", "Questions"
     asked = {model: read_answers(questions, path) for model, path in answers.items()} if questions else {}

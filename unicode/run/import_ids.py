@@ -29,10 +29,8 @@ def import_ids(
 ) -> StoreSpec:
     """Check one split in the folder `source`, write it to the store `out`, and return the spec of that store.
 
-    Args:
-        split: first part of the file names, "train" or "val".
-        paths: where bare names get their paths from, see `find_paths`.
-        tokenizer: the one that made the ids, where it is known; they are written in its order.
+    `split`: first part of the file names, "train" or "val". `paths`: where bare names get their paths from, see `find_paths`. `tokenizer`:
+    the one that made the ids, where it is known; they are written in its order.
 
     Raises FileNotFoundError: one of the three files is missing. Raises ValueError: the files do not fit each other, hold no ids of the
     tokenizer, or name images without paths; `out` holds another store. Raises OSError: the disk is full.

@@ -1,13 +1,15 @@
 """From nothing to a report: base model, codebook, tokenizer, ids, tuning, answers, drawings."""
 
 import argparse
+import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import socket
-import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from unicode.common.files import lock_folder, name_errors, open_append, read_jso
 from unicode.run.command import command
 
 RECORD = "steps.jsonl"
+IMPORTED = ("transformers.models.llama.modeling_llama", "unicode.generate.images", "unicode.metrics.reconstruction")  # by most steps
 DATA = ("emoji", "shapes", "stamps", "fashion")
 CPU = Path("/proc/cpuinfo")  # says whether the CPU has AMX, without which it multiplies faster in float32 than in bf16
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
@@ -274,11 +277,11 @@ def run_steps(steps: Sequence[Step], out: Path, *, environment: Mapping[str, str
 def _run_step(step: Step, record: Path, environment: Mapping[str, str], known: bool) -> int:
     """Run one step and add it to the record if it ended well, as skipped if `known`; returns its exit code, 1 if it made nothing."""
     start = time.monotonic()
-    process = subprocess.Popen(step.command, env={**os.environ, **environment})
+    pid = _start(step.command, environment)
     try:
-        _, status, usage = os.wait4(process.pid, 0)  # its memory is that of the largest process of the step, children included
+        _, status, usage = os.wait4(pid, 0)  # its memory is that of the largest process of the step, children included
     except KeyboardInterrupt:
-        process.wait()
+        os.waitpid(pid, 0)
         raise
     code = os.waitstatus_to_exitcode(status)
     if code or not step.made.exists():
@@ -289,6 +292,30 @@ def _run_step(step: Step, record: Path, environment: Mapping[str, str], known: b
     with name_errors(record), open_append(record) as file:
         file.write(json.dumps({**line, "peak_mib": usage.ru_maxrss // 1024, "skipped": known}) + "\n")
     return 0
+
+
+def _start(command: tuple[str, ...], environment: Mapping[str, str]) -> int:
+    """Start a command and return its process id; a program of ours, where there is no GPU, as a copy of this process.
+
+    The copy need not import torch and what else most of them use, which takes some four seconds. What CUDA keeps outlives no fork.
+    """
+    if command[:2] == ("python", "-m"):
+        import torch
+
+        if not torch.cuda.device_count():
+            for name in IMPORTED:
+                importlib.import_module(name)
+            copy = multiprocessing.get_context("fork").Process(target=_run_program, args=(command[2:], environment))
+            copy.start()
+            return int(copy.ident or 0)
+    return os.posix_spawnp(command[0], command, {**os.environ, **environment})
+
+
+def _run_program(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a program in this process: its module, then its arguments."""
+    os.environ.update(environment)
+    sys.argv = list(words)
+    raise SystemExit(importlib.import_module(words[0]).main(sys.argv[1:]))
 
 
 def smollm2() -> str:

@@ -238,12 +238,8 @@ SERVERS: dict[str, type[HttpServer]] = {"llamacpp": LlamaCpp, "vllm": Vllm}
 class HttpEngine:
     """Servers of one model over HTTP; a request goes to the one with the fewest, and to another one where that fails.
 
-    A server that does not answer is left out. `RETRY` seconds later the next request asks it again, with the checks of the start.
-
-    Args:
-        urls: their addresses, separated by commas.
-        model: what turns conversations into ids; `unicode.llm.load.open_without_weights` is enough.
-
+    A server that does not answer is left out. `RETRY` seconds later the next request asks it again, with the checks of the start. `urls`:
+    their addresses, separated by commas. `model`: what turns conversations into ids; `unicode.llm.load.open_without_weights` is enough.
     Raises ValueError: a server of another kind or with another vocabulary, or a model that such servers cannot serve. Raises
     ConnectionError: none answers.
     """
