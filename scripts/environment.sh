@@ -50,7 +50,8 @@ if [ -z "${PYTHON:-}" ]; then
     if [ "$stamp" != "$(cat ".venv/stamp$EXTRA" 2>/dev/null)" ]; then
         echo "installing into .venv (once; a few minutes)" >&2
         builder=$(find_python) || exit 1
-        "$builder" -m venv .venv && "$PYTHON" -m pip install --quiet -e ".${EXTRA:+[$EXTRA]}" -c constraints.txt || exit 1
+        "$builder" -m venv .venv && "$PYTHON" -m pip install --quiet --no-compile -e ".${EXTRA:+[$EXTRA]}" -c constraints.txt || exit 1
+        "$PYTHON" -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || : # by all cores, where pip takes one; some files are templates
         echo "$stamp" >.venv/stamp
         echo "$stamp" >".venv/stamp$EXTRA"
     fi

@@ -106,7 +106,7 @@ def test_the_environment_is_made_once(tmp_path, extra, what):
                               capture_output=True, check=True)  # fmt: skip
         assert done.stdout.strip() == str(tmp_path / ".venv" / "bin" / "python")
     installs = [line for line in (tmp_path / "log").read_text().splitlines() if "pip install" in line]
-    assert installs == [f"-m pip install --quiet -e {what} -c constraints.txt"] * 2
+    assert installs == [f"-m pip install --quiet --no-compile -e {what} -c constraints.txt"] * 2
 
 
 BENCHMARKS = (
