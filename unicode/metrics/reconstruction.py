@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from unicode.common.distributed import world_size
 from unicode.metrics import NotComputed, entry, format_metrics
@@ -64,6 +63,8 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     image: scikit-image's with `gaussian_weights=True, use_sample_covariance=False`. torchmetrics' own mean also counts the
     5 pixels at each border, where its window sees mirrored pixels.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # seconds to import
+
     _, full = structural_similarity_index_measure(
         first.float() / 255, second.float() / 255, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
     )
