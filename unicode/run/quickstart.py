@@ -21,7 +21,7 @@ from unicode.common.files import lock_folder, name_errors, open_append, read_jso
 from unicode.run.command import command
 
 RECORD = "steps.jsonl"
-IMPORTED = ("transformers.models.llama.modeling_llama", "unicode.generate.images", "unicode.metrics.reconstruction")  # by most steps
+IMPORTED = ("transformers.models.llama.modeling_llama", "unicode.generate.images")  # with torch, by most steps
 DATA = ("emoji", "shapes", "stamps", "fashion")
 CPU = Path("/proc/cpuinfo")  # says whether the CPU has AMX, without which it multiplies faster in float32 than in bf16
 FASHION = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
