@@ -175,7 +175,7 @@ class ExampleBuilder:
             self.layout.rows_of(len(ids))
         if len(ids) and self.vocab_size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"image ids range from {ids.min()} to {ids.max()}, but the language model has {self.vocab_size} tokens")
-        if np.isin(ids, markers.ids()).any():
+        if not {*markers.ids()}.isdisjoint(ids.tolist()):
             raise ValueError(f"an image holds the id of a marker ({markers.ids()}); its ids are of another vocabulary")
         extra = None
         if mode != "ids":
