@@ -51,7 +51,7 @@ if [ -z "${PYTHON:-}" ]; then
         echo "installing into .venv (once; a few minutes)" >&2
         builder=$(find_python) || exit 1
         "$builder" -m venv .venv && "$PYTHON" -m pip install --quiet --no-compile -e ".${EXTRA:+[$EXTRA]}" -c constraints.txt || exit 1
-        "$PYTHON" -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || : # by all cores, where pip takes one; some files are templates
+        "$PYTHON" -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || : # on all cores, where pip uses one; templates among the files fail
         echo "$stamp" >.venv/stamp
         echo "$stamp" >".venv/stamp$EXTRA"
     fi

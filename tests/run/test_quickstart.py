@@ -239,7 +239,7 @@ def test_a_program_of_ours_runs_as_a_copy_where_there_is_no_gpu(tmp_path):
         from unicode.run import quickstart
         quickstart.IMPORTED = ("colorsys",)
         right, wrong = [quickstart.Step(name, (*{words!r}, "--kinds", name), Path({str(made)!r})) for name in ("what", "none")]
-        codes = [quickstart.run_steps([step], Path({str(tmp_path)!r}), environment=dict(CUDA="")) for step in (right, wrong)]
+        codes = [quickstart.run_steps([step], Path({str(tmp_path)!r}), environment={{}}) for step in (right, wrong)]
         print(codes, "colorsys" in sys.modules, "unicode.run.export_questions" in sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
