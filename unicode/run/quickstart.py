@@ -297,7 +297,7 @@ def _run_step(step: Step, record: Path, environment: Mapping[str, str], known: b
 def _start(command: tuple[str, ...], environment: Mapping[str, str]) -> int:
     """Start a command and return its process id; a program of ours, where there is no GPU, as a copy of this process.
 
-    The copy finds torch and transformers imported, which saves some five seconds. CUDA does not survive a fork, so with a GPU it starts anew.
+    The copy finds torch and transformers imported, which saves about 5 s. CUDA does not survive a fork, so with a GPU it starts anew.
     """
     if command[:2] == ("python", "-m"):
         import torch
