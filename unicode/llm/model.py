@@ -71,7 +71,8 @@ def add_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
             return adapted.merge_and_unload() if merge else spare_tables_(adapted.to(model.dtype))  # type: ignore[operator]
     except Exception as error:  # peft, torch and safetensors have errors of their own for damaged files and wrong shapes
         reason = first_line(error, limit=300)
-        raise ValueError(f"the adapter of {folder} does not fit its base model ({reason}); give the right one with --base DIR") from error
+        remedy = "copy or train it again, or give the right model with --base DIR"
+        raise ValueError(f"the adapter of {folder} is damaged or does not fit its base model ({reason}); {remedy}") from error
 
 
 def open_description(path: str | Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
